@@ -1,0 +1,464 @@
+"""One Conv+Linear block: choose gates, solve the convex program, read the neurons back, certify."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
+from torch import Tensor, nn
+
+from .arrangements import resolve
+from .cones import Cones
+from .data import check_images, check_targets
+from .design import GatedDesign
+from .errors import InputError
+from .losses import get_loss
+from .neurons import GatedConv, Neurons, convolution, pooling, read_neurons, to_module
+from .patches import PatchGeometry, Patches
+from .penalties import DensePenalty, GroupPenalty, Penalty, get_penalty
+from .pricing import PricedSolution, PricingOptions, Search, global_bound, solve_priced, solve_priced_gates
+from .program import Program, filter_program, gated_program, relative_gap, relu_program
+from .solvers import Callback, SolveResult, Status, get_solver
+
+__all__ = ["Certificate", "ConvexConvBlock"]
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """How good a block is, and how sure that is.
+
+    Attributes
+    ----------
+    objective : float
+        Eq. 1 (or the gated program's objective) on the training images.
+    sampled_bound : float
+        Proved lower bound of the program over the gates or filters at hand.
+    global_bound : float
+        Lower bound over ALL gates: of the non-convex problem with any number of neurons.
+    kind : {"proved", "searched", "none"}
+        "proved": all patterns were enumerated. "searched": valid unless some direction is worse than the worst
+        that the search found: evidence, not proof. "none": no search was asked for (``global_bound`` is nan).
+    n_searched : int
+        Starts of that search; 0 unless "searched".
+    """
+
+    objective: float
+    sampled_bound: float
+    global_bound: float
+    kind: str
+    n_searched: int = 0
+
+    @property
+    def sampled_gap(self) -> float:
+        """Relative gap to the bound over the gates at hand."""
+        return relative_gap(self.objective, self.sampled_bound)
+
+    @property
+    def global_gap(self) -> float:
+        """Relative gap to the bound over all gates."""
+        return relative_gap(self.objective, self.global_bound)
+
+    def __str__(self) -> str:
+        """Say it in words that claim no more than was done."""
+        over = {
+            "proved": f"at most {self.global_gap:.1e} above the best of all networks (proved)",
+            "searched": (
+                f"at most {self.global_gap:.1e} above the best of all networks if none of the directions that a "
+                f"search from {self.n_searched} starts missed is worse than those it found"
+            ),
+            "none": "not compared with other gates",
+        }[self.kind]
+        return f"objective {self.objective:.6g}: {self.sampled_gap:.1e} from optimal over its own gates (proved); {over}"
+
+
+class ConvexConvBlock(BaseEstimator):  # type: ignore[misc]
+    """A two-layer CNN, Conv -> ReLU -> pooling -> Linear, trained by convex optimisation.
+
+    Solves, over the sign patterns D_i of the patches that the gates give (Eq. 2 of the ReLU program),
+
+        min 1/2 || sum_ik D_i^k X_k (v_i - w_i) - y ||^2 + reg * sum_i (||v_i|| + ||w_i||)
+        subject to (2 D_i - I) R v_i >= 0, (2 D_i - I) R w_i >= 0
+
+    which equals 1/2 ||f - y||^2 + reg/2 * sum_i (||u_i||^2 + w_i^2), Eq. 1, at the neurons read back from it.
+
+    Parameters
+    ----------
+    kernel_size, stride, padding : int or (int, int)
+        Of the convolution, in pixels.
+    pooling : {"sum", "mean"}
+        How the responses in a cell are pooled.
+    pool_cells : int
+        Each feature map is pooled into a grid of ``pool_cells`` x ``pool_cells`` cells.
+    bias : bool
+        Append a constant 1 to every patch: the bias belongs to the filter and is regularised with it.
+    activation : {"relu", "gated_relu"}
+    penalty : {"group", "nuclear", "dense"}
+        "group": each neuron feeds one (cell, output). "dense": each feeds them all, as in an ordinary network;
+        the gates are then the directions of its filters. "nuclear": gated networks with shared filters.
+    loss : {"squared"}
+        A sum over images and outputs, not a mean.
+    reg : float
+        lam > 0.
+    gates : int, array (P, d), gate sampler, or "priced"
+        A number of Gaussian gates; given vectors; a sampler such as ``PatchGates(100)``; or "priced": found by
+        the optimisation itself, until the gap over all gates is small.
+    solver : str
+        "auto", "working_set", "cone_working_set", "fista", "cvxpy:CLARABEL", "cvxpy:SCS" or "cvxpy:MOSEK".
+        With ``gates="priced"`` only "auto".
+    tol : float
+        Relative duality gap over the gates at hand.
+    device : str
+        Where patches and features live.
+    dtype : {"float64", "float32"}
+    random_state : int
+        Seed of the gates and of the searches.
+    intercept : bool
+        An unregularised output intercept.
+    max_iter : int or None
+        Limit of the solver's iterations; None for its default.
+    pricing : PricingOptions or None
+        How hard to search, for ``gates="priced"`` and for the bound over all gates. ``starts=0`` skips the search
+        for fixed gates.
+
+    Attributes
+    ----------
+    result_ : SolveResult
+        Objective, dual bound, relative gap, status, solver, iterations, seconds.
+    certificate_ : Certificate
+    gates_ : ndarray, shape (P, d)
+        Gate vectors (or filter directions) of the program.
+    neurons_ : Neurons
+        The ReLU neurons (``activation="relu"``).
+    n_neurons_ : int
+        How many are active.
+
+    Raises
+    ------
+    InputError
+        If an argument, or a combination of them, can't be used.
+
+    Notes
+    -----
+    Sources: Ergen & Pilanci 2021, Theorem 2.1 (the program); Mishkin, Sahiner & Pilanci 2022 (gated networks);
+    Sahiner et al. 2021 (several outputs).
+
+    Examples
+    --------
+    >>> images = np.random.default_rng(0).normal(size=(20, 6, 6))
+    >>> block = ConvexConvBlock(reg=5.0, gates=10).fit(images, images.mean(axis=(1, 2)))
+    >>> block.result_.status
+    'optimal'
+    >>> bool(np.allclose(block.predict(images), block.to_torch()(torch.tensor(images[:, None])).flatten().detach()))
+    True
+    """
+
+    def __init__(
+        self,
+        *,
+        kernel_size: int | tuple[int, int] = 3,
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        pooling: str = "sum",
+        pool_cells: int = 1,
+        bias: bool = False,
+        activation: str = "relu",
+        penalty: str = "group",
+        loss: str = "squared",
+        reg: float = 1.0,
+        gates: Any = 100,
+        solver: str = "auto",
+        tol: float = 1e-6,
+        device: str = "cpu",
+        dtype: str = "float64",
+        random_state: int = 0,
+        intercept: bool = False,
+        max_iter: int | None = None,
+        pricing: PricingOptions | None = None,
+    ) -> None:
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.padding = padding
+        self.pooling = pooling
+        self.pool_cells = pool_cells
+        self.bias = bias
+        self.activation = activation
+        self.penalty = penalty
+        self.loss = loss
+        self.reg = reg
+        self.gates = gates
+        self.solver = solver
+        self.tol = tol
+        self.device = device
+        self.dtype = dtype
+        self.random_state = random_state
+        self.intercept = intercept
+        self.max_iter = max_iter
+        self.pricing = pricing
+
+    def fit(self, images: Any, targets: Any, callback: Callback | None = None) -> ConvexConvBlock:
+        """Train on images (n, C, H, W) or (n, H, W) and targets (n,) or (n, outputs).
+
+        Parameters
+        ----------
+        images, targets : array-like or Tensor
+        callback : callable, optional
+            Called with a ``Progress`` now and then; may raise to stop.
+        """
+        geometry = self._check_parameters()
+        inputs = check_images(images, dtype=DTYPES[self.dtype], device=torch.device(self.device))
+        expected = check_targets(targets, len(inputs), dtype=inputs.dtype, device=inputs.device)
+        patches = Patches(inputs, geometry)
+        priced = isinstance(self.gates, str)
+        with torch.no_grad():
+            if priced:
+                program, result, certificate = self._fit_priced(patches, expected, callback)
+            else:
+                program, result, certificate = self._fit_fixed(patches, expected, callback)
+            self._store(program, result, certificate, patches, np.ndim(targets) == 1)
+        return self
+
+    def _check_parameters(self) -> PatchGeometry:
+        geometry = PatchGeometry(
+            self.kernel_size, self.stride, self.padding, self.pooling, self.pool_cells, bool(self.bias)
+        )
+        if self.activation not in ("relu", "gated_relu"):
+            raise InputError(f'activation must be "relu" or "gated_relu"; got {self.activation!r}.')
+        penalty = get_penalty(self.penalty)
+        get_loss(self.loss)
+        if self.activation == "relu" and self.penalty == "nuclear":
+            raise InputError('penalty="nuclear" is a gated program. Use activation="gated_relu", or penalty="dense".')
+        if self.activation == "gated_relu" and isinstance(penalty, DensePenalty):
+            raise InputError('penalty="dense" is a program over ReLU filters. Use penalty="nuclear" for gated networks.')
+        if not isinstance(self.reg, (int, float)) or isinstance(self.reg, bool) or not 0 < self.reg < float("inf"):
+            raise InputError(f"reg must be a positive, finite number; got {self.reg!r}.")
+        if isinstance(self.gates, str) and self.gates != "priced":
+            raise InputError(f'gates must be a number, an array, a sampler or "priced"; got {self.gates!r}.')
+        if isinstance(self.gates, str) and self.solver != "auto":
+            raise InputError(f'gates="priced" brings its own solver: use solver="auto"; got {self.solver!r}.')
+        if self.dtype not in DTYPES:
+            raise InputError(f"dtype must be one of {sorted(DTYPES)}; got {self.dtype!r}.")
+        if str(self.device).startswith("cuda") and not torch.cuda.is_available():
+            raise InputError(f'device={self.device!r} was asked for, but torch finds no GPU. Use device="cpu".')
+        if not isinstance(self.random_state, Integral) or isinstance(self.random_state, bool):
+            raise InputError(f"random_state must be an int; got {self.random_state!r}.")
+        return geometry
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(int(self.random_state))
+
+    def _fit_fixed(
+        self, patches: Patches, targets: Tensor, callback: Callback | None
+    ) -> tuple[Program, SolveResult, Certificate]:
+        gates = resolve(self.gates, patches, int(self.random_state))
+        dropped = gates.n_duplicates + gates.n_zero
+        if dropped:
+            logger.info("%d gates kept; %d repeated a pattern, %d never active", len(gates), *_dropped(gates))
+        make = {"gated_relu": gated_program, "relu": relu_program}[self.activation]
+        vectors = gates.vectors
+        penalty: Penalty = get_penalty(self.penalty)
+        if isinstance(penalty, DensePenalty):
+            make, vectors = filter_program, F.normalize(vectors, dim=1)
+        program = make(
+            patches, vectors, targets, float(self.reg), penalty=penalty, loss=get_loss(self.loss),
+            intercept=self.intercept,
+        )
+        solver = get_solver(self.solver, program, tol=self.tol, max_iter=self.max_iter)
+        result = solver.solve(program, callback=callback)
+        options = self.pricing or PricingOptions()
+        bound, kind, searched = float("nan"), "none", options.starts
+        only_patterns = not isinstance(penalty, DensePenalty) or patches.n_cells * targets.shape[1] == 1
+        if gates.complete and self.activation == "relu" and only_patterns and not isinstance(penalty, DensePenalty):
+            bound, kind, searched = result.dual_bound, "proved", 0
+        elif gates.complete and self.activation == "gated_relu":
+            bound, kind, searched = result.dual_bound, "proved", 0
+        elif options.starts:
+            bound, kind = global_bound(program, result.weights, options, self._generator()), "searched"
+        certificate = Certificate(result.objective, result.dual_bound, bound, kind, searched if kind == "searched" else 0)
+        return program, result, certificate
+
+    def _fit_priced(
+        self, patches: Patches, targets: Tensor, callback: Callback | None
+    ) -> tuple[Program, SolveResult, Certificate]:
+        solve = solve_priced if self.activation == "relu" else solve_priced_gates
+        solution: PricedSolution = solve(
+            patches,
+            targets,
+            float(self.reg),
+            penalty=get_penalty(self.penalty),
+            loss=get_loss(self.loss),
+            intercept=self.intercept,
+            tol=self.tol,
+            generator=self._generator(),
+            options=self.pricing,
+            callback=callback,
+        )
+        gap = relative_gap(solution.objective, solution.dual_bound)
+        result = SolveResult(
+            weights=solution.weights,
+            objective=solution.objective,
+            dual_bound=solution.dual_bound,
+            relative_gap=gap,
+            violation=0.0,
+            status=(Status.OPTIMAL if gap <= self.tol else Status.INACCURATE).value,
+            solver="priced",
+            iterations=solution.rounds,
+            seconds=solution.seconds,
+            history=solution.history,
+        )
+        certificate = Certificate(
+            solution.objective, solution.dual_bound, solution.global_bound, "searched", solution.n_searched
+        )
+        return solution.program, result, certificate
+
+    def _store(
+        self, program: Program, result: SolveResult, certificate: Certificate, patches: Patches, flat: bool
+    ) -> None:
+        self.result_ = result
+        self.certificate_ = certificate
+        self.geometry_ = patches.geometry
+        self.image_shape_ = tuple(int(side) for side in patches.images.shape[1:])
+        self.n_outputs_ = program.n_outputs
+        self.flat_targets_ = flat
+        design = program.design
+        count = len(program.cones.gates) if program.cones is not None else design.n_blocks
+        self.gates_ = design.vectors[:count].cpu().numpy()
+        if self.activation == "gated_relu":
+            active = result.weights.flatten(1).any(dim=1)
+            self.gated_vectors_ = design.vectors[active]
+            self.gated_weights_ = result.weights[active]
+            self.gated_intercept_ = program.intercepts(design.predict(result.weights))
+            # What is handed on: the ReLU responses of the active gates.
+            self.neurons_ = Neurons(
+                F.normalize(self.gated_vectors_, dim=1) if len(self.gated_vectors_) else design.vectors[:1] * 0,
+                design.vectors.new_zeros(max(1, len(self.gated_vectors_)), patches.n_cells, program.n_outputs),
+                self.gated_intercept_,
+            )
+            self.n_neurons_ = int(active.sum())
+        else:
+            self.neurons_ = read_neurons(program, result.weights)
+            self.n_neurons_ = len(self.neurons_)
+
+    def _patches(self, images: Any) -> Patches:
+        if not hasattr(self, "neurons_"):
+            raise NotFittedError("This ConvexConvBlock isn't fitted yet. Call fit first.")
+        like = self.neurons_.filters
+        inputs = check_images(images, dtype=like.dtype, device=like.device)
+        if tuple(inputs.shape[1:]) != self.image_shape_:
+            raise InputError(
+                f"images must have the shape that the block was fitted on, {self.image_shape_} (c, h, w); "
+                f"got {tuple(inputs.shape[1:])}."
+            )
+        return Patches(inputs, self.geometry_)
+
+    def predict(self, images: Any) -> np.ndarray:
+        """Return predictions, shape (n,) or (n, outputs) as the targets were."""
+        prediction = self._predict(self._patches(images))
+        return np.asarray((prediction[:, 0] if self.flat_targets_ else prediction).cpu().numpy())
+
+    def _predict(self, patches: Patches) -> Tensor:
+        with torch.no_grad():
+            if self.activation == "gated_relu":
+                if not len(self.gated_vectors_):
+                    return patches.images.new_zeros(patches.n_images, self.n_outputs_) + self.gated_intercept_
+                return patches.gated_prediction(self.gated_vectors_, self.gated_weights_) + self.gated_intercept_
+            return self.neurons_.predict(patches)
+
+    def transform(self, images: Any) -> np.ndarray:
+        """Return the ReLU feature maps of the active neurons, shape (n, m, H', W'): the next block's input.
+
+        For a gated block they are the ReLU responses of its active gates, scaled to unit length.
+        """
+        patches = self._patches(images)
+        with torch.no_grad():
+            return np.asarray(patches.relu_maps(self.neurons_.filters).cpu().numpy())
+
+    def to_torch(self) -> nn.Sequential:
+        """Return the block as Conv2d -> ReLU -> pooling -> Flatten -> Linear, with the same predictions.
+
+        A gated block gives gated convolutions instead, which is no ReLU network; ``decompose`` gives one
+        with the same outputs on the training images.
+        """
+        if not hasattr(self, "neurons_"):
+            raise NotFittedError("This ConvexConvBlock isn't fitted yet. Call fit first.")
+        if self.activation == "gated_relu":
+            return self._gated_module()
+        return to_module(self.neurons_, self.geometry_, self.image_shape_, intercept=self.intercept)
+
+    def _gated_module(self) -> nn.Sequential:
+        gates, weights = self.gated_vectors_, self.gated_weights_
+        if not len(gates):
+            gates, weights = gates.new_zeros(1, self.gates_.shape[1]), weights.new_zeros(1, *weights.shape[1:])
+        count, cells, dim, outputs = weights.shape
+        channels, height, width = self.image_shape_
+        filters = weights.permute(0, 1, 3, 2).reshape(-1, dim)
+        # Map (gate, cell, output) is read in its own cell by its own output, with weight one.
+        selection = torch.einsum("ce,op->ocpe", torch.eye(cells), torch.eye(outputs)).reshape(outputs, -1)
+        linear = nn.Linear(count * selection.shape[1], outputs, bias=self.intercept).to(weights)
+        with torch.no_grad():
+            linear.weight.copy_(selection.repeat(1, count))
+            if self.intercept:
+                linear.bias.copy_(self.gated_intercept_)
+        geometry = self.geometry_
+        return nn.Sequential(
+            GatedConv(convolution(gates, geometry, channels), convolution(filters, geometry, channels)),
+            pooling(geometry, geometry.map_shape((height, width)), weights),
+            nn.Flatten(),
+            linear,
+        )
+
+    def decompose(self, images: Any) -> nn.Sequential:
+        """Return a ReLU network with the outputs of this gated block on the given training images.
+
+        Each gated filter z = a - b is split into two vectors in the cone of its gate (cone decomposition);
+        the network's norms are larger, so its Eq. 1 is above the gated objective.
+
+        Parameters
+        ----------
+        images : array-like, shape (n, C, H, W) or (n, H, W)
+            The images that the block was fitted on.
+
+        Raises
+        ------
+        InputError
+            If the block is not gated, or a patch lies on a gate's hyperplane.
+        """
+        patches = self._patches(images)
+        if self.activation != "gated_relu":
+            raise InputError('decompose is for activation="gated_relu"; this block is a ReLU network already.')
+        with torch.no_grad():
+            doubled = decomposed_weights(Cones(patches, self.gated_vectors_), self.gated_weights_)
+            program = relu_program(
+                patches,
+                self.gated_vectors_,
+                patches.images.new_zeros(patches.n_images, self.n_outputs_),
+                float(self.reg),
+            )
+            neurons = read_neurons(program, doubled)
+        neurons = Neurons(neurons.filters, neurons.readout, self.gated_intercept_)
+        return to_module(neurons, self.geometry_, self.image_shape_, intercept=self.intercept)
+
+
+def _dropped(gates: Any) -> tuple[int, int]:
+    return gates.n_duplicates, gates.n_zero
+
+
+def decomposed_weights(cones: Cones, weights: Tensor) -> Tensor:
+    """Return weights (2 P, cells, d, outputs) of the ReLU program with the gated weights' outputs."""
+    positive, negative = weights.clone(), torch.zeros_like(weights)
+    values = weights.cpu().double().numpy()
+    for gate, cell, output in (weights.norm(dim=2) > 0).nonzero().tolist():
+        first, second = cones.decompose(gate, values[gate, cell, :, output])
+        positive[gate, cell, :, output] = torch.from_numpy(first).to(weights)
+        negative[gate, cell, :, output] = torch.from_numpy(second).to(weights)
+    return torch.cat([positive, negative])

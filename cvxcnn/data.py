@@ -1,0 +1,423 @@
+"""Images and labels, checked once: from arrays and tensors, from scikit-learn's digits, and from files."""
+
+from __future__ import annotations
+
+import operator
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+from .errors import DataError, InputError
+from .readers import encode_labels, read, reading, to_pixels
+from .readers.cifar10 import CIFAR10_CLASSES
+
+__all__ = ["ImageSet", "check_images", "check_targets", "limit", "load_data", "one_hot", "split"]
+
+# The digits' test images are the same in every run, whatever its seed.
+DIGITS_TEST_FRACTION = 0.2
+DIGITS_SPLIT_SEED = 0
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Labelled images, as they go into the networks.
+
+    Parameters
+    ----------
+    images : array, shape (n, C, H, W), float64
+        Pixels, in [0, 1].
+    labels : array, shape (n,), int64
+        Class indices.
+    classes : tuple of str
+        ``classes[i]`` is the name of class i.
+    name : str
+        Name of the data set.
+
+    Raises
+    ------
+    InputError
+        If shapes, dtypes or labels don't fit together.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> pair = ImageSet(np.zeros((2, 1, 4, 4)), np.array([0, 1]), ("blank", "empty"), "nothing")
+    >>> len(pair), pair.image_shape
+    (2, (1, 4, 4))
+    """
+
+    images: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    name: str
+
+    def __post_init__(self) -> None:
+        images, labels = self.images, self.labels
+        if images.ndim != 4 or images.dtype != np.float64:
+            raise InputError(f"images must be float64 of shape (n, c, h, w); got {images.dtype} {images.shape}.")
+        if labels.shape != (len(images),) or labels.dtype != np.int64:
+            raise InputError(
+                f"labels must be int64, one an image ({len(images)} images); got {labels.dtype} {labels.shape}."
+            )
+        if len(labels) and not (labels.min() >= 0 and labels.max() < len(self.classes)):
+            raise InputError(
+                f"labels must be class indices 0 to {len(self.classes) - 1}; got {labels.min()} to {labels.max()}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    def subset(self, rows: ArrayLike) -> ImageSet:
+        """Return the images with these indices, in this order."""
+        index = np.asarray(rows)
+        return ImageSet(self.images[index], self.labels[index], self.classes, self.name)
+
+
+def _check_destination(dtype: torch.dtype, device: torch.device | str) -> None:
+    if not dtype.is_floating_point:
+        raise InputError(f"dtype must be a real floating-point type such as torch.float64; got {dtype}.")
+    try:
+        torch.empty(0, device=device)
+    # torch raises AssertionError for a device that it was built without, RuntimeError for the rest.
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(
+            f'device {str(device)!r} can\'t be used: {reason} Use "cpu", or a device that is there.'
+        ) from error
+
+
+def _numbers(name: str, values: Any, dtype: torch.dtype, device: torch.device | str, remedy: str) -> Tensor:
+    """Return numeric values of any kind as a tensor without NaN and infinities."""
+    _check_destination(dtype, device)
+    if isinstance(values, Tensor):
+        if values.is_complex():
+            raise InputError(f"{name} must be real numbers; got {values.dtype}. {remedy}")
+        tensor = values.detach().to(device, dtype)
+    else:
+        try:
+            array = np.asarray(values)
+        except ValueError as error:
+            raise InputError(f"{name} must form one array; got nested values of unequal lengths. {remedy}") from error
+        if array.dtype.kind not in "biuf":
+            raise InputError(f"{name} must be real numbers; got dtype {array.dtype}. {remedy}")
+        # torch knows neither every numpy dtype nor byte order, and warns of arrays that can't be written to.
+        target = np.float64 if dtype == torch.float64 else np.float32
+        with np.errstate(over="ignore"):  # reported below, as infinite values
+            array = np.require(array, target, ["C", "W"])
+        tensor = torch.from_numpy(array).to(device, dtype)
+    bad = tensor.numel() - int(torch.isfinite(tensor).sum())
+    if bad:
+        raise InputError(
+            f"{name} must be finite; {bad} of {tensor.numel()} values are NaN or infinite as {dtype}. "
+            "Remove or replace them."
+        )
+    return tensor
+
+
+def check_images(images: Any, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
+    """Return images as one checked float tensor.
+
+    Parameters
+    ----------
+    images : array, tensor or nested lists, shape (n, C, H, W) or (n, H, W)
+        Real numbers; integers and booleans are converted, not scaled. The result may share their memory.
+    dtype : torch.dtype
+        Floating-point type of the result.
+    device : torch.device or str
+        Where the result lives.
+
+    Returns
+    -------
+    Tensor, shape (n, C, H, W)
+        With C = 1 for images of shape (n, H, W).
+
+    Raises
+    ------
+    InputError
+        If the shape isn't one of these, the set is empty, or values are not finite real numbers.
+
+    Examples
+    --------
+    >>> check_images([[[0, 1], [2, 3]]]).shape
+    torch.Size([1, 1, 2, 2])
+    """
+    tensor = _numbers("images", images, dtype, device, "Pass pixels, shape (n, c, h, w) or (n, h, w).")
+    if tensor.ndim not in (3, 4):
+        remedy = "Reshape flat images first." if tensor.ndim == 2 else "One image needs a first axis of length 1."
+        raise InputError(f"images must be (n, c, h, w) or (n, h, w); got {tuple(tensor.shape)}. {remedy}")
+    if tensor.numel() == 0:
+        raise InputError(f"images are empty: got shape {tuple(tensor.shape)}. Pass at least one image of one pixel.")
+    return tensor if tensor.ndim == 4 else tensor.unsqueeze(1)
+
+
+def check_targets(
+    targets: Any, n_images: int, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Return numeric targets as one checked float tensor with a column an output.
+
+    Parameters
+    ----------
+    targets : array, tensor or list, shape (n,) or (n, outputs)
+        Real numbers. The result may share their memory.
+    n_images : int
+        The number of images they belong to.
+    dtype : torch.dtype
+        Floating-point type of the result.
+    device : torch.device or str
+        Where the result lives.
+
+    Returns
+    -------
+    Tensor, shape (n, outputs)
+
+    Raises
+    ------
+    InputError
+        If there isn't one target an image, there are no outputs, or values are not finite real numbers.
+
+    Examples
+    --------
+    >>> check_targets([1, -1, 1], 3).shape
+    torch.Size([3, 1])
+    """
+    remedy = "Encode class labels by one_hot, or use ConvexCNNClassifier."
+    tensor = _numbers("targets", targets, dtype, device, remedy)
+    if tensor.ndim not in (1, 2):
+        raise InputError(f"targets must be (n,) or (n, outputs); got {tuple(tensor.shape)}.")
+    if len(tensor) != n_images:
+        raise InputError(f"targets must be one an image; got {len(tensor)} targets for {n_images} images.")
+    if tensor.numel() == 0:
+        raise InputError(f"targets are empty: got shape {tuple(tensor.shape)}. Pass one output at least.")
+    return tensor if tensor.ndim == 2 else tensor.unsqueeze(1)
+
+
+def one_hot(
+    labels: Any, n_classes: int, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Return the 0/1 targets of class indices.
+
+    Parameters
+    ----------
+    labels : array, tensor or list, shape (n,)
+        Class indices, integers from 0 to ``n_classes`` - 1.
+    n_classes : int
+        Number of classes, 2 or more.
+    dtype : torch.dtype
+        Floating-point type of the result.
+    device : torch.device or str
+        Where the result lives.
+
+    Returns
+    -------
+    Tensor, shape (n, n_classes)
+        1 in the column of the label, 0 elsewhere.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than two classes, or labels are not class indices.
+
+    Examples
+    --------
+    >>> one_hot([0, 2], 3)
+    tensor([[1., 0., 0.],
+            [0., 0., 1.]], dtype=torch.float64)
+    """
+    _check_destination(dtype, device)
+    if n_classes < 2:
+        raise InputError(f"Classification needs two classes at least; got {n_classes}. Add images of another class.")
+    index = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
+    if index.ndim != 1 or index.dtype.kind not in "biu":
+        raise InputError(
+            f"labels must be class indices, integers of shape (n,); got {index.dtype} {index.shape}. "
+            "numpy.unique(labels, return_inverse=True) makes indices of names."
+        )
+    if len(index) and not (index.min() >= 0 and index.max() < n_classes):
+        raise InputError(
+            f"labels must be class indices 0 to {n_classes - 1}; got {index.min()} to {index.max()}. "
+            "Number the classes from 0."
+        )
+    rows = torch.from_numpy(index.astype(np.int64)).to(device)
+    return torch.nn.functional.one_hot(rows, n_classes).to(dtype)
+
+
+def split(labels: ArrayLike, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows of a stratified random split, the same for the same seed.
+
+    Parameters
+    ----------
+    labels : array, shape (n,)
+        Class of each row.
+    fraction : float
+        Part of the rows to set apart, in (0, 1).
+    seed : int
+        Seed of the draw.
+
+    Returns
+    -------
+    rest_rows, part_rows : array, int64
+        Ascending; ``part_rows`` holds ceil(fraction * n) of the n rows.
+
+    Raises
+    ------
+    InputError
+        If the fraction is out of its range or a class has too few images.
+
+    Examples
+    --------
+    >>> rest, part = split([0, 0, 0, 1, 1, 1], 1 / 3, seed=0)
+    >>> len(rest), len(part)
+    (4, 2)
+    """
+    groups = np.asarray(labels)
+    if groups.ndim != 1:
+        raise InputError(f"labels must be of shape (n,); got {groups.shape}.")
+    if not 0 < fraction < 1:
+        raise InputError(f"fraction must lie strictly between 0 and 1; got {fraction!r}.")
+    classes, counts = np.unique(groups, return_counts=True)
+    if len(classes) == 0 or counts.min() < 2:
+        which = f"class {classes[counts.argmin()]} has {counts.min()}" if len(classes) else "there are none"
+        raise InputError(f"A split needs two images of every class at least; {which}. Add images or drop the class.")
+    part_size = int(np.ceil(fraction * len(groups)))
+    smaller = min(part_size, len(groups) - part_size)
+    if smaller < len(classes):
+        raise InputError(
+            f"fraction {fraction!r} of {len(groups)} images leaves a side with {smaller}, fewer than the "
+            f"{len(classes)} classes. Choose a fraction nearer to one half, or add images."
+        )
+    rest, part = train_test_split(np.arange(len(groups)), test_size=part_size, random_state=seed, stratify=groups)
+    return np.sort(rest), np.sort(part)
+
+
+def limit(image_set: ImageSet, n: int, seed: int) -> ImageSet:
+    """Return n images, every class in its share; those for a smaller n are among those for a larger one.
+
+    Parameters
+    ----------
+    image_set : ImageSet
+        The images to draw from.
+    n : int
+        How many images, from the number of classes to ``len(image_set)``.
+    seed : int
+        Seed of the draw.
+
+    Raises
+    ------
+    InputError
+        If n is out of its range.
+
+    Examples
+    --------
+    >>> train, _ = load_data("digits")
+    >>> np.bincount(limit(train, 20, seed=0).labels)
+    array([2, 2, 2, 2, 2, 2, 2, 2, 2, 2])
+    """
+    labels = image_set.labels
+    try:
+        count = operator.index(n)
+    except TypeError as error:
+        raise InputError(f"n must be an int; got {n!r}.") from error
+    if not len(image_set.classes) <= count <= len(labels):
+        raise InputError(
+            f"n must be from {len(image_set.classes)} (one image a class) to {len(labels)} (all there are); got {n}."
+        )
+    # In a random order, the r-th of the m images of a class is due at (r + 1/2) / m; the first of each goes before all.
+    random = np.random.default_rng(seed)
+    shuffled = random.permutation(len(labels))
+    due = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = shuffled[labels[shuffled] == label]
+        due[members] = (np.arange(len(members)) + 0.5) / len(members)
+        due[members[0]] = 0.0
+    order = np.lexsort((random.random(len(labels)), due))
+    return image_set.subset(np.sort(order[:count]))
+
+
+def load_data(source: str | os.PathLike[str]) -> tuple[ImageSet, ImageSet]:
+    """Return the training and the test set of a named data set, or of files.
+
+    Parameters
+    ----------
+    source : str or path
+        ``"digits"``: scikit-learn's 1,797 digits of 8 x 8 pixels, every fifth one set apart for testing by a stratified
+        draw of fixed seed 0 (1,437 and 360 images).
+        ``"cifar10"``: the folder named by the environment variable ``CVXCNN_DATA`` (it, or a folder ``cifar10`` in
+        it), or else ``data/cifar10`` of the working directory.
+        Otherwise a path: a folder with ``train*.parquet`` and ``test*.parquet`` in the Hugging Face layout; an
+        ``.npz`` file with ``x_train, y_train, x_test, y_test``; a folder with the IDX files of MNIST; a folder with
+        the CIFAR-10 binary batches; or a folder of images as ``train/<class>/`` and ``test/<class>/``.
+
+    Returns
+    -------
+    train, test : ImageSet
+        With the same classes and image shape. 8-bit pixels are divided by 255.
+
+    Raises
+    ------
+    DataError
+        If files are missing, unreadable, damaged, empty, or don't fit together.
+
+    Examples
+    --------
+    >>> train, test = load_data("digits")
+    >>> len(train), len(test), train.image_shape
+    (1437, 360, (1, 8, 8))
+    """
+    if source == "digits":
+        return _load_digits()
+    if source == "cifar10":
+        return _load_files(_find_cifar10(), "cifar10")
+    with reading(source, "Check the path."):
+        path = Path(source).expanduser().resolve()
+        name = path.stem if path.is_file() else path.name
+    return _load_files(path, name)
+
+
+def _load_digits() -> tuple[ImageSet, ImageSet]:
+    digits = load_digits()
+    images = digits.images[:, None] / 16.0
+    labels = digits.target.astype(np.int64)
+    whole = ImageSet(images, labels, tuple(map(str, digits.target_names)), "digits")
+    train, test = split(labels, DIGITS_TEST_FRACTION, DIGITS_SPLIT_SEED)
+    return whole.subset(train), whole.subset(test)
+
+
+def _find_cifar10() -> Path:
+    root = os.environ.get("CVXCNN_DATA")
+    candidates = [Path(root).expanduser() / "cifar10", Path(root).expanduser()] if root else [Path("data", "cifar10")]
+    for folder in candidates:
+        if folder.is_dir():
+            return folder
+    raise DataError(
+        f"CIFAR-10 isn't at {candidates[-1]}"
+        + (" (from CVXCNN_DATA)" if root else "")
+        + ". Give its folder by --data PATH, or by the environment variable CVXCNN_DATA."
+    )
+
+
+def _load_files(path: Path, name: str) -> tuple[ImageSet, ImageSet]:
+    raw = read(path)
+    indices, classes = encode_labels(*raw)
+    if name == "cifar10" and classes == tuple("0123456789"):
+        classes = CIFAR10_CLASSES
+    train, test = (ImageSet(to_pixels(part), rows, classes, name) for part, rows in zip(raw, indices, strict=True))
+    if train.image_shape != test.image_shape:
+        raise DataError(
+            f"{raw[0].origin} has images of shape {train.image_shape}, {raw[1].origin} of {test.image_shape}. "
+            "Training and test images must have one shape: resize or crop them."
+        )
+    return train, test

@@ -1,0 +1,114 @@
+"""Designs: the features that a program's weights multiply, never stored for all blocks at once.
+
+A design maps weights of shape (blocks, cells, rows, outputs) to predictions (n, outputs). Three kinds:
+gated patches (rows = d), the same with both signs (the ReLU program), and ReLU responses (rows = 1).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from .patches import Patches
+
+__all__ = ["Design", "FilterDesign", "GatedDesign", "SignedGatedDesign"]
+
+
+class Design(ABC):
+    """A linear map from weights (blocks, cells, rows, outputs) to predictions (n, outputs).
+
+    Parameters
+    ----------
+    patches : Patches
+        The training patches.
+    vectors : Tensor, shape (blocks, d)
+        One gate or one filter for each block.
+    """
+
+    rows: int
+
+    def __init__(self, patches: Patches, vectors: Tensor) -> None:
+        self.patches = patches
+        self.vectors = vectors
+        self.n_blocks = len(vectors)
+        self.n_cells = patches.n_cells
+
+    @abstractmethod
+    def columns(self, blocks: Tensor) -> Tensor:
+        """Return the features of these blocks, shape (n, len(blocks), cells, rows)."""
+
+    @abstractmethod
+    def predict(self, weights: Tensor) -> Tensor:
+        """Return the prediction (n, outputs) of weights for all blocks."""
+
+    @abstractmethod
+    def correlate(self, dual: Tensor) -> Tensor:
+        """Return the adjoint, sum_j features_j nu_j, shape (blocks, cells, rows, outputs)."""
+
+    def shape(self, outputs: int) -> tuple[int, int, int, int]:
+        """Return the shape of the weights."""
+        return self.n_blocks, self.n_cells, self.rows, outputs
+
+
+class GatedDesign(Design):
+    """Gated patches phi = sum_k P_ck D_jk^i x_jk; a block is a gate."""
+
+    def __init__(self, patches: Patches, gates: Tensor) -> None:
+        super().__init__(patches, gates)
+        self.rows = patches.dim
+
+    def columns(self, blocks: Tensor) -> Tensor:
+        return self.patches.gated_features(self.vectors[blocks])
+
+    def predict(self, weights: Tensor) -> Tensor:
+        active = weights.flatten(1).any(dim=1).nonzero().flatten()
+        if not len(active):
+            return weights.new_zeros(self.patches.n_images, weights.shape[-1])
+        return self.patches.gated_prediction(self.vectors[active], weights[active])
+
+    def correlate(self, dual: Tensor) -> Tensor:
+        return self.patches.gated_correlation(self.vectors, dual)
+
+
+class SignedGatedDesign(Design):
+    """Gated patches with both signs: blocks 0..P-1 are the v_i of the ReLU program, P..2P-1 its w_i."""
+
+    def __init__(self, patches: Patches, gates: Tensor) -> None:
+        super().__init__(patches, torch.cat([gates, gates]))
+        self.n_gates = len(gates)
+        self.rows = patches.dim
+        self._unsigned = GatedDesign(patches, gates)
+
+    def signs(self, blocks: Tensor) -> Tensor:
+        """Return +1 for blocks of positive output weight and -1 for the others, float, shape (len(blocks),)."""
+        return torch.where(blocks < self.n_gates, 1.0, -1.0).to(self.vectors)
+
+    def columns(self, blocks: Tensor) -> Tensor:
+        features = self._unsigned.columns(blocks % self.n_gates)
+        return features * self.signs(blocks)[:, None, None]
+
+    def predict(self, weights: Tensor) -> Tensor:
+        return self._unsigned.predict(weights[: self.n_gates] - weights[self.n_gates :])
+
+    def correlate(self, dual: Tensor) -> Tensor:
+        correlation = self._unsigned.correlate(dual)
+        return torch.cat([correlation, -correlation])
+
+
+class FilterDesign(Design):
+    """Pooled ReLU responses h = sum_k P_ck (x_jk . u_i)_+ of given filters; a block is a filter."""
+
+    rows = 1
+
+    def columns(self, blocks: Tensor) -> Tensor:
+        return self.patches.relu_features(self.vectors[blocks]).transpose(1, 2).unsqueeze(-1)
+
+    def predict(self, weights: Tensor) -> Tensor:
+        features = self.patches.relu_features(self.vectors)
+        return torch.einsum("ncm,mco->no", features, weights[:, :, 0])
+
+    def correlate(self, dual: Tensor) -> Tensor:
+        features = self.patches.relu_features(self.vectors)
+        return torch.einsum("ncm,no->mco", features, dual).unsqueeze(2)

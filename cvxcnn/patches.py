@@ -1,0 +1,355 @@
+"""Images to patches, and the three linear and ReLU maps on patches that every program needs.
+
+Symbols follow the mathematics of the package: n images, K patches per image, patch length
+d = C * kh * kw (+ 1 with ``bias``), x_jk patch k of image j, pooling cells c = 1..a*a. All work runs in
+chunks of images that fit a processor's cache, so that no array of n * K * filters entries is ever held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import InputError
+from .threads import map_shares
+
+__all__ = ["PatchGeometry", "Patches"]
+
+# Unfolded patches up to this many bytes are kept; larger ones are unfolded again for each chunk.
+CACHE_BYTES = 2 << 30
+# Entries of the largest temporary of a chunk: about the second-level cache of a CPU core in float32.
+CHUNK_ENTRIES_CPU = 1 << 18
+CHUNK_ENTRIES_GPU = 1 << 26
+
+Result = TypeVar("Result")
+
+
+def _pair(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else value
+    valid = (
+        isinstance(pair, (tuple, list))
+        and len(pair) == 2
+        and all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in pair)
+    )
+    if not valid:
+        raise InputError(f"{name} must be an int >= {least} or a pair of them; got {value!r}.")
+    return int(pair[0]), int(pair[1])
+
+
+def _interval_weights(length: int, cells: int, pooling: str) -> Tensor:
+    """Return the (cells, length) weights that pool one axis, cells cut as torch's adaptive pooling cuts them."""
+    weights = torch.zeros(cells, length, dtype=torch.float64)
+    for cell in range(cells):
+        start, stop = (cell * length) // cells, -((-(cell + 1) * length) // cells)
+        weights[cell, start:stop] = 1.0 / (stop - start) if pooling == "mean" else 1.0
+    return weights
+
+
+@dataclass(frozen=True)
+class PatchGeometry:
+    """How images are cut into patches and how feature maps are pooled into cells.
+
+    Parameters
+    ----------
+    kernel_size : int or (int, int)
+        Height and width of a patch, in pixels.
+    stride : int or (int, int)
+        Step between patches, in pixels.
+    padding : int or (int, int)
+        Zeros added on each side, in pixels.
+    pooling : {"sum", "mean"}
+        Whether a cell adds its patches' responses or averages them.
+    pool_cells : int
+        Each feature map is pooled into a ``pool_cells`` x ``pool_cells`` grid, cut as by
+        ``torch.nn.AdaptiveAvgPool2d`` (neighbouring cells overlap where the side is not a multiple).
+    bias : bool
+        Append a constant 1 to every patch.
+
+    Raises
+    ------
+    InputError
+        If a value is out of its range.
+
+    Examples
+    --------
+    >>> PatchGeometry(kernel_size=3, padding=1).map_shape((8, 8))
+    (8, 8)
+    """
+
+    kernel_size: int | tuple[int, int] = 3
+    stride: int | tuple[int, int] = 1
+    padding: int | tuple[int, int] = 0
+    pooling: str = "sum"
+    pool_cells: int = 1
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kernel_size", _pair("kernel_size", self.kernel_size, 1))
+        object.__setattr__(self, "stride", _pair("stride", self.stride, 1))
+        object.__setattr__(self, "padding", _pair("padding", self.padding, 0))
+        if self.pooling not in ("sum", "mean"):
+            raise InputError(f'pooling must be "sum" or "mean"; got {self.pooling!r}.')
+        cells = self.pool_cells
+        if not isinstance(cells, int) or isinstance(cells, bool) or cells < 1:
+            raise InputError(f"pool_cells must be an int >= 1; got {cells!r}.")
+
+    def _sizes(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+        # __post_init__ has made pairs of them; this tells the type checker.
+        return (
+            _pair("kernel_size", self.kernel_size, 1),
+            _pair("stride", self.stride, 1),
+            _pair("padding", self.padding, 0),
+        )
+
+    def map_shape(self, image_shape: tuple[int, int]) -> tuple[int, int]:
+        """Return the (H', W') of the feature maps of images of height and width ``image_shape``."""
+        kernel, stride, padding = self._sizes()
+        sides = []
+        for size, k, s, p in zip(image_shape, kernel, stride, padding, strict=True):
+            if k > size + 2 * p:
+                raise InputError(
+                    f"kernel_size {kernel} is larger than the padded image: images are {tuple(image_shape)}, "
+                    f"padding is {padding}. Use a smaller kernel or more padding."
+                )
+            sides.append((size + 2 * p - k) // s + 1)
+        if self.pool_cells > min(sides):
+            raise InputError(
+                f"pool_cells={self.pool_cells} needs feature maps of at least that side; they are "
+                f"{sides[0]} x {sides[1]}. Use fewer cells or more padding."
+            )
+        return sides[0], sides[1]
+
+    def pool_matrix(self, image_shape: tuple[int, int]) -> Tensor:
+        """Return the (cells, K) float64 matrix that pools the K responses of one image into its cells."""
+        height, width = self.map_shape(image_shape)
+        rows = _interval_weights(height, self.pool_cells, self.pooling)
+        columns = _interval_weights(width, self.pool_cells, self.pooling)
+        return torch.kron(rows, columns)
+
+
+class _PooledReLU(torch.autograd.Function):
+    """Pooled ReLU responses whose backward pass computes them again rather than store n * K * m numbers."""
+
+    @staticmethod
+    def forward(ctx: Any, filters: Tensor, patches: Patches) -> Tensor:
+        ctx.save_for_backward(filters)
+        ctx.patches = patches
+        count = len(filters)
+        pooled = patches.pool.new_empty(patches.n_images, patches.n_cells, count)
+        weights = filters.detach().T.contiguous()
+
+        def work(share: slice) -> None:
+            for rows, chunk in patches.chunks(count, share):
+                responses = (chunk.reshape(-1, patches.dim) @ weights).relu_()
+                torch.matmul(patches.pool, responses.view(len(chunk), patches.n_patches, count), out=pooled[rows])
+
+        patches.map_shares(work)
+        return pooled
+
+    @staticmethod
+    def backward(ctx: Any, *upstreams: Tensor) -> tuple[Tensor, None]:
+        (filters,) = ctx.saved_tensors
+        patches: Patches = ctx.patches
+        count = len(filters)
+        weights = filters.detach().T.contiguous()
+        spread = patches.pool.T.contiguous()
+
+        def work(share: slice) -> Tensor:
+            gradient = torch.zeros_like(weights)
+            for rows, chunk in patches.chunks(count, share):
+                flat = chunk.reshape(-1, patches.dim)
+                incoming = torch.matmul(spread, upstreams[0][rows]).reshape(-1, count)
+                gradient.addmm_(flat.T, torch.ops.aten.threshold_backward(incoming, flat @ weights, 0))
+            return gradient
+
+        return sum(patches.map_shares(work), torch.zeros_like(weights)).T, None
+
+
+class Patches:
+    """The patches of a set of images, and the linear and ReLU maps on them.
+
+    Parameters
+    ----------
+    images : Tensor, shape (n, C, H, W)
+        Float images, already checked; the patches live on their device and in their dtype.
+    geometry : PatchGeometry
+        Kernel, stride, padding, pooling, bias.
+
+    Attributes
+    ----------
+    n_images, n_patches, n_cells, dim : int
+        n, K, number of pooling cells, and patch length d.
+    pool : Tensor, shape (n_cells, K)
+        Pooling weights.
+
+    Notes
+    -----
+    Memory: n * K * d numbers are kept when they fit in 2 GiB; otherwise patches are unfolded chunk by
+    chunk, and only a few MiB are held beside the images. Every method adds at most its result, and a
+    chunk of 2^18 numbers (2^26 on a GPU).
+
+    Examples
+    --------
+    >>> patches = Patches(torch.ones(2, 1, 4, 4), PatchGeometry(kernel_size=2, bias=True))
+    >>> patches.n_patches, patches.dim
+    (9, 5)
+    >>> patches.relu_features(torch.ones(3, 5)).shape  # images, cells, filters
+    torch.Size([2, 1, 3])
+    """
+
+    def __init__(self, images: Tensor, geometry: PatchGeometry) -> None:
+        self.images = images
+        self.geometry = geometry
+        self.kernel, self.stride, self.padding = geometry._sizes()
+        n, channels, height, width = images.shape
+        self.map_shape = geometry.map_shape((height, width))
+        self.n_images = n
+        self.n_patches = self.map_shape[0] * self.map_shape[1]
+        self.n_cells = geometry.pool_cells**2
+        self.dim = channels * self.kernel[0] * self.kernel[1] + int(geometry.bias)
+        self.pool = geometry.pool_matrix((height, width)).to(images)
+        self._cached: Tensor | None = None
+
+    def astype(self, dtype: torch.dtype) -> Patches:
+        """Return the same patches in another dtype (these ones if it is theirs)."""
+        return self if dtype == self.images.dtype else Patches(self.images.to(dtype), self.geometry)
+
+    def subset(self, rows: Tensor) -> Patches:
+        """Return the patches of the images with these indices."""
+        return Patches(self.images[rows], self.geometry)
+
+    def _unfold(self, images: Tensor) -> Tensor:
+        columns = F.unfold(images, self.kernel, padding=self.padding, stride=self.stride).transpose(1, 2)
+        if self.geometry.bias:
+            columns = F.pad(columns, (0, 1), value=1.0)
+        return columns.contiguous()
+
+    def unfold(self) -> Tensor:
+        """Return all patches, shape (n, K, d): the stacked matrix R of the program, n * K * d numbers."""
+        if self._cached is not None:
+            return self._cached
+        patches = self._unfold(self.images)
+        if patches.numel() * patches.element_size() <= CACHE_BYTES:
+            self._cached = patches
+        return patches
+
+    def take(self, images: Tensor, places: Tensor) -> Tensor:
+        """Return single patches, shape (count, d): patch ``places[i]`` of image ``images[i]``."""
+        rows, inverse = torch.unique(images, return_inverse=True)
+        return self._unfold(self.images[rows])[inverse, places]
+
+    def fold(self, patches: Tensor) -> Tensor:
+        """Return the adjoint of ``unfold`` applied to (n, K, d) patches: images, shape (n, C, H, W).
+
+        Defined by <unfold(images), patches> = <images, fold(patches)>; the constant that ``bias`` appends
+        does not depend on the images and drops out.
+        """
+        columns = patches[..., :-1] if self.geometry.bias else patches
+        size = (self.images.shape[2], self.images.shape[3])
+        return F.fold(columns.transpose(1, 2), size, self.kernel, padding=self.padding, stride=self.stride)
+
+    def map_shares(self, work: Callable[[slice], Result]) -> list[Result]:
+        """Return ``work`` of consecutive shares of the images, one for each thread."""
+        if self._total_bytes() <= CACHE_BYTES:
+            self.unfold()  # once, before the threads ask for it
+        return map_shares(work, self.n_images, self.images.device)
+
+    def _total_bytes(self) -> int:
+        return self.n_images * self.n_patches * self.dim * self.images.element_size()
+
+    def chunks(self, width: int, share: slice | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """Yield (rows, patches) with patches (b, K, d), sized for ``width`` responses a patch."""
+        entries = CHUNK_ENTRIES_CPU if self.images.device.type == "cpu" else CHUNK_ENTRIES_GPU
+        size = max(1, entries // (self.n_patches * max(width, 1)))
+        whole = self.unfold() if self._total_bytes() <= CACHE_BYTES else None
+        first, last = (0, self.n_images) if share is None else (share.start, share.stop)
+        for start in range(first, last, size):
+            rows = slice(start, min(start + size, last))
+            yield rows, whole[rows] if whole is not None else self._unfold(self.images[rows])
+
+    def relu_features(self, filters: Tensor) -> Tensor:
+        """Return the pooled ReLU responses sum_k P_ck (x_jk . u_i)_+, differentiable in the filters.
+
+        Parameters
+        ----------
+        filters : Tensor, shape (m, d)
+            One filter u_i a row, with the bias last.
+
+        Returns
+        -------
+        Tensor, shape (n, cells, m)
+        """
+        pooled: Tensor = _PooledReLU.apply(filters, self)  # type: ignore[no-untyped-call]
+        return pooled
+
+    def relu_maps(self, filters: Tensor) -> Tensor:
+        """Return the unpooled ReLU responses, shape (n, m, H', W'), n * m * H' * W' numbers."""
+        maps = self.images.new_empty(self.n_images, len(filters), self.n_patches)
+
+        def work(share: slice) -> None:
+            for rows, chunk in self.chunks(len(filters), share):
+                maps[rows] = (chunk @ filters.T).relu_().transpose(1, 2)
+
+        self.map_shares(work)
+        return maps.view(self.n_images, len(filters), *self.map_shape)
+
+    def gated_features(self, gates: Tensor) -> Tensor:
+        """Return phi = sum_k P_ck 1[x_jk . g_i >= 0] x_jk, shape (n, P, cells, d)."""
+        features = self.images.new_empty(self.n_images, len(gates), self.n_cells, self.dim)
+
+        def work(share: slice) -> None:
+            for rows, chunk in self.chunks(len(gates) * self.n_cells, share):
+                patterns = (chunk @ gates.T >= 0).to(chunk.dtype)
+                weighted = patterns.transpose(1, 2).unsqueeze(2) * self.pool
+                torch.matmul(weighted.flatten(1, 2), chunk, out=features[rows].flatten(1, 2))
+
+        self.map_shares(work)
+        return features
+
+    def gated_correlation(self, gates: Tensor, dual: Tensor) -> Tensor:
+        """Return the adjoint of the gated features, sum_jk P_ck D_jk x_jk nu_jo, shape (P, cells, d, outputs).
+
+        Parameters
+        ----------
+        gates : Tensor, shape (P, d)
+            Gate vectors.
+        dual : Tensor, shape (n, outputs)
+            Dual point nu, most often the residual y - f.
+        """
+        outputs = dual.shape[1]
+        # A cell sees only its own patches, so each is worked through apart.
+        members = [self.pool[cell].nonzero().flatten() for cell in range(self.n_cells)]
+
+        def work(share: slice) -> Tensor:
+            total = self.images.new_zeros(self.n_cells, self.dim, len(gates), outputs)
+            for rows, chunk in self.chunks(len(gates) * outputs, share):
+                patterns = (chunk @ gates.T >= 0).to(chunk.dtype)
+                for cell, places in enumerate(members):
+                    weighted = self.pool[cell, places][None, :, None] * dual[rows].unsqueeze(1)
+                    spread = patterns[:, places].unsqueeze(-1) * weighted.unsqueeze(2)
+                    flat = chunk[:, places].flatten(0, 1)
+                    total[cell] += (flat.T @ spread.flatten(0, 1).flatten(1)).view_as(total[cell])
+            return total
+
+        shares = self.map_shares(work)
+        return sum(shares[1:], shares[0]).permute(2, 0, 1, 3).contiguous()
+
+    def gated_prediction(self, gates: Tensor, weights: Tensor) -> Tensor:
+        """Return f_jo = sum_ikc P_ck D_jk^i x_jk . z_ico, shape (n, outputs), for weights (P, cells, d, outputs)."""
+        count, cells, dim, outputs = weights.shape
+        columns = weights.permute(2, 0, 1, 3).reshape(dim, -1)
+        prediction = self.images.new_empty(self.n_images, outputs)
+
+        def work(share: slice) -> None:
+            for rows, chunk in self.chunks(count * cells * outputs, share):
+                patterns = (chunk @ gates.T >= 0).to(chunk.dtype)
+                linear = (chunk @ columns).view(*chunk.shape[:2], count, cells, outputs)
+                prediction[rows] = torch.einsum("bkp,bkpco,ck->bo", patterns, linear, self.pool)
+
+        self.map_shares(work)
+        return prediction

@@ -1,0 +1,41 @@
+"""What the programs and solvers need of a penalty."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+__all__ = ["Penalty"]
+
+
+class Penalty(ABC):
+    """A norm Omega of weights of shape (blocks, cells, rows, outputs); a block is one gate or one filter.
+
+    ``rows`` is the patch length d for weights on gated patches, and 1 for weights on ReLU responses.
+    """
+
+    name: str
+    separable: bool
+    """Whether Omega is a sum over outputs, so that squared loss splits into one program an output."""
+
+    @abstractmethod
+    def value(self, weights: Tensor) -> float:
+        """Return Omega(weights)."""
+
+    @abstractmethod
+    def prox(self, weights: Tensor, step: float) -> Tensor:
+        """Return argmin_v 1/2 ||v - weights||^2 + step * Omega(v)."""
+
+    @abstractmethod
+    def dual_norms(self, correlation: Tensor) -> Tensor:
+        """Return the dual norm of each group of A^T nu: (blocks, cells, outputs) if separable, else (blocks,)."""
+
+    def largest_scale(self, correlation: Tensor, reg: float) -> Tensor:
+        """Return, for each output, the largest s with dual norm of s * A^T nu at most ``reg``; shape (outputs,)."""
+        norms = self.dual_norms(correlation)
+        if self.separable:
+            peak = norms.amax(dim=(0, 1))
+        else:
+            peak = norms.amax().expand(correlation.shape[-1])
+        return reg / peak.clamp_min(1e-300)

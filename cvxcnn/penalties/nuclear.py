@@ -1,0 +1,37 @@
+"""The "nuclear" penalty: the sum of singular values of each block's d x (cells * outputs) matrix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .base import Penalty
+
+__all__ = ["NuclearPenalty"]
+
+
+class NuclearPenalty(Penalty):
+    """Omega(Z) = sum_i ||Z_i||_*, exact for the gated network whose neurons feed every (cell, output).
+
+    Source: Sahiner et al. 2021, Vector-output ReLU Neural Network Problems are Copositive Programs.
+    """
+
+    name = "nuclear"
+    separable = False
+
+    @staticmethod
+    def matrices(weights: Tensor) -> Tensor:
+        """Return the blocks as matrices, (blocks, rows, cells * outputs)."""
+        return weights.transpose(1, 2).flatten(2)
+
+    def value(self, weights: Tensor) -> float:
+        return float(torch.linalg.svdvals(self.matrices(weights)).sum())
+
+    def prox(self, weights: Tensor, step: float) -> Tensor:
+        blocks, cells, rows, outputs = weights.shape
+        left, values, right = torch.linalg.svd(self.matrices(weights), full_matrices=False)
+        shrunk = (left * (values - step).clamp_min(0.0).unsqueeze(-2)) @ right
+        return shrunk.view(blocks, rows, cells, outputs).transpose(1, 2).contiguous()
+
+    def dual_norms(self, correlation: Tensor) -> Tensor:
+        return torch.linalg.svdvals(self.matrices(correlation)).amax(dim=1)

@@ -1,0 +1,512 @@
+"""Pricing: find the filters that a ReLU block lacks, add them, and bound its distance to the global optimum.
+
+The dual of Eq. 1, with any number of neurons, is (squared loss shown)
+
+    max_nu  nu . y - 1/2 ||nu||^2   subject to   max_{||u|| <= 1}  || nu^T pooled (R u)_+ ||  <=  lam
+
+Solve over the filters at hand, search the sphere for a u whose response breaks the constraint, add it,
+improve all filters locally, repeat. What the search finds is evidence, not proof: the bound that comes with
+it is valid if no u is worse than the worst one found.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .arrangements import GaussianGates, distinct
+from .design import GatedDesign
+from .losses import Loss, SquaredLoss
+from .patches import Patches
+from .penalties import DensePenalty, Penalty
+from .program import Program, filter_program, gated_program, relative_gap
+from .solvers import Progress, get_solver
+from .solvers.working_set import WorkingSet
+
+__all__ = [
+    "FilterSearch",
+    "GateSearch",
+    "PricedSolution",
+    "PricingOptions",
+    "Search",
+    "global_bound",
+    "solve_priced",
+    "solve_priced_gates",
+]
+
+logger = logging.getLogger(__name__)
+
+# Filters whose cosine exceeds this are taken for one and the same when new ones are chosen.
+_SAME_DIRECTION = 0.99
+
+
+@dataclass(frozen=True)
+class PricingOptions:
+    """How hard to search.
+
+    Parameters
+    ----------
+    starts : int
+        Random starts of each search, half Gaussian and half data patches; active filters are added.
+    ascent_steps : int
+        Steps of the local ascent from each start.
+    additions : int
+        Filters added in a round, at most.
+    improvement_steps : int
+        L-BFGS steps on Eq. 1 between rounds.
+    max_rounds : int
+    time_limit : float
+        Seconds after which no new round is begun.
+    gap : float
+        Relative gap to the bound over all filters to stop at.
+    """
+
+    starts: int = 128
+    ascent_steps: int = 40
+    additions: int = 32
+    improvement_steps: int = 60
+    max_rounds: int = 40
+    time_limit: float = float("inf")
+    gap: float = 1e-3
+
+
+@dataclass(frozen=True)
+class PricedSolution:
+    """Unit filters, their readout, and the two certificates.
+
+    Attributes
+    ----------
+    filters : Tensor, shape (m, d)
+        Unit length; only those with a non-zero readout.
+    weights : Tensor, shape (m, cells, rows, outputs)
+    program : Program
+        The convex program over ``filters``.
+    objective, dual_bound : float
+        Of the program over the filters found: proved.
+    global_bound : float
+        Over all filters, given the worst one found in the search.
+    n_searched : int
+        Starts of the search that gave ``global_bound``.
+    rounds : int
+    seconds : float
+    history : list of Progress
+        One entry a round, with the bound over all filters.
+    converged : bool
+        Whether the gap to ``global_bound`` reached the one asked for.
+    """
+
+    filters: Tensor
+    weights: Tensor
+    program: Program
+    objective: float
+    dual_bound: float
+    global_bound: float
+    n_searched: int
+    rounds: int
+    seconds: float
+    history: list[Progress] = field(default_factory=list)
+    converged: bool = True
+
+
+class Search(ABC):
+    """A pricing problem: maximise a dual norm of nu^T features(u) over directions u, from many starts at once.
+
+    Parameters
+    ----------
+    patches : Patches
+        In the dtype of the search; float32 is enough, because what is found is priced again in float64.
+    dual : Tensor, shape (n, outputs)
+        nu.
+    penalty : Penalty
+        Its dual norm is what is maximised; if it is separable, each start keeps to one (cell, output).
+    """
+
+    def __init__(self, patches: Patches, dual: Tensor, penalty: Penalty) -> None:
+        self.patches = patches
+        self.dual = dual.to(patches.images.dtype)
+        self.penalty = penalty
+
+    @abstractmethod
+    def correlation(self, directions: Tensor) -> Tensor:
+        """Return nu^T features(u_i), shape (m, cells, rows, outputs)."""
+
+    @abstractmethod
+    def ascend(self, directions: Tensor, steps: int) -> Tensor:
+        """Return unit directions after a local ascent from each of those given; none gets worse."""
+
+    def starts(self, count: int, generator: torch.Generator) -> Tensor:
+        """Return unit starts, half Gaussian, half centred data patches with either sign; shape (count, d)."""
+        patches = self.patches
+        device = patches.images.device
+        gaussian = torch.randn(count - count // 2, patches.dim, generator=generator, dtype=torch.float64)
+        images = torch.randint(patches.n_images, (count // 2,), generator=generator)
+        places = torch.randint(patches.n_patches, (count // 2,), generator=generator)
+        signs = torch.randint(2, (count // 2, 1), generator=generator) * 2 - 1
+        drawn = patches.take(images.to(device), places.to(device))
+        drawn = (drawn - drawn.mean(dim=0)) * signs.to(device)
+        noise = 1e-3 * torch.randn(drawn.shape, generator=generator, dtype=torch.float64).to(drawn)
+        return F.normalize(torch.cat([gaussian.to(drawn), drawn + noise]), dim=1)
+
+    def _pairs(self, points: Tensor, pairs: int) -> Tensor | None:
+        """Deal the starts out over the (cell, output) pairs of a separable penalty: one-hot (m, pairs)."""
+        if not self.penalty.separable:
+            return None
+        dealt = torch.arange(len(points), device=points.device) % pairs
+        return F.one_hot(dealt, pairs).to(points)
+
+
+class FilterSearch(Search):
+    """Pricing of ReLU filters: features(u) = pooled (R u)_+, maximised by steps along the gradient."""
+
+    def correlation(self, directions: Tensor) -> Tensor:
+        return torch.einsum("ncm,no->mco", self.patches.relu_features(directions), self.dual).unsqueeze(2)
+
+    def ascend(self, directions: Tensor, steps: int) -> Tensor:
+        # Each start has a step length of its own, which grows when a step succeeds and shrinks when it fails.
+        points = F.normalize(directions.to(self.dual), dim=1)
+        pairs = self._pairs(points, self.patches.n_cells * self.dual.shape[1])
+        values, gradients = self._value_and_gradient(points, pairs)
+        lengths = torch.full_like(values, 0.5)
+        for _ in range(steps):
+            trial = F.normalize(points + lengths[:, None] * gradients, dim=1)
+            trial_values, trial_gradients = self._value_and_gradient(trial, pairs)
+            better = trial_values > values
+            points = torch.where(better[:, None], trial, points)
+            gradients = torch.where(better[:, None], trial_gradients, gradients)
+            values = torch.where(better, trial_values, values)
+            lengths = torch.where(better, lengths * 1.5, lengths * 0.4)
+        return points
+
+    def _value_and_gradient(self, points: Tensor, pairs: Tensor | None) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            leaf = points.detach().requires_grad_()
+            correlation = self.correlation(leaf).flatten(1)
+            values = correlation.norm(dim=1) if pairs is None else (correlation * pairs).sum(dim=1).abs()
+            (gradient,) = torch.autograd.grad(values.sum(), leaf)
+        # Only the part along the sphere turns the point.
+        tangent = gradient - (gradient * points).sum(dim=1, keepdim=True) * points
+        return values.detach(), F.normalize(tangent, dim=1)
+
+
+class GateSearch(Search):
+    """Pricing of gates: features(g) = pooled D(g) R, piecewise constant in g, so moves are tried and kept if better.
+
+    Moves alternate between random turns and turns towards the gradient of the block itself.
+    """
+
+    def correlation(self, directions: Tensor) -> Tensor:
+        return self.patches.gated_correlation(directions, self.dual)
+
+    def ascend(self, directions: Tensor, steps: int) -> Tensor:
+        points = F.normalize(directions.to(self.dual), dim=1)
+        pairs = self._pairs(points, self.patches.n_cells * self.dual.shape[1])
+        generator = torch.Generator().manual_seed(0)
+        values, pulls = self._value_and_pull(points, pairs)
+        lengths = torch.full_like(values, 0.5)
+        for step in range(steps):
+            noise = torch.randn(points.shape, generator=generator, dtype=torch.float64).to(points)
+            turn = pulls if step % 2 == 0 else F.normalize(noise, dim=1)
+            trial = F.normalize(points + lengths[:, None] * turn, dim=1)
+            trial_values, trial_pulls = self._value_and_pull(trial, pairs)
+            better = trial_values > values
+            points = torch.where(better[:, None], trial, points)
+            pulls = torch.where(better[:, None], trial_pulls, pulls)
+            values = torch.where(better, trial_values, values)
+            lengths = torch.where(better, lengths * 1.5, lengths * 0.7)
+        return points
+
+    def _value_and_pull(self, points: Tensor, pairs: Tensor | None) -> tuple[Tensor, Tensor]:
+        matrices = self.correlation(points).transpose(1, 2).flatten(2)  # (m, d, pairs)
+        if pairs is not None:
+            pull = (matrices @ pairs.unsqueeze(2)).squeeze(2)
+            return pull.norm(dim=1), F.normalize(pull, dim=1)
+        left, values, _ = torch.linalg.svd(matrices, full_matrices=False)
+        return values[:, 0], left[:, :, 0]
+
+
+def _distinct(values: Tensor, filters: Tensor, floor: float, count: int) -> Tensor:
+    """Return the indices of the best filters above a floor that differ in direction, at most ``count``."""
+    order = torch.argsort(values, descending=True)
+    order = order[values[order] > floor]
+    cosines = filters[order] @ filters[order].T
+    chosen: list[int] = []
+    for position in range(len(order)):
+        if len(chosen) == count:
+            break
+        if not chosen or float(cosines[position, chosen].max()) < _SAME_DIRECTION:
+            chosen.append(position)
+    return order[torch.tensor(chosen, dtype=torch.long, device=order.device)]
+
+
+def _improve(
+    patches: Patches, program: Program, weights: Tensor, steps: int
+) -> Tensor:
+    """Return filters moved by L-BFGS on Eq. 1, from balanced neurons; shape (m, d), unit length."""
+    dtype = patches.images.dtype
+    lengths = weights.flatten(1).norm(dim=1).sqrt()
+    filters = (program.design.vectors * lengths[:, None]).to(dtype).requires_grad_()
+    readout = (weights.squeeze(2) / lengths[:, None, None]).to(dtype)
+    # With the group penalty a neuron keeps to the pairs that it feeds.
+    mask = readout != 0
+    readout = readout.requires_grad_()
+    targets = program.targets.to(dtype)
+    optimizer = torch.optim.LBFGS(
+        [filters, readout],
+        max_iter=steps,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=1e-12,
+        tolerance_change=1e-14,
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        prediction = torch.einsum("ncm,mco->no", patches.relu_features(filters), readout * mask)
+        if program.intercept:
+            prediction = prediction + (targets - prediction).mean(dim=0)
+        squares = filters.square().sum() + readout.square().sum()
+        loss = program.loss.tensor(prediction, targets) + 0.5 * program.reg * squares
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+    moved = filters.detach()
+    keep = torch.isfinite(moved).all(dim=1) & (moved.norm(dim=1) > 1e-6)
+    return F.normalize(moved[keep], dim=1)
+
+
+def _priced(search: Search, program: Program, found: Tensor, dual: Tensor) -> tuple[Tensor, float]:
+    """Return the dual norm / reg of each found direction (m,), and the bound at the best multiple of ``dual``."""
+    if not len(found):
+        return dual.new_zeros(0), program.loss.dual_value(dual, program.centre(program.targets), dual.new_ones(dual.shape[1]))
+    correlation = search.correlation(found)
+    norms = program.penalty.dual_norms(correlation).flatten(1) if program.penalty.separable else None
+    scores = norms.amax(dim=1) if norms is not None else program.penalty.dual_norms(correlation)
+    largest = program.penalty.largest_scale(correlation, program.reg)
+    # Directions that were not searched may reach reg; a larger multiple than 1 would need them not to.
+    bound = program.loss.dual_value(dual, program.centre(program.targets), largest.clamp_max(1.0))
+    return scores / program.reg, bound
+
+
+def _search_for(program: Program, patches: Patches, dual: Tensor) -> Search:
+    gated = isinstance(program.design, GatedDesign)
+    return (GateSearch if gated else FilterSearch)(patches, dual, program.penalty)
+
+
+def _find(
+    program: Program, quick: Patches, dual: Tensor, options: PricingOptions, generator: torch.Generator
+) -> tuple[Tensor, Tensor, float]:
+    """Search all directions at a dual point; return (directions, scores / reg, bound over all gates)."""
+    search = _search_for(program, quick, dual)
+    starts = torch.cat([search.starts(options.starts, generator), program.design.vectors.to(quick.images)])
+    found = F.normalize(search.ascend(starts, options.ascent_steps).to(dual), dim=1)
+    scores, bound = _priced(_search_for(program, program.design.patches, dual), program, found, dual)
+    return found, scores, bound
+
+
+def global_bound(
+    program: Program, weights: Tensor, options: PricingOptions, generator: torch.Generator
+) -> float:
+    """Return the lower bound over ALL gates at a solution of a program over some, as far as a search can tell.
+
+    Parameters
+    ----------
+    program : Program
+    weights : Tensor, shape (blocks, cells, rows, outputs)
+        Its solution; the dual point is that of its prediction.
+    options : PricingOptions
+        ``starts`` and ``ascent_steps`` of the search.
+    generator : torch.Generator
+    """
+    prediction = program.design.predict(weights)
+    dual = program.dual_point(prediction)
+    _, _, bound = _find(program, program.design.patches.astype(torch.float32), dual, options, generator)
+    return min(bound, program.dual_bound(prediction))
+
+
+def solve_priced(
+    patches: Patches,
+    targets: Tensor,
+    reg: float,
+    *,
+    penalty: Penalty | None = None,
+    loss: Loss | None = None,
+    intercept: bool = False,
+    tol: float = 1e-6,
+    start: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    options: PricingOptions | None = None,
+    callback: Callable[[Progress], None] | None = None,
+) -> PricedSolution:
+    """Minimise Eq. 1 over any number of neurons, by pricing.
+
+    Parameters
+    ----------
+    patches : Patches
+        Training patches in float64.
+    targets : Tensor, shape (n, outputs)
+    reg : float
+    penalty : Penalty
+        ``DensePenalty()`` (default): every neuron feeds every (cell, output). ``GroupPenalty()``: one each.
+    loss : Loss
+    intercept : bool
+    tol : float
+        Relative gap of each group lasso over the filters at hand.
+    start : Tensor, shape (m, d), optional
+        Filters to begin with.
+    generator : torch.Generator
+        Source of the random starts.
+    options : PricingOptions
+    callback : callable
+        Called with a ``Progress`` after each round.
+
+    Returns
+    -------
+    PricedSolution
+    """
+    began = time.perf_counter()
+    options = options or PricingOptions()
+    penalty = penalty or DensePenalty()
+    loss = loss or SquaredLoss()
+    generator = generator or torch.Generator().manual_seed(0)
+    quick = patches.astype(torch.float32)
+    history: list[Progress] = []
+    solver = WorkingSet(tol=tol)
+
+    def over(filters: Tensor) -> Program:
+        return filter_program(patches, filters, targets, reg, penalty=penalty, loss=loss, intercept=intercept)
+
+    def master(filters: Tensor) -> tuple[Program, Tensor]:
+        """Solve over filters and keep those with a readout."""
+        program = over(filters)
+        if not len(filters):
+            return program, program.zeros()
+        weights = solver.solve(program).weights
+        active = weights.flatten(1).any(dim=1)
+        return over(filters[active]), weights[active]
+
+    filters = targets.new_zeros(0, patches.dim) if start is None else F.normalize(start.to(targets), dim=1)
+    program, weights = master(filters)
+    prediction = program.design.predict(weights)
+    objective = program.objective(weights, prediction)
+    best_bound, n_searched, converged = 0.0, 0, False
+    rounds = 0
+    for rounds in range(1, options.max_rounds + 1):
+        found, scores, bound = _find(program, quick, program.dual_point(prediction), options, generator)
+        worst = float(scores.max())
+        if bound > best_bound:
+            best_bound, n_searched = bound, len(found)
+        progress = Progress(rounds, time.perf_counter() - began, objective, best_bound)
+        history.append(progress)
+        logger.info(
+            "pricing round %d: objective %.6g, worst violation %.5f, gap %.2e, %d filters, %.1f s",
+            rounds, objective, worst, relative_gap(objective, best_bound), len(weights), progress.seconds,
+        )
+        if callback is not None:
+            callback(progress)
+        converged = relative_gap(objective, best_bound) <= options.gap
+        if converged or progress.seconds > options.time_limit or worst <= 1 + 1e-12:
+            break
+        chosen = _distinct(scores, found, 1 + 1e-9, options.additions)
+        program, weights = master(torch.cat([program.design.vectors, found[chosen]]))
+        before = program.objective(weights)
+        improved = _improve(quick, program, weights, options.improvement_steps).to(targets)
+        moved, moved_weights = master(improved)
+        if moved.objective(moved_weights) > before:
+            # A local step that went wrong must not raise the objective: keep the old filters beside the new.
+            moved, moved_weights = master(torch.cat([improved, program.design.vectors]))
+        program, weights = moved, moved_weights
+        prediction = program.design.predict(weights)
+        objective = program.objective(weights, prediction)
+    bound = program.dual_bound(prediction)
+    return PricedSolution(
+        filters=program.design.vectors,
+        weights=weights,
+        program=program,
+        objective=objective,
+        dual_bound=bound,
+        global_bound=min(best_bound, objective),
+        n_searched=n_searched,
+        rounds=rounds,
+        seconds=time.perf_counter() - began,
+        history=history,
+        converged=converged,
+    )
+
+
+def solve_priced_gates(
+    patches: Patches,
+    targets: Tensor,
+    reg: float,
+    *,
+    penalty: Penalty | None = None,
+    loss: Loss | None = None,
+    intercept: bool = False,
+    tol: float = 1e-6,
+    generator: torch.Generator | None = None,
+    options: PricingOptions | None = None,
+    callback: Callable[[Progress], None] | None = None,
+) -> PricedSolution:
+    """Minimise the gated program over all gates, by pricing: ``solve_priced`` for gated networks.
+
+    Same parameters and result; ``filters`` are the gates.
+    """
+    began = time.perf_counter()
+    options = options or PricingOptions()
+    generator = generator or torch.Generator().manual_seed(0)
+    quick = patches.astype(torch.float32)
+    history: list[Progress] = []
+    best_bound, n_searched, converged, rounds = 0.0, 0, False, 0
+    program: Program | None = None
+    gates = distinct(patches, GaussianGates(1).sample(patches, 20, generator)).vectors
+    weights: Tensor | None = None
+    for rounds in range(1, options.max_rounds + 1):
+        program = gated_program(patches, gates, targets, reg, penalty=penalty, loss=loss or SquaredLoss(), intercept=intercept)
+        start = None
+        if weights is not None:
+            start = program.zeros()
+            start[: len(weights)] = weights
+        result = get_solver("auto", program, tol=tol).solve(program, start=start)
+        prediction = program.design.predict(result.weights)
+        found, scores, bound = _find(program, quick, program.dual_point(prediction), options, generator)
+        if bound > best_bound:
+            best_bound, n_searched = bound, len(found)
+        history.append(Progress(rounds, time.perf_counter() - began, result.objective, best_bound))
+        if callback is not None:
+            callback(history[-1])
+        active = result.weights.flatten(1).any(dim=1)
+        gates, weights = gates[active], result.weights[active]
+        converged = relative_gap(result.objective, best_bound) <= options.gap
+        order = torch.argsort(scores, descending=True)
+        order = order[scores[order] > 1 + 1e-9][: 4 * options.additions]
+        # Active gates come first, so that a pattern found again is dropped and not its twin in use.
+        merged = distinct(patches, torch.cat([gates, found[order]])).vectors if len(order) else gates
+        fresh = merged[len(gates) : len(gates) + options.additions]
+        if converged or history[-1].seconds > options.time_limit or not len(fresh):
+            break
+        gates = torch.cat([gates, fresh])
+    program = gated_program(
+        patches, gates[: len(weights)], targets, reg, penalty=penalty, loss=loss or SquaredLoss(), intercept=intercept
+    )
+    final = program.evaluate(weights)
+    return PricedSolution(
+        filters=program.design.vectors,
+        weights=weights,
+        program=program,
+        objective=final.objective,
+        dual_bound=final.dual_bound,
+        global_bound=min(best_bound, final.objective),
+        n_searched=n_searched,
+        rounds=rounds,
+        seconds=time.perf_counter() - began,
+        history=history,
+        converged=converged,
+    )

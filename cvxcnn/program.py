@@ -1,0 +1,291 @@
+"""The convex programs, their objective and dual bound, and Eq. 1 of a torch module.
+
+One form serves all of them: weights of shape (blocks, cells, rows, outputs), a design that multiplies
+them, a loss, a penalty, and, for the ReLU program (Eq. 2), a cone for each block:
+
+    minimise  loss(design(weights), targets) + reg * penalty(weights)   subject to  weights_i in cone_i
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .cones import Cones
+from .data import check_images, check_targets
+from .design import Design, FilterDesign, GatedDesign, SignedGatedDesign
+from .errors import InputError
+from .losses import Loss, SquaredLoss, get_loss
+from .patches import Patches
+from .penalties import GroupPenalty, Penalty
+
+__all__ = [
+    "Evaluation",
+    "Program",
+    "filter_program",
+    "gated_program",
+    "nonconvex_objective",
+    "relative_gap",
+    "relu_program",
+]
+
+# A projection stops once it is known to be shorter than this share of reg.
+_CEILING = 1.0 - 1e-12
+
+
+def relative_gap(objective: float, bound: float) -> float:
+    """Return (objective - bound) / max(1, |objective|).
+
+    Examples
+    --------
+    >>> relative_gap(10.0, 9.0)
+    0.1
+    """
+    return (objective - bound) / max(1.0, abs(objective))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What we recompute, in float64, from weights that a solver returned."""
+
+    objective: float
+    dual_bound: float
+    violation: float
+
+    @property
+    def relative_gap(self) -> float:
+        """(objective - dual_bound) / max(1, |objective|)."""
+        return relative_gap(self.objective, self.dual_bound)
+
+
+@dataclass
+class Program:
+    """A convex program over fixed gates or fixed filters.
+
+    Parameters
+    ----------
+    design : Design
+        Features of the blocks.
+    targets : Tensor, shape (n, outputs)
+    reg : float
+        lam > 0, as in Eq. 1: the loss is a sum over images.
+    penalty : Penalty
+    loss : Loss
+    cones : Cones or None
+        Cones of the ReLU program; block i has cone i mod P.
+    intercept : bool
+        An unregularised output intercept, minimised out exactly (squared loss only): features, targets
+        and dual points are centred.
+    """
+
+    design: Design
+    targets: Tensor
+    reg: float
+    penalty: Penalty
+    loss: Loss = field(default_factory=SquaredLoss)
+    cones: Cones | None = None
+    intercept: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.reg > 0:
+            raise InputError(f"reg must be a positive number; got {self.reg!r}.")
+        if self.intercept and not isinstance(self.loss, SquaredLoss):
+            raise InputError(f'intercept=True needs loss="squared"; got {self.loss.name!r}.')
+        if self.cones is not None and not isinstance(self.penalty, GroupPenalty):
+            raise InputError(
+                f'The ReLU program over gates needs penalty="group"; got {self.penalty.name!r}. '
+                'Use penalty="dense" for filters, or activation="gated_relu".'
+            )
+
+    @property
+    def n_outputs(self) -> int:
+        """Number of outputs."""
+        return int(self.targets.shape[1])
+
+    def zeros(self) -> Tensor:
+        """Return zero weights."""
+        return self.targets.new_zeros(self.design.shape(self.n_outputs))
+
+    def centre(self, values: Tensor) -> Tensor:
+        """Return values (n, ...) minus their mean over images if there is an intercept."""
+        return values - values.mean(dim=0) if self.intercept else values
+
+    def intercepts(self, prediction: Tensor) -> Tensor:
+        """Return the optimal intercept (outputs,) for a prediction without it; zeros if not asked for."""
+        if not self.intercept:
+            return self.targets.new_zeros(self.n_outputs)
+        return (self.targets - prediction).mean(dim=0)
+
+    def dual_point(self, prediction: Tensor) -> Tensor:
+        """Return nu, minus the loss's gradient at a prediction, feasible for the intercept."""
+        return self.centre(self.loss.dual_point(prediction, self.targets))
+
+    def correlate(self, dual: Tensor) -> Tensor:
+        """Return A^T nu, shape (blocks, cells, rows, outputs)."""
+        return self.design.correlate(dual)
+
+    def columns(self, blocks: Tensor) -> Tensor:
+        """Return the (centred) features of these blocks, shape (n, len(blocks), cells, rows)."""
+        return self.centre(self.design.columns(blocks))
+
+    def cone_norms(self, correlation: Tensor, floor: float) -> Tensor:
+        """Return max {a . u : ||u|| <= 1, u in cone} for each column a of A^T nu: (blocks, cells, outputs).
+
+        Values below ``floor`` may be replaced by an upper bound that is also below it.
+        """
+        norms = self.penalty.dual_norms(correlation)
+        if self.cones is None:
+            return norms
+        count = len(self.cones.gates)
+        values = correlation.cpu().numpy()
+        for block, cell, output in (norms >= floor).nonzero().tolist():
+            point, _ = self.cones.project(block % count, values[block, cell, :, output], ceiling=floor)
+            norms[block, cell, output] = float(np.linalg.norm(point))
+        return norms
+
+    def dual_bound(self, prediction: Tensor, correlation: Tensor | None = None) -> float:
+        """Return the dual value at the best feasible multiple of nu = -loss'(prediction).
+
+        It bounds the program's optimum from below, whatever the prediction.
+        """
+        dual = self.dual_point(prediction)
+        correlation = self.correlate(dual) if correlation is None else correlation
+        if self.cones is None:
+            largest = self.penalty.largest_scale(correlation, self.reg)
+        else:
+            # A norm known to be below reg need not be exact: it only keeps the multiple of nu a little smaller.
+            norms = self.cone_norms(correlation, self.reg * _CEILING)
+            largest = self.reg / norms.amax(dim=(0, 1)).clamp_min(1e-300)
+        return self.loss.dual_value(dual, self.centre(self.targets), largest)
+
+    def objective(self, weights: Tensor, prediction: Tensor | None = None) -> float:
+        """Return loss + reg * penalty; the cones are not looked at."""
+        prediction = self.design.predict(weights) if prediction is None else prediction
+        fitted = prediction + self.intercepts(prediction)
+        return self.loss.value(fitted, self.targets) + self.reg * self.penalty.value(weights)
+
+    def violation(self, weights: Tensor) -> float:
+        """Return the largest violation of a cone constraint, max(0, -s_k x_k . v); 0 without cones."""
+        if self.cones is None:
+            return 0.0
+        values = weights.cpu().double().numpy()
+        worst = 0.0
+        for block in weights.flatten(1).any(dim=1).nonzero().flatten().tolist():
+            columns = values[block].transpose(1, 0, 2).reshape(self.design.rows, -1)
+            worst = max(worst, self.cones.violation(block % len(self.cones.gates), columns))
+        return worst
+
+    def repair(self, weights: Tensor) -> Tensor:
+        """Return the weights projected onto their cones (the same weights without cones)."""
+        if self.cones is None:
+            return weights
+        repaired = weights.clone()
+        values = weights.cpu().double().numpy()
+        for block, cell, output in (weights.norm(dim=2) > 0).nonzero().tolist():
+            point, _ = self.cones.project(block % len(self.cones.gates), values[block, cell, :, output], tol=1e-15)
+            repaired[block, cell, :, output] = torch.from_numpy(point).to(weights)
+        return repaired
+
+    def evaluate(self, weights: Tensor) -> Evaluation:
+        """Return objective, dual bound and violation of weights, all recomputed here."""
+        prediction = self.design.predict(weights)
+        return Evaluation(
+            objective=self.objective(weights, prediction),
+            dual_bound=self.dual_bound(prediction),
+            violation=self.violation(weights),
+        )
+
+    def reg_max(self) -> float:
+        """Return the smallest reg at which zero weights are optimal."""
+        correlation = self.correlate(self.dual_point(torch.zeros_like(self.targets)))
+        norms = self.penalty.dual_norms(correlation)
+        if self.cones is None:
+            return float(norms.max())
+        peak = 0.0
+        values = correlation.cpu().numpy()
+        for index in torch.argsort(norms.flatten(), descending=True).tolist():
+            block, cell, output = np.unravel_index(index, tuple(norms.shape))
+            if norms[block, cell, output] <= peak:
+                break
+            point, _ = self.cones.project(block % len(self.cones.gates), values[block, cell, :, output], ceiling=peak)
+            peak = max(peak, float(np.linalg.norm(point)))
+        return peak
+
+
+def gated_program(patches: Patches, gates: Tensor, targets: Tensor, reg: float, **options: Any) -> Program:
+    """Return the gated program over fixed gates: group (default) or nuclear penalty, no cones."""
+    penalty = options.pop("penalty", None) or GroupPenalty()
+    return Program(GatedDesign(patches, gates), targets, reg, penalty, **options)
+
+
+def relu_program(patches: Patches, gates: Tensor, targets: Tensor, reg: float, **options: Any) -> Program:
+    """Return the ReLU program (Eq. 2) over fixed gates, both signs and all cones."""
+    penalty = options.pop("penalty", None) or GroupPenalty()
+    return Program(
+        SignedGatedDesign(patches, gates), targets, reg, penalty, cones=Cones(patches, gates), **options
+    )
+
+
+def filter_program(patches: Patches, filters: Tensor, targets: Tensor, reg: float, **options: Any) -> Program:
+    """Return the group lasso over fixed unit filters: Eq. 1 minimised over its last layer, ||u|| ||w|| penalised."""
+    penalty = options.pop("penalty", None) or GroupPenalty()
+    return Program(FilterDesign(patches, filters), targets, reg, penalty, **options)
+
+
+def _only(module: nn.Module, kind: type[nn.Module]) -> Any:
+    found = [part for part in module.modules() if isinstance(part, kind)]
+    if len(found) != 1:
+        raise InputError(
+            f"Eq. 1 is defined for a module with exactly one {kind.__name__}; got {len(found)}. "
+            "Pass one Conv2d -> ReLU -> pooling -> Linear block."
+        )
+    return found[0]
+
+
+def nonconvex_objective(module: nn.Module, images: Any, targets: Any, reg: float, loss: str = "squared") -> float:
+    """Return Eq. 1 of a torch Conv2d -> ReLU -> pooling -> Linear module, in float64.
+
+        loss(module(images), targets) + reg/2 * (sum_i ||u_i||^2 + ||w||^2)
+
+    with u_i the i-th filter with its bias, and w the weights of the Linear layer, whose own bias is free.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Holds exactly one ``Conv2d`` and one ``Linear``; left unchanged.
+    images : array-like, shape (n, C, H, W) or (n, H, W)
+    targets : array-like, shape (n,) or (n, outputs)
+    reg : float
+        lam >= 0.
+    loss : {"squared", ...}
+        Sums over images and outputs.
+
+    Raises
+    ------
+    InputError
+        If the module has another shape, or images and targets don't fit.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(1, 1, bias=False))
+    >>> for parameter in net.parameters(): _ = nn.init.constant_(parameter, 2.0)
+    >>> nonconvex_objective(net, [[[1.0]]], [3.0], reg=0.5)  # 1/2 (4 - 3)^2 + 0.25 (4 + 4)
+    2.5
+    """
+    convolution, linear = _only(module, nn.Conv2d), _only(module, nn.Linear)
+    device = convolution.weight.device
+    inputs = check_images(images, dtype=torch.float64, device=device)
+    expected = check_targets(targets, len(inputs), dtype=torch.float64, device=device)
+    double = {name: value.detach().double() for name, value in module.state_dict().items()}
+    with torch.no_grad():
+        prediction = torch.cat(
+            [torch.func.functional_call(module, double, (part,)) for part in inputs.split(1024)]
+        )
+    squares = convolution.weight.detach().double().square().sum() + linear.weight.detach().double().square().sum()
+    if convolution.bias is not None:
+        squares = squares + convolution.bias.detach().double().square().sum()
+    return get_loss(loss).value(prediction.reshape(expected.shape), expected) + 0.5 * reg * float(squares)

@@ -1,0 +1,48 @@
+"""One .npz file with the arrays x_train, y_train, x_test and y_test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DataError
+from .raw import RawSplit, first_bytes, reading
+
+
+def _channels_first(images: NDArray[Any]) -> NDArray[Any]:
+    """Return (n, h, w, C) images as (n, C, h, w) where only the last axis can be one or three channels."""
+    if images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
+        return images.transpose(0, 3, 1, 2)
+    return images
+
+
+def read(path: Path) -> tuple[RawSplit, RawSplit]:
+    """Return the raw training and test split; DataError if they can't be read."""
+    arrays = {}
+    with reading(path, "Save plain arrays with numpy.savez_compressed; object arrays are never read."):
+        if first_bytes(path, 2) != b"PK":
+            raise ValueError("it is not a zip archive")
+        # Opened here: numpy leaves a file that it opened itself open when the archive is bad.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            for name in ("x_train", "y_train", "x_test", "y_test"):
+                if name not in archive.files:
+                    raise DataError(
+                        f"{path} has no array {name}: it has {', '.join(archive.files) or 'none'}. "
+                        "Save x_train, y_train, x_test and y_test."
+                    )
+                arrays[name] = np.asarray(archive[name])
+    splits = []
+    for split in ("train", "test"):
+        labels = arrays[f"y_{split}"]
+        if labels.ndim == 2 and labels.shape[1] == 1:  # a column of labels, as Keras keeps CIFAR's
+            labels = labels[:, 0]
+        splits.append(RawSplit(_channels_first(arrays[f"x_{split}"]), labels, f"{path} ({split})"))
+    return splits[0], splits[1]
+
+
+def recognises(path: Path) -> bool:
+    """Return whether the layout is there."""
+    return path.is_file() and (path.suffix == ".npz" or first_bytes(path, 4) == b"PK\x03\x04")

@@ -1,0 +1,39 @@
+"""Solvers: each takes a program and a start and returns a certified result; a new one is one file and one entry."""
+
+from __future__ import annotations
+
+from ..errors import InputError
+from ..program import Program
+from .base import Callback, Progress, Solver, SolveResult, Status
+from .cone_working_set import ConeWorkingSet
+from .cvxpy_solver import Clarabel, Mosek, Scs
+from .fista import Fista
+from .working_set import WorkingSet
+
+__all__ = ["SOLVERS", "Callback", "Progress", "SolveResult", "Solver", "Status", "get_solver"]
+
+SOLVERS: dict[str, type[Solver]] = {
+    solver.name: solver for solver in (WorkingSet, ConeWorkingSet, Fista, Clarabel, Scs, Mosek)
+}
+
+# What "auto" tries, in this order: the first that accepts the program runs, and the result records it.
+_AUTO = (WorkingSet, ConeWorkingSet, Fista)
+
+
+def get_solver(name: str, program: Program, tol: float = 1e-6, max_iter: int | None = None) -> Solver:
+    """Return the solver of that name; "auto" is the first of our own that accepts the program.
+
+    Raises
+    ------
+    InputError
+        If the name is unknown, or no solver of ours accepts the program.
+    """
+    if name == "auto":
+        for candidate in _AUTO:
+            solver = candidate(tol=tol, max_iter=max_iter)
+            if solver.refusal(program) is None:
+                return solver
+        raise InputError("no solver of this package accepts the program; name a cvxpy solver instead.")
+    if name not in SOLVERS:
+        raise InputError(f'solver must be "auto" or one of {sorted(SOLVERS)}; got {name!r}.')
+    return SOLVERS[name](tol=tol, max_iter=max_iter)

@@ -1,0 +1,190 @@
+"""What a solver is: a program and a start in, a SolveResult out, with every number recomputed by us."""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError, SolverError
+from ..program import Program
+from ..threads import serial_blas
+
+__all__ = ["Callback", "Outcome", "Progress", "SolveResult", "Solver", "Status"]
+
+logger = logging.getLogger(__name__)
+
+
+class Status(str, Enum):
+    """How a solve ended; a message with cause and remedy belongs to each."""
+
+    OPTIMAL = "optimal"
+    INACCURATE = "inaccurate"
+    ITERATION_LIMIT = "iteration_limit"
+    TIME_LIMIT = "time_limit"
+
+    @property
+    def message(self) -> str:
+        """Cause and remedy in a sentence."""
+        return _MESSAGES[self]
+
+
+_MESSAGES = {
+    Status.OPTIMAL: "The relative gap reached the tolerance.",
+    Status.INACCURATE: "The solver stopped above the tolerance; its best point is kept. Ask for a larger tol.",
+    Status.ITERATION_LIMIT: "The iteration limit came first; the best point is kept. Allow more iterations.",
+    Status.TIME_LIMIT: "The time limit came first; the best point is kept. Allow more time.",
+}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a solve stands: handed to the callback."""
+
+    iteration: int
+    seconds: float
+    objective: float
+    dual_bound: float
+
+
+Callback = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a solver's own loop hands back, before anything is checked."""
+
+    weights: Tensor
+    iterations: int
+    stopped: Status = Status.OPTIMAL
+
+
+@dataclass(frozen=True)
+class SolveResult:
+    """A solution with its certificate.
+
+    Attributes
+    ----------
+    weights : Tensor, shape (blocks, cells, rows, outputs)
+        Feasible weights: projected onto their cones after the solver returned them.
+    objective, dual_bound, relative_gap : float
+        Recomputed in float64 from ``weights``; the gap is (objective - bound) / max(1, |objective|).
+    violation : float
+        Largest cone violation of what the solver returned, before the projection.
+    status : str
+        A value of ``Status``; "optimal" only if the recomputed gap is at most the tolerance.
+    solver : str
+        What ran.
+    iterations : int
+    seconds : float
+        Wall time of the solve, without building the program and without this certificate.
+    history : list of Progress
+        What the callback saw.
+    """
+
+    weights: Tensor
+    objective: float
+    dual_bound: float
+    relative_gap: float
+    violation: float
+    status: str
+    solver: str
+    iterations: int
+    seconds: float
+    history: list[Progress] = field(default_factory=list)
+
+
+class Solver(ABC):
+    """A method for some of the programs.
+
+    Parameters
+    ----------
+    tol : float
+        Relative duality gap to stop at, > 0.
+    max_iter : int or None
+        Limit of the method's own iterations; None for its default.
+    """
+
+    name: str
+
+    def __init__(self, tol: float = 1e-6, max_iter: int | None = None) -> None:
+        if not tol > 0:
+            raise InputError(f"tol must be a positive number; got {tol!r}.")
+        if max_iter is not None and max_iter < 1:
+            raise InputError(f"max_iter must be at least 1, or None; got {max_iter!r}.")
+        self.tol = tol
+        self.max_iter = max_iter
+
+    @abstractmethod
+    def refusal(self, program: Program) -> str | None:
+        """Return why this method can't solve the program, with the remedy, or None if it can."""
+
+    @abstractmethod
+    def run(self, program: Program, start: Tensor | None, report: Callable[[int, float, float], None]) -> Outcome:
+        """Solve; call ``report(iteration, objective, dual_bound)`` now and then."""
+
+    def solve(self, program: Program, start: Tensor | None = None, callback: Callback | None = None) -> SolveResult:
+        """Solve a program and certify the answer.
+
+        Parameters
+        ----------
+        program : Program
+        start : Tensor, shape (blocks, cells, rows, outputs), optional
+            Warm start; ignored by the cvxpy solvers.
+        callback : callable, optional
+            Called with a ``Progress``; may raise to stop the solve.
+
+        Raises
+        ------
+        InputError
+            If the method can't solve this kind of program, or the start has the wrong shape.
+        SolverUnavailableError, SolverError
+            If the solver is missing here, or ended without a point.
+        """
+        refusal = self.refusal(program)
+        if refusal is not None:
+            raise InputError(f"solver {self.name!r} can't solve this program: {refusal}")
+        if start is not None and tuple(start.shape) != program.design.shape(program.n_outputs):
+            raise InputError(
+                f"start must have shape {program.design.shape(program.n_outputs)}; got {tuple(start.shape)}."
+            )
+        history: list[Progress] = []
+        began = time.perf_counter()
+
+        def report(iteration: int, objective: float, bound: float) -> None:
+            history.append(Progress(iteration, time.perf_counter() - began, objective, bound))
+            if callback is not None:
+                callback(history[-1])
+
+        with torch.no_grad(), serial_blas():
+            outcome = self.run(program, start, report)
+            seconds = time.perf_counter() - began
+            if not bool(torch.isfinite(outcome.weights).all()):
+                raise SolverError(f"{self.name} returned weights that are not finite. Rescale images, or change reg.")
+            violation = program.violation(outcome.weights)
+            # The weights are made feasible before they are judged: the objective is then Eq. 1's own.
+            weights = program.repair(outcome.weights)
+            final = program.evaluate(weights)
+        gap = final.relative_gap
+        status = Status.OPTIMAL
+        if gap > self.tol:
+            status = Status.INACCURATE if outcome.stopped is Status.OPTIMAL else outcome.stopped
+            logger.warning("%s: %s Relative gap %.2e, tol %.2e.", self.name, status.message, gap, self.tol)
+        return SolveResult(
+            weights=weights,
+            objective=final.objective,
+            dual_bound=final.dual_bound,
+            relative_gap=gap,
+            violation=violation,
+            status=status.value,
+            solver=self.name,
+            iterations=outcome.iterations,
+            seconds=seconds,
+            history=history,
+        )

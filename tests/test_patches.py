@@ -1,0 +1,412 @@
+"""Patches against naive loops, torch's own convolution and pooling, adjoint identities, and numbers worked by hand."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import cvxcnn.patches as patches_module
+from cvxcnn.errors import InputError
+from cvxcnn.patches import Patches, PatchGeometry
+
+CLOSE = {"rtol": 1e-11, "atol": 1e-11}
+
+
+@st.composite
+def problems(draw: st.DrawFn, pooling: str | None = None) -> tuple[Patches, torch.Generator]:
+    """Patches of small random images over every kind of geometry, and a generator for what else a test needs."""
+    side = st.integers(1, 7)
+    height, width = draw(side), draw(side)
+    padding = (draw(st.integers(0, 2)), draw(st.integers(0, 2)))
+    padded = (height + 2 * padding[0], width + 2 * padding[1])
+    kernel = (draw(st.integers(1, min(4, padded[0]))), draw(st.integers(1, min(4, padded[1]))))
+    stride = (draw(st.integers(1, 3)), draw(st.integers(1, 3)))
+    sides = [(size - k) // s + 1 for size, k, s in zip(padded, kernel, stride, strict=True)]
+    geometry = PatchGeometry(
+        kernel_size=kernel,
+        stride=stride,
+        padding=padding,
+        pooling=pooling or draw(st.sampled_from(["sum", "mean"])),
+        pool_cells=draw(st.integers(1, min(*sides, 3))),
+        bias=draw(st.booleans()),
+    )
+    random = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    shape = (draw(st.integers(1, 4)), draw(st.integers(1, 3)), height, width)
+    return Patches(torch.randn(shape, generator=random, dtype=torch.float64), geometry), random
+
+
+def normal(random: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=random, dtype=torch.float64)
+
+
+def fixed_problem(**changes: object) -> tuple[Patches, torch.Generator]:
+    """Return five images with overlapping cells, a bias, and more than one channel."""
+    options: dict[str, object] = {"kernel_size": 3, "padding": 1, "pooling": "mean", "pool_cells": 2, "bias": True}
+    random = torch.Generator().manual_seed(0)
+    geometry = PatchGeometry(**{**options, **changes})  # type: ignore[arg-type]
+    return Patches(normal(random, 5, 2, 7, 5), geometry), random
+
+
+def cells(patches: Patches) -> list[list[int]]:
+    """Return the patch indices of each cell, cut as torch's adaptive pooling cuts them."""
+    height, width = patches.map_shape
+    a = patches.geometry.pool_cells
+    bounds = [[(i * size // a, -(-(i + 1) * size // a)) for i in range(a)] for size in (height, width)]
+    return [
+        [row * width + column for row in range(*rows) for column in range(*columns)]
+        for rows in bounds[0]
+        for columns in bounds[1]
+    ]
+
+
+def naive_pool(patches: Patches, responses: Tensor) -> Tensor:
+    """Return responses (n, K, m) pooled cell by cell, shape (n, cells, m)."""
+    pooled = []
+    for members in cells(patches):
+        total = responses[:, members].sum(1)
+        pooled.append(total / len(members) if patches.geometry.pooling == "mean" else total)
+    return torch.stack(pooled, 1)
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    assert a.shape == b.shape
+    return (a * b).sum()
+
+
+# Numbers worked out by hand: the four 2 x 2 patches of
+#    1 -2  0
+#    3  1 -1
+#    0  2  4
+# are (1, -2, 3, 1), (-2, 0, 1, -1), (3, 1, 0, 2) and (1, -1, 2, 4).
+EXAMPLE = torch.tensor([[[[1.0, -2.0, 0.0], [3.0, 1.0, -1.0], [0.0, 2.0, 4.0]]]], dtype=torch.float64)
+
+
+def test_worked_example() -> None:
+    patches = Patches(EXAMPLE, PatchGeometry(kernel_size=2))
+    rows = [[1, -2, 3, 1], [-2, 0, 1, -1], [3, 1, 0, 2], [1, -1, 2, 4]]
+    assert patches.unfold().tolist() == [rows]
+    # Responses: -4, -3, 4, -2 and -1, -1, 3, 3.
+    filters = torch.tensor([[1.0, 1, -1, 0], [0, 1, 0, 1]], dtype=torch.float64)
+    assert patches.relu_maps(filters).tolist() == [[[[0, 0], [4, 0]], [[0, 0], [3, 3]]]]
+    assert patches.relu_features(filters).tolist() == [[[4, 6]]]
+    # The first gate lets patches 1, 3 and 4 through, the second all: 0 >= 0 counts.
+    gates = torch.tensor([[1.0, 0, 0, 0], [0, 0, 1, 0]], dtype=torch.float64)
+    assert patches.gated_features(gates).tolist() == [[[[5, -2, 5, 7]], [[3, -2, 6, 6]]]]
+    assert patches.gated_correlation(gates, EXAMPLE.new_tensor([[-2.0]])).flatten(1).tolist() == [
+        [-10, 4, -10, -14],
+        [-6, 4, -12, -12],
+    ]
+    weights = torch.tensor([[1.0, 1, 0, 0], [0, 0, 0, 1]], dtype=torch.float64).view(2, 1, 4, 1)
+    assert patches.gated_prediction(gates, weights).tolist() == [[5 - 2 + 6]]
+
+
+def test_worked_example_with_bias_and_mean() -> None:
+    patches = Patches(EXAMPLE, PatchGeometry(kernel_size=2, pooling="mean", bias=True))
+    assert patches.dim == 5
+    assert patches.unfold()[0, :, 4].tolist() == [1, 1, 1, 1]
+    # Responses -4, -3, 4, -2 plus 3.5: the mean of 0, 0.5, 7.5 and 1.5.
+    filters = torch.tensor([[1.0, 1, -1, 0, 3.5]], dtype=torch.float64)
+    assert patches.relu_features(filters).item() == 2.375
+
+
+def test_worked_example_with_cells_stride_and_padding() -> None:
+    patches = Patches(EXAMPLE, PatchGeometry(kernel_size=1, pool_cells=2))
+    # Cells of a 3 x 3 map overlap in its middle row and column.
+    ones = torch.ones(1, 1, dtype=torch.float64)
+    assert patches.relu_features(ones).flatten().tolist() == [1 + 3 + 1, 1, 3 + 1 + 2, 1 + 2 + 4]
+    strided = Patches(EXAMPLE, PatchGeometry(kernel_size=1, stride=2))
+    assert strided.unfold().flatten().tolist() == [1, 0, 0, 4]
+    padded = Patches(EXAMPLE, PatchGeometry(kernel_size=3, stride=2, padding=1))
+    assert padded.unfold()[0, 0].tolist() == [0, 0, 0, 0, 1, -2, 0, 3, 1]
+
+
+# Against naive loops and torch's own layers, over geometries.
+
+
+@given(problems())
+def test_unfold_cuts_the_padded_image(problem: tuple[Patches, torch.Generator]) -> None:
+    patches, _ = problem
+    (top, left), (kh, kw), (down, right) = patches.padding, patches.kernel, patches.stride
+    padded = F.pad(patches.images, (left, left, top, top))
+    height, width = patches.map_shape
+    cut = [
+        padded[:, :, i * down : i * down + kh, j * right : j * right + kw].flatten(1)
+        for i in range(height)
+        for j in range(width)
+    ]
+    expected = torch.stack(cut, 1)
+    unfolded = patches.unfold()
+    bias = int(patches.geometry.bias)
+    assert unfolded.shape == (patches.n_images, patches.n_patches, patches.dim)
+    assert torch.equal(unfolded[..., : patches.dim - bias], expected)
+    if bias:
+        assert (unfolded[..., -1] == 1).all()
+
+
+@given(problems())
+def test_relu_features_equal_the_naive_loop(problem: tuple[Patches, torch.Generator]) -> None:
+    patches, random = problem
+    filters = normal(random, 3, patches.dim)
+    responses = (patches.unfold() @ filters.T).clamp(min=0)
+    torch.testing.assert_close(patches.relu_features(filters), naive_pool(patches, responses), **CLOSE)
+
+
+@given(problems(pooling="mean"))
+def test_mean_pooling_equals_adaptive_average_pooling(problem: tuple[Patches, torch.Generator]) -> None:
+    patches, random = problem
+    filters = normal(random, 2, patches.dim)
+    pooled = F.adaptive_avg_pool2d(patches.relu_maps(filters), patches.geometry.pool_cells)
+    torch.testing.assert_close(patches.relu_features(filters), pooled.flatten(2).transpose(1, 2), **CLOSE)
+
+
+@given(problems())
+def test_relu_maps_equal_conv2d(problem: tuple[Patches, torch.Generator]) -> None:
+    patches, random = problem
+    filters = normal(random, 2, patches.dim)
+    weight, bias = (filters[:, :-1], filters[:, -1]) if patches.geometry.bias else (filters, None)
+    weight = weight.reshape(2, patches.images.shape[1], *patches.kernel)
+    maps = F.conv2d(patches.images, weight, bias, stride=patches.stride, padding=patches.padding).relu()
+    torch.testing.assert_close(patches.relu_maps(filters), maps, **CLOSE)
+
+
+@given(problems())
+def test_gated_features_equal_the_naive_loop(problem: tuple[Patches, torch.Generator]) -> None:
+    patches, random = problem
+    gates = normal(random, 3, patches.dim)
+    unfolded = patches.unfold()
+    expected = [
+        naive_pool(patches, unfolded * (unfolded @ gate >= 0).unsqueeze(-1).to(unfolded.dtype)) for gate in gates
+    ]
+    torch.testing.assert_close(patches.gated_features(gates), torch.stack(expected, 1), **CLOSE)
+
+
+@settings(max_examples=25)
+@given(problems())
+def test_relu_features_pass_gradcheck(problem: tuple[Patches, torch.Generator]) -> None:
+    patches, random = problem
+    filters = normal(random, 2, patches.dim)
+    # Finite differences don't see a gradient across a kink. Patches of padding alone are exact zeros: no kink there.
+    responses = patches.unfold() @ filters.T
+    assume(not ((responses.abs() < 1e-4) & (responses != 0)).any())
+    assert torch.autograd.gradcheck(patches.relu_features, (filters.requires_grad_(),))
+
+
+def test_relu_features_in_a_larger_graph() -> None:
+    patches, random = fixed_problem()
+    filters = normal(random, 4, patches.dim).requires_grad_()
+    output = normal(random, 4, 4).requires_grad_()
+    targets = normal(random, 5)
+    ours = (torch.einsum("ncm,cm->n", patches.relu_features(filters), output) - targets).square().sum()
+    gradients = torch.autograd.grad(ours, (filters, output))
+    pooled = torch.einsum("nkm,ck->ncm", (patches.unfold() @ filters.T).relu(), patches.pool)
+    plain = (torch.einsum("ncm,cm->n", pooled, output) - targets).square().sum()
+    for gradient, expected in zip(gradients, torch.autograd.grad(plain, (filters, output)), strict=True):
+        torch.testing.assert_close(gradient, expected, **CLOSE)
+
+
+# Adjoint identities.
+
+
+@given(problems())
+def test_fold_is_the_adjoint_of_unfold(problem: tuple[Patches, torch.Generator]) -> None:
+    patches, random = problem
+    other = normal(random, patches.n_images, patches.n_patches, patches.dim)
+    linear = slice(0, patches.dim - int(patches.geometry.bias))
+    left = inner(patches.unfold()[..., linear], other[..., linear])
+    torch.testing.assert_close(left, inner(patches.images, patches.fold(other)), **CLOSE)
+
+
+@given(problems(), st.integers(1, 3), st.integers(1, 3))
+def test_gated_maps_are_adjoint(problem: tuple[Patches, torch.Generator], n_gates: int, outputs: int) -> None:
+    patches, random = problem
+    gates = normal(random, n_gates, patches.dim)
+    weights = normal(random, n_gates, patches.n_cells, patches.dim, outputs)
+    dual = normal(random, patches.n_images, outputs)
+    features = patches.gated_features(gates)
+    prediction = patches.gated_prediction(gates, weights)
+    correlation = patches.gated_correlation(gates, dual)
+    assert correlation.is_contiguous()
+    torch.testing.assert_close(inner(prediction, dual), inner(weights, correlation), **CLOSE)
+    torch.testing.assert_close(prediction, torch.einsum("npcd,pcdo->no", features, weights), **CLOSE)
+    torch.testing.assert_close(correlation, torch.einsum("npcd,no->pcdo", features, dual), **CLOSE)
+
+
+@given(problems())
+def test_a_filter_in_its_own_cone_is_a_gated_filter(problem: tuple[Patches, torch.Generator]) -> None:
+    patches, random = problem
+    filters = normal(random, 2, patches.dim)
+    gated = torch.einsum("npcd,pd->ncp", patches.gated_features(filters), filters)
+    torch.testing.assert_close(patches.relu_features(filters), gated, **CLOSE)
+
+
+# Pooling weights.
+
+
+@given(problems())
+def test_pool_weights(problem: tuple[Patches, torch.Generator]) -> None:
+    patches, _ = problem
+    for weights, members in zip(patches.pool, cells(patches), strict=True):
+        expected = torch.zeros_like(weights)
+        expected[members] = 1 / len(members) if patches.geometry.pooling == "mean" else 1.0
+        torch.testing.assert_close(weights, expected, rtol=1e-14, atol=0)
+
+
+# How the work is cut up changes no result.
+
+
+def everything(patches: Patches) -> list[Tensor]:
+    random = torch.Generator().manual_seed(1)
+    filters = normal(random, 3, patches.dim).to(patches.images.dtype).requires_grad_()
+    dual = normal(random, patches.n_images, 2).to(patches.images.dtype)
+    weights = normal(random, 3, patches.n_cells, patches.dim, 2).to(patches.images.dtype)
+    gates = filters.detach()
+    features = patches.relu_features(filters)
+    return [
+        patches.unfold(),
+        features.detach(),
+        torch.autograd.grad(features.square().sum(), filters)[0],
+        patches.relu_maps(gates),
+        patches.gated_features(gates),
+        patches.gated_correlation(gates, dual),
+        patches.gated_prediction(gates, weights),
+    ]
+
+
+@pytest.mark.parametrize("entries", [1, 100, 700])
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, entries: int) -> None:
+    whole = everything(fixed_problem()[0])
+    monkeypatch.setattr(patches_module, "CHUNK_ENTRIES_CPU", entries)
+    patches, _ = fixed_problem()
+    for part, expected in zip(everything(patches), whole, strict=True):
+        torch.testing.assert_close(part, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("entries", [1, 1 << 18])
+def test_the_cache_changes_nothing(monkeypatch: pytest.MonkeyPatch, entries: int) -> None:
+    whole = everything(fixed_problem()[0])
+    monkeypatch.setattr(patches_module, "CACHE_BYTES", 0)
+    monkeypatch.setattr(patches_module, "CHUNK_ENTRIES_CPU", entries)
+    patches, _ = fixed_problem()
+    for part, expected in zip(everything(patches), whole, strict=True):
+        torch.testing.assert_close(part, expected, **CLOSE)
+
+
+def test_patches_are_kept_only_when_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    patches, _ = fixed_problem()
+    assert patches.unfold().data_ptr() == patches.unfold().data_ptr()
+    monkeypatch.setattr(patches_module, "CACHE_BYTES", 0)
+    uncached, _ = fixed_problem()
+    first = uncached.unfold()
+    assert first.data_ptr() != uncached.unfold().data_ptr()
+
+
+@pytest.mark.parametrize("width", [0, 1, 10])
+def test_chunks_cover_every_image_once_within_their_limit(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    patches, _ = fixed_problem()
+    limit = 2 * patches.n_patches * max(width, 1)
+    monkeypatch.setattr(patches_module, "CHUNK_ENTRIES_CPU", limit)
+    seen = []
+    for rows, chunk in patches.chunks(width):
+        assert torch.equal(chunk, patches.unfold()[rows])
+        assert chunk.shape[0] * patches.n_patches * max(width, 1) <= limit
+        seen += range(patches.n_images)[rows]
+    assert seen == list(range(patches.n_images))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 8])
+def test_threads_change_nothing(threads: int) -> None:
+    patches, _ = fixed_problem()
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = everything(patches)
+        torch.set_num_threads(threads)
+        together = everything(patches)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    for part, expected in zip(together, alone, strict=True):
+        torch.testing.assert_close(part, expected, **CLOSE)
+
+
+def test_no_filters_and_no_gates() -> None:
+    patches, _ = fixed_problem()
+    none = torch.zeros(0, patches.dim, dtype=torch.float64)
+    assert patches.relu_features(none).shape == (5, 4, 0)
+    assert patches.relu_maps(none).shape == (5, 0, 7, 5)
+    assert patches.gated_features(none).shape == (5, 0, 4, patches.dim)
+    prediction = patches.gated_prediction(none, torch.zeros(0, 4, patches.dim, 3, dtype=torch.float64))
+    assert torch.equal(prediction, torch.zeros(5, 3, dtype=torch.float64))
+
+
+# Copies.
+
+
+def test_astype_and_subset() -> None:
+    patches, random = fixed_problem()
+    assert patches.astype(torch.float64) is patches
+    single = patches.astype(torch.float32)
+    filters = normal(random, 3, patches.dim)
+    assert single.pool.dtype == single.unfold().dtype == torch.float32
+    torch.testing.assert_close(
+        single.relu_features(filters.float()).double(), patches.relu_features(filters), rtol=1e-5, atol=1e-5
+    )
+    rows = torch.tensor([3, 0, 3])
+    assert torch.equal(patches.subset(rows).unfold(), patches.unfold()[rows])
+
+
+def test_take_returns_single_patches() -> None:
+    patches, _ = fixed_problem()
+    images, places = torch.tensor([4, 0, 4, 2]), torch.tensor([0, 34, 0, 17])
+    assert torch.equal(patches.take(images, places), patches.unfold()[images, places])
+
+
+def test_geometry_is_a_value() -> None:
+    assert PatchGeometry(3, 2, 1) == PatchGeometry((3, 3), (2, 2), (1, 1))
+    assert hash(PatchGeometry(3)) == hash(PatchGeometry((3, 3)))
+
+
+# Refusals.
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "3", True, None, (3,), (3, 3, 3), (3, 0), (3, 2.0), (3, True)])
+@pytest.mark.parametrize(("name", "least"), [("kernel_size", 1), ("stride", 1), ("padding", 0)])
+def test_sizes_are_checked(name: str, least: int, value: object) -> None:
+    if name == "padding" and value in (0, (3, 0)) and not isinstance(value, bool):
+        value = -1
+    message = f"{name} must be an int >= {least} or a pair of them; got {value!r}."
+    with pytest.raises(InputError, match=re.escape(message)):
+        PatchGeometry(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", ["max", "Sum", None, 1])
+def test_pooling_is_checked(value: object) -> None:
+    with pytest.raises(InputError, match=re.escape(f'pooling must be "sum" or "mean"; got {value!r}.')):
+        PatchGeometry(pooling=value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [0, -2, 1.0, "2", True, (2, 2), None])
+def test_pool_cells_are_checked(value: object) -> None:
+    with pytest.raises(InputError, match=re.escape(f"pool_cells must be an int >= 1; got {value!r}.")):
+        PatchGeometry(pool_cells=value)  # type: ignore[arg-type]
+
+
+def test_a_kernel_larger_than_the_padded_image_is_refused() -> None:
+    message = (
+        "kernel_size (3, 7) is larger than the padded image: images are (4, 4), padding is (1, 1). "
+        "Use a smaller kernel or more padding."
+    )
+    with pytest.raises(InputError, match=re.escape(message)):
+        Patches(torch.ones(1, 1, 4, 4), PatchGeometry(kernel_size=(3, 7), padding=1))
+
+
+def test_more_cells_than_the_maps_have_are_refused() -> None:
+    message = "pool_cells=3 needs feature maps of at least that side; they are 4 x 2. Use fewer cells or more padding."
+    with pytest.raises(InputError, match=re.escape(message)):
+        Patches(torch.ones(1, 1, 6, 4), PatchGeometry(kernel_size=3, pool_cells=3))
