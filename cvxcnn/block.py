@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from numbers import Integral
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -14,18 +15,19 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from torch import Tensor, nn
 
-from .arrangements import resolve
+from .arrangements import Gates, resolve
 from .cones import Cones
 from .data import check_images, check_targets
-from .design import GatedDesign
 from .errors import InputError
 from .losses import get_loss
 from .neurons import GatedConv, Neurons, convolution, pooling, read_neurons, to_module
-from .patches import PatchGeometry, Patches
-from .penalties import DensePenalty, GroupPenalty, Penalty, get_penalty
-from .pricing import PricedSolution, PricingOptions, Search, global_bound, solve_priced, solve_priced_gates
+from .patches import Patches, PatchGeometry
+from .penalties import DensePenalty, Penalty, get_penalty
+from .pricing import PricedSolution, PricingOptions, global_bound, searched_reg_max, solve_priced, solve_priced_gates
 from .program import Program, filter_program, gated_program, relative_gap, relu_program
 from .solvers import Callback, SolveResult, Status, get_solver
+from .solvers.base import is_number
+from .threads import coarse_threads
 
 __all__ = ["Certificate", "ConvexConvBlock"]
 
@@ -79,10 +81,11 @@ class Certificate:
             ),
             "none": "not compared with other gates",
         }[self.kind]
-        return f"objective {self.objective:.6g}: {self.sampled_gap:.1e} from optimal over its own gates (proved); {over}"
+        own = f"{self.sampled_gap:.1e} from optimal over its own gates (proved)"
+        return f"objective {self.objective:.6g}: {own}; {over}"
 
 
-class ConvexConvBlock(BaseEstimator):  # type: ignore[misc]
+class ConvexConvBlock(BaseEstimator):
     """A two-layer CNN, Conv -> ReLU -> pooling -> Linear, trained by convex optimisation.
 
     Solves, over the sign patterns D_i of the patches that the gates give (Eq. 2 of the ReLU program),
@@ -220,7 +223,7 @@ class ConvexConvBlock(BaseEstimator):  # type: ignore[misc]
         expected = check_targets(targets, len(inputs), dtype=inputs.dtype, device=inputs.device)
         patches = Patches(inputs, geometry)
         priced = isinstance(self.gates, str)
-        with torch.no_grad():
+        with torch.no_grad(), coarse_threads():
             if priced:
                 program, result, certificate = self._fit_priced(patches, expected, callback)
             else:
@@ -239,8 +242,10 @@ class ConvexConvBlock(BaseEstimator):  # type: ignore[misc]
         if self.activation == "relu" and self.penalty == "nuclear":
             raise InputError('penalty="nuclear" is a gated program. Use activation="gated_relu", or penalty="dense".')
         if self.activation == "gated_relu" and isinstance(penalty, DensePenalty):
-            raise InputError('penalty="dense" is a program over ReLU filters. Use penalty="nuclear" for gated networks.')
-        if not isinstance(self.reg, (int, float)) or isinstance(self.reg, bool) or not 0 < self.reg < float("inf"):
+            raise InputError(
+                'penalty="dense" is a program over ReLU filters. Use penalty="nuclear" for a gated network.'
+            )
+        if not is_number(self.reg, Real) or not 0 < self.reg < float("inf"):
             raise InputError(f"reg must be a positive, finite number; got {self.reg!r}.")
         if isinstance(self.gates, str) and self.gates != "priced":
             raise InputError(f'gates must be a number, an array, a sampler or "priced"; got {self.gates!r}.')
@@ -248,43 +253,81 @@ class ConvexConvBlock(BaseEstimator):  # type: ignore[misc]
             raise InputError(f'gates="priced" brings its own solver: use solver="auto"; got {self.solver!r}.')
         if self.dtype not in DTYPES:
             raise InputError(f"dtype must be one of {sorted(DTYPES)}; got {self.dtype!r}.")
+        try:
+            torch.device(self.device)
+        except (RuntimeError, TypeError):
+            raise InputError(f'device must be "cpu", "cuda" or "cuda:<number>"; got {self.device!r}.') from None
         if str(self.device).startswith("cuda") and not torch.cuda.is_available():
             raise InputError(f'device={self.device!r} was asked for, but torch finds no GPU. Use device="cpu".')
-        if not isinstance(self.random_state, Integral) or isinstance(self.random_state, bool):
-            raise InputError(f"random_state must be an int; got {self.random_state!r}.")
+        if not is_number(self.random_state, Integral) or not 0 <= self.random_state < 1 << 63:
+            raise InputError(f"random_state must be an int in [0, 2^63); got {self.random_state!r}.")
         return geometry
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(int(self.random_state))
 
-    def _fit_fixed(
-        self, patches: Patches, targets: Tensor, callback: Callback | None
-    ) -> tuple[Program, SolveResult, Certificate]:
+    def reg_max(self, images: Any, targets: Any) -> float:
+        """Return the smallest ``reg`` whose solution is zero: exact over fixed gates, searched if they are priced.
+
+        Parameters
+        ----------
+        images : array-like, shape (n, C, H, W) or (n, H, W)
+        targets : array-like, shape (n,) or (n, outputs)
+        """
+        geometry = self._check_parameters()
+        inputs = check_images(images, dtype=DTYPES[self.dtype], device=torch.device(self.device))
+        expected = check_targets(targets, len(inputs), dtype=inputs.dtype, device=inputs.device)
+        patches = Patches(inputs, geometry)
+        with torch.no_grad(), coarse_threads():
+            if not isinstance(self.gates, str):
+                return self._fixed_program(patches, expected)[0].reg_max()
+            make = filter_program if self.activation == "relu" else gated_program
+            empty = make(
+                patches,
+                inputs.new_zeros(0, patches.dim),
+                expected,
+                1.0,
+                penalty=get_penalty(self.penalty),
+                loss=get_loss(self.loss),
+                intercept=self.intercept,
+            )
+            return searched_reg_max(empty, self.pricing or PricingOptions(), self._generator())
+
+    def _fixed_program(self, patches: Patches, targets: Tensor) -> tuple[Program, Gates]:
         gates = resolve(self.gates, patches, int(self.random_state))
         dropped = gates.n_duplicates + gates.n_zero
         if dropped:
             logger.info("%d gates kept; %d repeated a pattern, %d never active", len(gates), *_dropped(gates))
-        make = {"gated_relu": gated_program, "relu": relu_program}[self.activation]
+        make: Callable[..., Program] = {"gated_relu": gated_program, "relu": relu_program}[self.activation]
         vectors = gates.vectors
         penalty: Penalty = get_penalty(self.penalty)
         if isinstance(penalty, DensePenalty):
             make, vectors = filter_program, F.normalize(vectors, dim=1)
         program = make(
-            patches, vectors, targets, float(self.reg), penalty=penalty, loss=get_loss(self.loss),
+            patches,
+            vectors,
+            targets,
+            float(self.reg),
+            penalty=penalty,
+            loss=get_loss(self.loss),
             intercept=self.intercept,
         )
+        return program, gates
+
+    def _fit_fixed(
+        self, patches: Patches, targets: Tensor, callback: Callback | None
+    ) -> tuple[Program, SolveResult, Certificate]:
+        program, gates = self._fixed_program(patches, targets)
         solver = get_solver(self.solver, program, tol=self.tol, max_iter=self.max_iter)
         result = solver.solve(program, callback=callback)
         options = self.pricing or PricingOptions()
-        bound, kind, searched = float("nan"), "none", options.starts
-        only_patterns = not isinstance(penalty, DensePenalty) or patches.n_cells * targets.shape[1] == 1
-        if gates.complete and self.activation == "relu" and only_patterns and not isinstance(penalty, DensePenalty):
-            bound, kind, searched = result.dual_bound, "proved", 0
-        elif gates.complete and self.activation == "gated_relu":
-            bound, kind, searched = result.dual_bound, "proved", 0
+        certificate = Certificate(result.objective, result.dual_bound, float("nan"), "none")
+        if gates.complete and program.cones is not None:
+            # Only for cones: a gated network also has the patterns of gates that lie on a patch's hyperplane.
+            certificate = replace(certificate, global_bound=result.dual_bound, kind="proved")
         elif options.starts:
-            bound, kind = global_bound(program, result.weights, options, self._generator()), "searched"
-        certificate = Certificate(result.objective, result.dual_bound, bound, kind, searched if kind == "searched" else 0)
+            bound = global_bound(program, result.weights, options, self._generator())
+            certificate = replace(certificate, global_bound=bound, kind="searched", n_searched=options.starts)
         return program, result, certificate
 
     def _fit_priced(
@@ -327,7 +370,8 @@ class ConvexConvBlock(BaseEstimator):  # type: ignore[misc]
         self.result_ = result
         self.certificate_ = certificate
         self.geometry_ = patches.geometry
-        self.image_shape_ = tuple(int(side) for side in patches.images.shape[1:])
+        _, channels, height, width = patches.images.shape
+        self.image_shape_ = (channels, height, width)
         self.n_outputs_ = program.n_outputs
         self.flat_targets_ = flat
         design = program.design
@@ -379,9 +423,13 @@ class ConvexConvBlock(BaseEstimator):  # type: ignore[misc]
 
         For a gated block they are the ReLU responses of its active gates, scaled to unit length.
         """
+        return np.asarray(self.relu_maps(images).cpu().numpy())
+
+    def relu_maps(self, images: Any) -> Tensor:
+        """Return ``transform`` as a tensor, on the block's device."""
         patches = self._patches(images)
         with torch.no_grad():
-            return np.asarray(patches.relu_maps(self.neurons_.filters).cpu().numpy())
+            return patches.relu_maps(self.neurons_.filters)
 
     def to_torch(self) -> nn.Sequential:
         """Return the block as Conv2d -> ReLU -> pooling -> Flatten -> Linear, with the same predictions.

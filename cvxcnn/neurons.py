@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .design import SignedGatedDesign
-from .patches import PatchGeometry, Patches
+from .patches import Patches, PatchGeometry
 from .program import Program
 
 __all__ = ["CellSum", "GatedConv", "Neurons", "read_neurons", "to_module"]
@@ -46,7 +46,8 @@ def _balanced(directions: Tensor, readout: Tensor, intercept: Tensor) -> Neurons
     """Share each neuron's scale evenly between filter and output weights; directions are unit vectors."""
     if not len(directions):
         # A convolution needs a channel; a neuron of zeros is the zero function.
-        return Neurons(directions.new_zeros(1, directions.shape[1]), readout.new_zeros(1, *readout.shape[1:]), intercept)
+        shape = (1, *readout.shape[1:])
+        return Neurons(directions.new_zeros(1, directions.shape[1]), readout.new_zeros(shape), intercept)
     roots = readout.flatten(1).norm(dim=1).sqrt()
     return Neurons(directions * roots[:, None], readout / roots[:, None, None], intercept)
 
@@ -65,7 +66,9 @@ def read_neurons(program: Program, weights: Tensor) -> Neurons:
         Feasible weights.
     """
     design = program.design
-    intercept = program.intercepts(design.predict(weights)) if program.intercept else weights.new_zeros(weights.shape[3])
+    intercept = weights.new_zeros(weights.shape[3])
+    if program.intercept:
+        intercept = program.intercepts(design.predict(weights))
     if not program.penalty.separable:
         active = weights.flatten(1).any(dim=1)
         return _balanced(design.vectors[active], weights[active].squeeze(2), intercept)
@@ -95,6 +98,7 @@ class CellSum(nn.Module):
     def __init__(self, cells: int, sizes: Tensor) -> None:
         super().__init__()
         self.cells = cells
+        self.sizes: Tensor
         self.register_buffer("sizes", sizes)
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -120,7 +124,8 @@ class GatedConv(nn.Module):
         """Return gated responses, one map a filter."""
         repeats = self.filters.out_channels // self.gates.out_channels
         opened = (self.gates(images) >= 0).repeat_interleave(repeats, dim=1)
-        return self.filters(images) * opened
+        responses: Tensor = self.filters(images) * opened
+        return responses
 
 
 def convolution(filters: Tensor, geometry: PatchGeometry, channels: int) -> nn.Conv2d:

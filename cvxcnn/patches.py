@@ -22,6 +22,8 @@ __all__ = ["PatchGeometry", "Patches"]
 
 # Unfolded patches up to this many bytes are kept; larger ones are unfolded again for each chunk.
 CACHE_BYTES = 2 << 30
+# Masks of active responses up to this many bytes are kept for the backward pass; larger ones are computed again.
+MASK_BYTES = 1 << 28
 # Entries of the largest temporary of a chunk: about the second-level cache of a CPU core in float32.
 CHUNK_ENTRIES_CPU = 1 << 18
 CHUNK_ENTRIES_GPU = 1 << 26
@@ -133,28 +135,35 @@ class PatchGeometry:
 
 
 class _PooledReLU(torch.autograd.Function):
-    """Pooled ReLU responses whose backward pass computes them again rather than store n * K * m numbers."""
+    """Pooled ReLU responses with a backward pass that keeps one bit-sized mask, or nothing when that is too much."""
 
     @staticmethod
     def forward(ctx: Any, filters: Tensor, patches: Patches) -> Tensor:
+        count = len(filters)
+        keep = ctx.needs_input_grad[0] and patches.n_images * patches.n_patches * count <= MASK_BYTES
         ctx.save_for_backward(filters)
         ctx.patches = patches
-        count = len(filters)
         pooled = patches.pool.new_empty(patches.n_images, patches.n_cells, count)
+        shape = (patches.n_images, patches.n_patches, count) if keep else (0, 0, 0)
+        ctx.mask = mask = torch.empty(shape, dtype=torch.bool, device=filters.device)
         weights = filters.detach().T.contiguous()
 
         def work(share: slice) -> None:
             for rows, chunk in patches.chunks(count, share):
-                responses = (chunk.reshape(-1, patches.dim) @ weights).relu_()
-                torch.matmul(patches.pool, responses.view(len(chunk), patches.n_patches, count), out=pooled[rows])
+                responses = (chunk.reshape(-1, patches.dim) @ weights).relu_().view(len(chunk), -1, count)
+                if keep:
+                    torch.gt(responses, 0, out=mask[rows])
+                torch.matmul(patches.pool, responses, out=pooled[rows])
 
-        patches.map_shares(work)
+        if count:
+            patches.map_shares(work)
         return pooled
 
     @staticmethod
     def backward(ctx: Any, *upstreams: Tensor) -> tuple[Tensor, None]:
         (filters,) = ctx.saved_tensors
         patches: Patches = ctx.patches
+        mask: Tensor = ctx.mask
         count = len(filters)
         weights = filters.detach().T.contiguous()
         spread = patches.pool.T.contiguous()
@@ -164,7 +173,8 @@ class _PooledReLU(torch.autograd.Function):
             for rows, chunk in patches.chunks(count, share):
                 flat = chunk.reshape(-1, patches.dim)
                 incoming = torch.matmul(spread, upstreams[0][rows]).reshape(-1, count)
-                gradient.addmm_(flat.T, torch.ops.aten.threshold_backward(incoming, flat @ weights, 0))
+                active = mask[rows].view(-1, count) if mask.numel() else flat @ weights > 0
+                gradient.addmm_(flat.T, incoming.mul_(active))
             return gradient
 
         return sum(patches.map_shares(work), torch.zeros_like(weights)).T, None

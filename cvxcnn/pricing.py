@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .baseline import train_baseline
 from .arrangements import GaussianGates, distinct
 from .design import GatedDesign
 from .losses import Loss, SquaredLoss
@@ -37,6 +38,7 @@ __all__ = [
     "PricingOptions",
     "Search",
     "global_bound",
+    "searched_reg_max",
     "solve_priced",
     "solve_priced_gates",
 ]
@@ -45,6 +47,11 @@ logger = logging.getLogger(__name__)
 
 # Filters whose cosine exceeds this are taken for one and the same when new ones are chosen.
 _SAME_DIRECTION = 0.99
+# While the worst direction violates by more than this factor, searches are cut short: the local improvement
+# that follows moves every filter anyway.
+_NEARLY = 1.1
+# Minibatch steps of the ordinary training that pricing begins with.
+_INITIAL_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -54,13 +61,15 @@ class PricingOptions:
     Parameters
     ----------
     starts : int
-        Random starts of each search, half Gaussian and half data patches; active filters are added.
+        Random starts of each search, half Gaussian and half data patches.
     ascent_steps : int
         Steps of the local ascent from each start.
     additions : int
         Filters added in a round, at most.
     improvement_steps : int
         L-BFGS steps on Eq. 1 between rounds.
+    initial_filters : int
+        Neurons of the short ordinary training that the first filters come from (ReLU filters only).
     max_rounds : int
     time_limit : float
         Seconds after which no new round is begun.
@@ -72,6 +81,7 @@ class PricingOptions:
     ascent_steps: int = 40
     additions: int = 32
     improvement_steps: int = 60
+    initial_filters: int = 128
     max_rounds: int = 40
     time_limit: float = float("inf")
     gap: float = 1e-3
@@ -245,9 +255,7 @@ def _distinct(values: Tensor, filters: Tensor, floor: float, count: int) -> Tens
     return order[torch.tensor(chosen, dtype=torch.long, device=order.device)]
 
 
-def _improve(
-    patches: Patches, program: Program, weights: Tensor, steps: int
-) -> Tensor:
+def _improve(patches: Patches, program: Program, weights: Tensor, steps: int) -> Tensor:
     """Return filters moved by L-BFGS on Eq. 1, from balanced neurons; shape (m, d), unit length."""
     dtype = patches.images.dtype
     lengths = weights.flatten(1).norm(dim=1).sqrt()
@@ -302,12 +310,13 @@ def _search_for(program: Program, patches: Patches, dual: Tensor) -> Search:
 
 
 def _find(
-    program: Program, quick: Patches, dual: Tensor, options: PricingOptions, generator: torch.Generator
+    program: Program, quick: Patches, dual: Tensor, starts: int, steps: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, float]:
     """Search all directions at a dual point; return (directions, scores / reg, bound over all gates)."""
     search = _search_for(program, quick, dual)
-    starts = torch.cat([search.starts(options.starts, generator), program.design.vectors.to(quick.images)])
-    found = F.normalize(search.ascend(starts, options.ascent_steps).to(dual), dim=1)
+    # Filters in use are stationary already; they are priced, not moved.
+    found = F.normalize(search.ascend(search.starts(starts, generator), steps).to(dual), dim=1)
+    found = torch.cat([found, program.design.vectors])
     scores, bound = _priced(_search_for(program, program.design.patches, dual), program, found, dual)
     return found, scores, bound
 
@@ -328,8 +337,19 @@ def global_bound(
     """
     prediction = program.design.predict(weights)
     dual = program.dual_point(prediction)
-    _, _, bound = _find(program, program.design.patches.astype(torch.float32), dual, options, generator)
+    _, _, bound = _find(program, program.design.patches.astype(torch.float32), dual, options.starts, options.ascent_steps, generator)
     return min(bound, program.dual_bound(prediction))
+
+
+def searched_reg_max(program: Program, options: PricingOptions, generator: torch.Generator) -> float:
+    """Return the largest dual norm at zero weights that a search finds: the reg from which the solution is zero.
+
+    ``program`` has reg 1 and may have no gates at all.
+    """
+    dual = program.dual_point(torch.zeros_like(program.targets))
+    quick = program.design.patches.astype(torch.float32)
+    _, scores, _ = _find(program, quick, dual, options.starts, options.ascent_steps, generator)
+    return float(scores.max()) * program.reg
 
 
 def solve_priced(
@@ -393,17 +413,29 @@ def solve_priced(
         active = weights.flatten(1).any(dim=1)
         return over(filters[active]), weights[active]
 
-    filters = targets.new_zeros(0, patches.dim) if start is None else F.normalize(start.to(targets), dim=1)
+    if start is None:
+        # One short cycle of ordinary training finds most of the directions; the program keeps what it needs.
+        epochs = max(1, round(_INITIAL_STEPS * 64 / max(patches.n_images, 64)))
+        seed = int(torch.randint(1 << 31, (1,), generator=generator))
+        connect = "group" if penalty.separable else "dense"
+        trained = train_baseline(
+            patches, targets, reg, options.initial_filters, connect=connect, epochs=epochs, seed=seed, loss=loss.name
+        )
+        found = trained.filters.to(targets)
+        filters = F.normalize(found[found.norm(dim=1) > 1e-6], dim=1)
+    else:
+        filters = F.normalize(start.to(targets), dim=1)
     program, weights = master(filters)
     prediction = program.design.predict(weights)
     objective = program.objective(weights, prediction)
-    best_bound, n_searched, converged = 0.0, 0, False
+    best_bound, n_searched, converged, worst = 0.0, 0, False, float("inf")
     rounds = 0
     for rounds in range(1, options.max_rounds + 1):
-        found, scores, bound = _find(program, quick, program.dual_point(prediction), options, generator)
+        steps = options.ascent_steps if worst < _NEARLY else options.ascent_steps // 3 + 1
+        found, scores, bound = _find(program, quick, program.dual_point(prediction), options.starts, steps, generator)
         worst = float(scores.max())
         if bound > best_bound:
-            best_bound, n_searched = bound, len(found)
+            best_bound, n_searched = bound, options.starts
         progress = Progress(rounds, time.perf_counter() - began, objective, best_bound)
         history.append(progress)
         logger.info(
@@ -476,9 +508,11 @@ def solve_priced_gates(
             start[: len(weights)] = weights
         result = get_solver("auto", program, tol=tol).solve(program, start=start)
         prediction = program.design.predict(result.weights)
-        found, scores, bound = _find(program, quick, program.dual_point(prediction), options, generator)
+        found, scores, bound = _find(
+            program, quick, program.dual_point(prediction), options.starts, options.ascent_steps, generator
+        )
         if bound > best_bound:
-            best_bound, n_searched = bound, len(found)
+            best_bound, n_searched = bound, options.starts
         history.append(Progress(rounds, time.perf_counter() - began, result.objective, best_bound))
         if callback is not None:
             callback(history[-1])

@@ -91,8 +91,8 @@ class Program:
     intercept: bool = False
 
     def __post_init__(self) -> None:
-        if not self.reg > 0:
-            raise InputError(f"reg must be a positive number; got {self.reg!r}.")
+        if not 0 < self.reg < float("inf"):
+            raise InputError(f"reg must be a positive, finite number; got {self.reg!r}.")
         if self.intercept and not isinstance(self.loss, SquaredLoss):
             raise InputError(f'intercept=True needs loss="squared"; got {self.loss.name!r}.')
         if self.cones is not None and not isinstance(self.penalty, GroupPenalty):
@@ -225,9 +225,7 @@ def gated_program(patches: Patches, gates: Tensor, targets: Tensor, reg: float, 
 def relu_program(patches: Patches, gates: Tensor, targets: Tensor, reg: float, **options: Any) -> Program:
     """Return the ReLU program (Eq. 2) over fixed gates, both signs and all cones."""
     penalty = options.pop("penalty", None) or GroupPenalty()
-    return Program(
-        SignedGatedDesign(patches, gates), targets, reg, penalty, cones=Cones(patches, gates), **options
-    )
+    return Program(SignedGatedDesign(patches, gates), targets, reg, penalty, cones=Cones(patches, gates), **options)
 
 
 def filter_program(patches: Patches, filters: Tensor, targets: Tensor, reg: float, **options: Any) -> Program:
@@ -277,15 +275,30 @@ def nonconvex_objective(module: nn.Module, images: Any, targets: Any, reg: float
     2.5
     """
     convolution, linear = _only(module, nn.Conv2d), _only(module, nn.Linear)
+    if not reg >= 0:
+        raise InputError(f"reg must be a number >= 0; got {reg!r}.")
+    counted = {id(parameter) for part in (convolution, linear) for parameter in part.parameters()}
+    if any(id(parameter) not in counted for parameter in module.parameters()):
+        raise InputError(
+            "Eq. 1 has no term for the module's other parameters (a normalisation, say): only those of one Conv2d and "
+            "one Linear. Fold them into the convolution first."
+        )
     device = convolution.weight.device
     inputs = check_images(images, dtype=torch.float64, device=device)
     expected = check_targets(targets, len(inputs), dtype=torch.float64, device=device)
     double = {name: value.detach().double() for name, value in module.state_dict().items()}
-    with torch.no_grad():
-        prediction = torch.cat(
-            [torch.func.functional_call(module, double, (part,)) for part in inputs.split(1024)]
+    try:
+        with torch.no_grad():
+            parts = [torch.func.functional_call(module, double, (part,)) for part in torch.split(inputs, 1024)]
+    except RuntimeError as error:
+        raise InputError(f"the module doesn't take images of shape {tuple(inputs.shape)}: {error}") from error
+    prediction = torch.cat(parts).reshape(len(inputs), -1)
+    if prediction.shape != expected.shape:
+        raise InputError(
+            f"the module's outputs have shape {tuple(prediction.shape)} but the targets {tuple(expected.shape)}. "
+            "Pass one column of targets for each output."
         )
     squares = convolution.weight.detach().double().square().sum() + linear.weight.detach().double().square().sum()
     if convolution.bias is not None:
         squares = squares + convolution.bias.detach().double().square().sum()
-    return get_loss(loss).value(prediction.reshape(expected.shape), expected) + 0.5 * reg * float(squares)
+    return get_loss(loss).value(prediction, expected) + 0.5 * reg * float(squares)

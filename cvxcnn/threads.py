@@ -6,18 +6,23 @@ core then costs a factor of ten; a share of the images for each thread meets onc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["map_shares", "serial_blas"]
+__all__ = ["coarse_threads", "map_shares"]
 
 Result = TypeVar("Result")
+
+# Threads for the patch work inside coarse_threads; None outside.
+_workers: ContextVar[int | None] = ContextVar("workers", default=None)
 
 
 @lru_cache(maxsize=1)
@@ -30,16 +35,28 @@ def _controller() -> Any:
     return ThreadpoolController()
 
 
-def serial_blas() -> AbstractContextManager[Any]:
-    """Return a context in which the BLAS of numpy and scipy uses one thread; torch keeps its threads.
+@contextmanager
+def coarse_threads() -> Iterator[None]:
+    """One thread for small dense algebra, in numpy, scipy and torch; the patch work keeps all of torch's threads.
 
     Examples
     --------
-    >>> with serial_blas():
-    ...     pass
+    >>> with coarse_threads():
+    ...     torch.get_num_threads()
+    1
     """
-    limited: AbstractContextManager[Any] = _controller().limit(limits=1, user_api="blas")
-    return limited
+    if _workers.get() is not None:
+        yield
+        return
+    threads = torch.get_num_threads()
+    token = _workers.set(threads)
+    torch.set_num_threads(1)
+    try:
+        with _controller().limit(limits=1, user_api="blas"):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        _workers.reset(token)
 
 
 @lru_cache(maxsize=4)
@@ -63,7 +80,8 @@ def map_shares(function: Callable[[slice], Result], length: int, device: torch.d
     >>> sum(map_shares(lambda share: share.stop - share.start, 10, torch.device("cpu")))
     10
     """
-    workers = min(torch.get_num_threads(), length) if device.type == "cpu" else 1
+    threads = _workers.get() or torch.get_num_threads()
+    workers = min(threads, length) if device.type == "cpu" else 1
     if workers <= 1:
         with torch.no_grad():
             return [function(slice(0, length))]
@@ -74,5 +92,5 @@ def map_shares(function: Callable[[slice], Result], length: int, device: torch.d
             return function(share)
 
     bounds = [length * worker // workers for worker in range(workers + 1)]
-    shares = [slice(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False)]
+    shares = [slice(start, stop) for start, stop in pairwise(bounds)]
     return list(_pool(workers).map(without_gradient, shares))

@@ -33,9 +33,8 @@ class Penalty(ABC):
 
     def largest_scale(self, correlation: Tensor, reg: float) -> Tensor:
         """Return, for each output, the largest s with dual norm of s * A^T nu at most ``reg``; shape (outputs,)."""
+        if not len(correlation):
+            return correlation.new_full((correlation.shape[-1],), float("inf"))  # no group, no constraint
         norms = self.dual_norms(correlation)
-        if self.separable:
-            peak = norms.amax(dim=(0, 1))
-        else:
-            peak = norms.amax().expand(correlation.shape[-1])
+        peak = norms.amax(dim=(0, 1)) if self.separable else norms.amax().expand(correlation.shape[-1])
         return reg / peak.clamp_min(1e-300)

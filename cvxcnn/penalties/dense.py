@@ -22,8 +22,9 @@ class DensePenalty(Penalty):
         return float(weights.flatten(1).norm(dim=1).sum())
 
     def prox(self, weights: Tensor, step: float) -> Tensor:
-        norms = weights.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        norms: Tensor = weights.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
         return weights * (1 - step / norms.clamp_min(1e-300)).clamp_min(0.0)
 
     def dual_norms(self, correlation: Tensor) -> Tensor:
-        return correlation.flatten(1).norm(dim=1)
+        norms: Tensor = correlation.flatten(1).norm(dim=1)
+        return norms

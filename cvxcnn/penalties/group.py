@@ -22,8 +22,9 @@ class GroupPenalty(Penalty):
         return float(weights.norm(dim=2).sum())
 
     def prox(self, weights: Tensor, step: float) -> Tensor:
-        norms = weights.norm(dim=2, keepdim=True)
+        norms: Tensor = weights.norm(dim=2, keepdim=True)
         return weights * (1 - step / norms.clamp_min(1e-300)).clamp_min(0.0)
 
     def dual_norms(self, correlation: Tensor) -> Tensor:
-        return correlation.norm(dim=2)
+        norms: Tensor = correlation.norm(dim=2)
+        return norms

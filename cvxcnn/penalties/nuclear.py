@@ -30,8 +30,9 @@ class NuclearPenalty(Penalty):
     def prox(self, weights: Tensor, step: float) -> Tensor:
         blocks, cells, rows, outputs = weights.shape
         left, values, right = torch.linalg.svd(self.matrices(weights), full_matrices=False)
-        shrunk = (left * (values - step).clamp_min(0.0).unsqueeze(-2)) @ right
+        shrunk: Tensor = (left * (values - step).clamp_min(0.0).unsqueeze(-2)) @ right
         return shrunk.view(blocks, rows, cells, outputs).transpose(1, 2).contiguous()
 
     def dual_norms(self, correlation: Tensor) -> Tensor:
-        return torch.linalg.svdvals(self.matrices(correlation)).amax(dim=1)
+        norms: Tensor = torch.linalg.svdvals(self.matrices(correlation)).amax(dim=1)
+        return norms

@@ -8,13 +8,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError, SolverError
 from ..program import Program
-from ..threads import serial_blas
+from ..threads import coarse_threads
 
 __all__ = ["Callback", "Outcome", "Progress", "SolveResult", "Solver", "Status"]
 
@@ -100,6 +102,11 @@ class SolveResult:
     history: list[Progress] = field(default_factory=list)
 
 
+def is_number(value: Any, kind: type) -> bool:
+    """Return whether a value is a number of this kind, from ``numbers``; True and False are none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 class Solver(ABC):
     """A method for some of the programs.
 
@@ -114,10 +121,10 @@ class Solver(ABC):
     name: str
 
     def __init__(self, tol: float = 1e-6, max_iter: int | None = None) -> None:
-        if not tol > 0:
+        if not is_number(tol, Real) or not tol > 0:
             raise InputError(f"tol must be a positive number; got {tol!r}.")
-        if max_iter is not None and max_iter < 1:
-            raise InputError(f"max_iter must be at least 1, or None; got {max_iter!r}.")
+        if max_iter is not None and (not is_number(max_iter, Integral) or max_iter < 1):
+            raise InputError(f"max_iter must be an int >= 1, or None; got {max_iter!r}.")
         self.tol = tol
         self.max_iter = max_iter
 
@@ -162,7 +169,7 @@ class Solver(ABC):
             if callback is not None:
                 callback(history[-1])
 
-        with torch.no_grad(), serial_blas():
+        with torch.no_grad(), coarse_threads():
             outcome = self.run(program, start, report)
             seconds = time.perf_counter() - began
             if not bool(torch.isfinite(outcome.weights).all()):

@@ -97,7 +97,7 @@ class ConeWorkingSet(Solver):
                 peak, broken = self._scan(program, cones, part, values[..., output], lengths[..., output])
                 nu = residual[:, output]
                 square, linear = float(nu @ nu), float(nu @ part.target)
-                scale = min(linear / max(square, 1e-300), program.reg / max(peak, 1e-300))
+                scale = max(0.0, min(linear / max(square, 1e-300), program.reg / max(peak, 1e-300)))
                 penalty = sum(float(np.linalg.norm(g.weights)) for g in part.groups.values())
                 value = 0.5 * square + program.reg * penalty
                 dual = scale * linear - 0.5 * scale**2 * square
@@ -207,9 +207,7 @@ class ConeWorkingSet(Solver):
             block[:, position * dim : (position + 1) * dim] = -normals
             rows.append(block)
             row_counts.append(len(group.rows))
-        order = np.concatenate(
-            [np.r_[count + g, g * dim : (g + 1) * dim] for g in range(len(groups))]
-        ).astype(int)
+        order = np.concatenate([np.r_[count + g, g * dim : (g + 1) * dim] for g in range(len(groups))]).astype(int)
         lengths = sparse.csc_matrix(
             (-np.ones(len(order)), (np.arange(len(order)), order)), shape=(len(order), count + len(groups))
         )
@@ -220,9 +218,7 @@ class ConeWorkingSet(Solver):
         settings.verbose = False
         settings.tol_gap_rel = settings.tol_gap_abs = settings.tol_feas = 1e-11
         settings.reduced_tol_gap_rel = settings.reduced_tol_gap_abs = settings.reduced_tol_feas = 1e-7
-        solver = clarabel.DefaultSolver(
-            quadratic, linear, constraints, np.zeros(constraints.shape[0]), kinds, settings
-        )
+        solver = clarabel.DefaultSolver(quadratic, linear, constraints, np.zeros(constraints.shape[0]), kinds, settings)
         answer = solver.solve()
         usable = (clarabel.SolverStatus.Solved, clarabel.SolverStatus.AlmostSolved)
         if answer.status not in usable and not np.isfinite(answer.x).all():

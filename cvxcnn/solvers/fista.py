@@ -45,7 +45,7 @@ class Fista(Solver):
     def run(self, program: Program, start: Tensor | None, report: Callable[[int, float, float], None]) -> Outcome:
         form = GramForm.of(program)
         # Lipschitz constant of the gradient; the largest eigenvalue, a little enlarged for rounding.
-        steepness = float(torch.linalg.eigvalsh(form.gram)[-1]) * (1 + 1e-12)
+        steepness = float(torch.linalg.eigvalsh(form.gram)[-1]) * (1 + 1e-12) if len(form.gram) else 0.0
         weights = program.zeros() if start is None else start.clone()
         if steepness <= 0:
             return Outcome(torch.zeros_like(weights), 0)

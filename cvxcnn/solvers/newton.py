@@ -24,7 +24,8 @@ class _Problem:
         self.values = np.maximum(self.values, 0.0)
 
     def norms(self, weights: Array) -> Array:
-        return np.linalg.norm(weights.reshape(self.n_groups, -1), axis=1)
+        norms: Array = np.linalg.norm(weights.reshape(self.n_groups, -1), axis=1)
+        return norms
 
     def objective(self, weights: Array, product: Array) -> float:
         smooth = np.vdot(weights, 0.5 * product - self.linear)
@@ -35,7 +36,7 @@ class _Problem:
         peak = float(self.norms(self.linear - product).max())
         square, inner = float(np.vdot(weights, product)), float(np.vdot(weights, self.linear))
         residual, fitted = max(self.squared_norm - 2 * inner + square, 0.0), inner - square
-        scale = min((residual + fitted) / max(residual, 1e-300), self.reg / max(peak, 1e-300))
+        scale = max(0.0, min((residual + fitted) / max(residual, 1e-300), self.reg / max(peak, 1e-300)))
         penalty = self.reg * float(self.norms(weights).sum())
         return 0.5 * residual * (1 - scale) ** 2 + penalty - scale * fitted
 

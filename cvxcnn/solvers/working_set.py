@@ -136,7 +136,7 @@ class WorkingSet(Solver):
         values = groups_view[index].reshape(len(rows), len(outputs)).cpu().double().numpy()
         solution = group_lasso(
             columns.gram[np.ix_(rows, rows)],
-            columns.linear[np.ix_(rows, outputs)],
+            columns.linear[rows][:, outputs],
             float(columns.targets[:, outputs].square().sum()),
             columns.size,
             program.reg,

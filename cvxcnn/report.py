@@ -1,0 +1,396 @@
+"""Tables, files and figures from the summary of a training run: convex blocks beside the same ones trained in torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["METRICS", "plot_accuracy", "plot_objective", "render_text", "results_table", "write_metrics"]
+
+METHODS = ("convex", "nonconvex")
+LABELS = {"convex": "convex", "nonconvex": "non-convex"}
+
+# The columns of metrics.csv after layer and method.
+METRICS = (
+    "objective",
+    "dual_bound",
+    "relative_gap",
+    "global_bound",
+    "global_gap",
+    "certificate",
+    "status",
+    "solver",
+    "n_neurons",
+    "train_accuracy",
+    "test_accuracy",
+    "seconds",
+)
+
+_CAPTIONS = {
+    "proved": "proved: no network of this layer, with any number of neurons, is below the bound.",
+    "searched": (
+        "searched: no network of this layer is below the bound, if the search met the worst direction: "
+        "evidence, not proof."
+    ),
+}
+
+# Blue and vermilion of Okabe and Ito, which readers with any colour vision tell apart; markers differ too.
+_COLOURS = {"convex": "#0072B2", "nonconvex": "#D55E00"}
+_MARKERS = {"convex": "o", "nonconvex": "s"}
+_DODGE = {"convex": -0.05, "nonconvex": 0.05}
+_BOUND_HALF = 0.15
+_MISSING = "-"
+_NAME_WIDTH = 40
+_LONG_NAME = 24
+_LOG_RANGE = 20.0
+_DPI = 150
+
+
+def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
+    """Yield (layer, method, numbers) for what was run."""
+    if not isinstance(summary, Mapping) or not isinstance(summary.get("layers"), list):
+        raise InputError(
+            'summary must be a dict with a list "layers", as in summary.json; '
+            f"got {type(summary).__name__} {summary!r:.60}."
+        )
+    for entry in summary["layers"]:
+        for method in METHODS:
+            if entry.get(method):
+                yield entry["layer"], method, entry[method]
+
+
+def _name(summary: Mapping[str, Any]) -> str:
+    # Names of files may hold bytes that are no characters, and line breaks.
+    name = str(summary.get("data", {}).get("name", "data")).encode("utf-8", "backslashreplace").decode("utf-8")
+    name = " ".join(name.split())
+    return name if len(name) <= _NAME_WIDTH else name[: _NAME_WIDTH - 3] + "..."
+
+
+def _title(summary: Mapping[str, Any], text: str) -> str:
+    name = _name(summary)
+    return f"{name}\n{text}" if len(name) > _LONG_NAME else f"{name}: {text}"
+
+
+def _number(value: Any) -> float:
+    """Return a float, NaN for what is missing."""
+    return float("nan") if value is None else float(value)
+
+
+def _format(value: Any, pattern: str) -> str:
+    number = _number(value)
+    return format(number, pattern) if math.isfinite(number) else _MISSING
+
+
+def results_table(summary: Mapping[str, Any]) -> Table:
+    """Return a table with each layer's convex block above the same block trained in torch.
+
+    Parameters
+    ----------
+    summary : dict
+        As in ``summary.json``; ``nonconvex`` and the bound over all gates may be missing or None.
+
+    Raises
+    ------
+    InputError
+        If there is no list of layers.
+
+    Examples
+    --------
+    >>> convex = {"objective": 9.4, "dual_bound": 9.3, "relative_gap": 0.01, "n_neurons": 7, "seconds": 1.0,
+    ...           "train_accuracy": 0.9, "test_accuracy": 0.8, "global_bound": 9.2, "certificate": "proved"}
+    >>> table = results_table({"data": {"name": "toy"}, "layers": [{"layer": 1, "convex": convex}]})
+    >>> table.row_count, len(table.columns)
+    (1, 10)
+    """
+    rows = list(_rows(summary))
+    kinds = [kind for kind in _CAPTIONS if any(values.get("certificate") == kind for _, _, values in rows)]
+    table = Table(
+        title=Text(_title(summary, "training objective (Eq. 1) and accuracy by layer")),
+        caption=Text("\n".join(_CAPTIONS[kind] for kind in kinds)) if kinds else None,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        # The box puts a space between columns; more would not leave room for them in 80 characters.
+        padding=0,
+    )
+    table.add_column("Layer", justify="right", no_wrap=True)
+    table.add_column("Training", no_wrap=True)
+    for heading in ("Objective", "Dual\nbound", "Rel.\ngap"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("Bound over\nall gates", justify="right", min_width=len("(searched)"))
+    for heading in ("Train\n%", "Test\n%", "Neu-\nrons", "Time\ns"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for index, (layer, method, values) in enumerate(rows):
+        bound = _format(values.get("global_bound"), ".6g")
+        if bound != _MISSING:
+            bound += f" ({values['certificate']})"
+        table.add_row(
+            str(layer) if method == "convex" else "",
+            LABELS[method],
+            _format(values.get("objective"), ".6g"),
+            _format(values.get("dual_bound"), ".6g"),
+            _format(values.get("relative_gap"), ".1e"),
+            bound,
+            _format(100 * _number(values.get("train_accuracy")), ".1f"),
+            _format(100 * _number(values.get("test_accuracy")), ".1f"),
+            _format(values.get("n_neurons"), ".0f"),
+            _format(values.get("seconds"), ".1f"),
+            end_section=index + 1 == len(rows) or rows[index + 1][0] != layer,
+        )
+    return table
+
+
+def render_text(table: Table, width: int = 100) -> str:
+    """Return a table as plain text, for files and logs.
+
+    Parameters
+    ----------
+    table : rich.table.Table
+    width : int
+        Characters a line, at most.
+
+    Examples
+    --------
+    >>> table = Table(box=None)
+    >>> table.add_column("layer")
+    >>> table.add_row("1")
+    >>> render_text(table, 10).split()
+    ['layer', '1']
+    """
+    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False)
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+
+def write_metrics(summary: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write metrics.csv: a header, then one row for each layer and method.
+
+    The columns are layer, method ("convex" or "nonconvex") and ``METRICS``; accuracies are in [0, 1], numbers
+    in full precision, and missing ones empty.
+
+    Parameters
+    ----------
+    summary : dict
+        As in ``summary.json``.
+    path : str or path
+        Written over if it is there.
+
+    Raises
+    ------
+    InputError
+        If there is no list of layers.
+    OSError
+        If the file can't be written.
+    """
+    rows = list(_rows(summary))
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["layer", "method", *METRICS])
+        for layer, method, values in rows:
+            writer.writerow([layer, method, *(values.get(key) for key in METRICS)])
+
+
+def _plain(text: str) -> str:
+    # Figures read $...$ as mathematics; names of files don't mean it.
+    return text.replace("$", r"\$")
+
+
+def _figure(summary: Mapping[str, Any], title: str, heights: Sequence[float]) -> tuple[Figure, list[Axes]]:
+    """Return a figure of its own, outside pyplot's, with panels one above the other and one tick a layer."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    layers = sorted({layer for layer, _, _ in _rows(summary)})
+    if not layers:
+        raise InputError("summary has no finished layer to draw. Train one layer at least.")
+    figure = Figure(figsize=(7.0, sum(heights)), dpi=_DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    panels: list[Axes] = list(figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)[:, 0])
+    for axes in panels:
+        axes.grid(axis="y", color="0.9")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_title(_plain(_title(summary, title)), fontsize=12)
+    panels[-1].set_xlabel("layer")
+    panels[-1].set_xticks(layers)
+    panels[-1].set_xlim(layers[0] - 0.5, layers[-1] + 0.5)
+    figure.align_ylabels(panels)
+    return figure, panels
+
+
+def _series(summary: Mapping[str, Any], method: str, key: str, scale: float = 1.0) -> tuple[list[int], list[float]]:
+    """Return the layers that have this number, and the numbers."""
+    found = [(layer, scale * _number(values.get(key))) for layer, run, values in _rows(summary) if run == method]
+    found = [pair for pair in found if math.isfinite(pair[1])]
+    return [layer for layer, _ in found], [value for _, value in found]
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """The strongest lower bound of a layer: over all gates where there is one."""
+
+    layer: int
+    value: float
+    overall: bool
+    label: str
+
+
+def _bounds(summary: Mapping[str, Any]) -> list[_Bound]:
+    bounds = []
+    for layer, method, values in _rows(summary):
+        overall, sampled = _number(values.get("global_bound")), _number(values.get("dual_bound"))
+        if method == "convex" and math.isfinite(overall):
+            label = f"lower bound over all gates ({values['certificate']})"
+            bounds.append(_Bound(layer, overall, True, label))
+        elif method == "convex" and math.isfinite(sampled):
+            bounds.append(_Bound(layer, sampled, False, "lower bound over the gates at hand"))
+    return bounds
+
+
+def _save(figure: Figure, axes: Axes, path: str | os.PathLike[str]) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(2, len(labels)), frameon=False)
+    figure.savefig(path, format="png", dpi=_DPI)
+
+
+def _logarithmic(axes: Axes) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def plot_objective(summary: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Draw objective.png: Eq. 1 of each layer, convex and non-convex, with the lower bound.
+
+    Above, the objectives themselves, on a logarithmic axis if the largest is more than twenty times the
+    smallest; below, how far they are above the bound, in per cent of it. A bound over the gates at hand bounds
+    the convex program alone, so there the non-convex objective is left out below.
+
+    Parameters
+    ----------
+    summary : dict
+        As in ``summary.json``.
+    path : str or path
+        A PNG, 1,050 pixels wide, written over if it is there.
+
+    Raises
+    ------
+    InputError
+        If there is no finished layer.
+    OSError
+        If the file can't be written.
+    """
+    bounds = _bounds(summary)
+    figure, panels = _figure(summary, "training objective of each layer", (3.8, 2.2) if bounds else (4.6,))
+    axes = panels[0]
+    axes.set_ylabel("training objective (Eq. 1)")
+    drawn = [bound.value for bound in bounds]
+    for method in METHODS:
+        layers, values = _series(summary, method, "objective")
+        if not layers:
+            continue
+        drawn += values
+        places = [layer + _DODGE[method] for layer in layers]
+        look: dict[str, Any] = {"color": _COLOURS[method], "marker": _MARKERS[method], "markersize": 7, "linewidth": 1}
+        axes.plot(places, values, label=LABELS[method], **look)
+        found = dict(zip(layers, values, strict=True))
+        compared = [b for b in bounds if b.layer in found and b.value != 0 and (b.overall or method == "convex")]
+        if compared:
+            places = [bound.layer + _DODGE[method] for bound in compared]
+            excess = [100.0 * (found[bound.layer] - bound.value) / abs(bound.value) for bound in compared]
+            panels[-1].plot(places, excess, **{**look, "linestyle": "none"})
+            panels[-1].vlines(places, 0.0, excess, color=look["color"], linewidth=2)
+            for place, value in zip(places, excess, strict=True):
+                left = method == "convex"
+                panels[-1].annotate(
+                    f"{value:.2g}",
+                    (place, value),
+                    xytext=(-7 if left else 7, 0),
+                    textcoords="offset points",
+                    ha="right" if left else "left",
+                    va="bottom",
+                    fontsize=9,
+                )
+    for label in dict.fromkeys(bound.label for bound in bounds):
+        shown = [bound for bound in bounds if bound.label == label]
+        axes.hlines(
+            [bound.value for bound in shown],
+            [bound.layer - _BOUND_HALF for bound in shown],
+            [bound.layer + _BOUND_HALF for bound in shown],
+            # Kinds differ in strength, so they differ in their marks.
+            color="black" if shown[0].overall else "0.55",
+            linewidth=2,
+            label=label,
+        )
+    if min(drawn, default=0.0) > 0 and max(drawn) > _LOG_RANGE * min(drawn):
+        _logarithmic(axes)
+    else:
+        axes.ticklabel_format(axis="y", useOffset=False)
+        axes.margins(y=0.12)
+    if bounds:
+        panels[-1].set_ylabel("above bound (%)")
+        panels[-1].axhline(0.0, color="black", linewidth=1)
+        panels[-1].margins(y=0.2)
+    _save(figure, axes, path)
+
+
+def plot_accuracy(summary: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Draw accuracy.png: training and test accuracy of each layer in per cent, convex and non-convex.
+
+    Parameters
+    ----------
+    summary : dict
+        As in ``summary.json``; accuracies in [0, 1].
+    path : str or path
+        A PNG, 1,050 pixels wide, written over if it is there.
+
+    Raises
+    ------
+    InputError
+        If there is no finished layer.
+    OSError
+        If the file can't be written.
+    """
+    figure, (axes,) = _figure(summary, "accuracy after each layer", (4.6,))
+    axes.set_ylabel("correct images (%)")
+    drawn: list[float] = []
+    for method in METHODS:
+        for part, style, fill in (("train", "--", "white"), ("test", "-", _COLOURS[method])):
+            layers, values = _series(summary, method, f"{part}_accuracy", 100.0)
+            if layers:
+                drawn += values
+                axes.plot(
+                    [layer + _DODGE[method] for layer in layers],
+                    values,
+                    linestyle=style,
+                    linewidth=1.2,
+                    marker=_MARKERS[method],
+                    markersize=7,
+                    markerfacecolor=fill,
+                    color=_COLOURS[method],
+                    label=f"{LABELS[method]}, {'training' if part == 'train' else 'test'} images",
+                )
+    if drawn:
+        spread = max(2.0, max(drawn) - min(drawn))
+        axes.set_ylim(max(-1.0, min(drawn) - 0.15 * spread), min(101.0, max(drawn) + 0.15 * spread))
+    axes.ticklabel_format(axis="y", useOffset=False)
+    _save(figure, axes, path)

@@ -1,0 +1,299 @@
+"""The torch rival: its objective, gradients, masks and invariances, and small problems with known optima."""
+
+from __future__ import annotations
+
+import math
+
+import cvxpy
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import cvxcnn.baseline as baseline
+from cvxcnn.baseline import default_learning_rate, rebalance, train_baseline, tune
+from cvxcnn.errors import InputError, SolverError
+from cvxcnn.losses import SquaredLoss
+from cvxcnn.patches import Patches, PatchGeometry
+
+
+def problem(n: int = 24, *, bias: bool = True, pooling: str = "mean", cells: int = 2, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(n, 2, 5, 5, generator=generator, dtype=torch.float64)
+    targets = torch.randn(n, 3, generator=generator, dtype=torch.float64)
+    geometry = PatchGeometry(kernel_size=2, pooling=pooling, pool_cells=cells, bias=bias)
+    return Patches(images, geometry), targets
+
+
+def points(values: Tensor) -> Patches:
+    """Return one patch an image: rows of (n, d) values, as 1 x 1 images of d channels."""
+    return Patches(values[:, :, None, None], PatchGeometry(kernel_size=1))
+
+
+def naive_outputs(patches: Patches, filters: Tensor, readout: Tensor) -> Tensor:
+    rows = patches.unfold()
+    outputs = torch.zeros(patches.n_images, readout.shape[2], dtype=torch.float64)
+    for unit in range(len(filters)):
+        response = torch.clamp(rows @ filters[unit], min=0.0)
+        for cell in range(patches.n_cells):
+            outputs += (response @ patches.pool[cell])[:, None] * readout[unit, cell][None, :]
+    return outputs
+
+
+def eq1(patches: Patches, targets: Tensor, reg: float, filters: Tensor, readout: Tensor) -> float:
+    error = naive_outputs(patches, filters, readout) - targets
+    return float(0.5 * (error**2).sum() + reg / 2 * ((filters**2).sum() + (readout**2).sum()))
+
+
+def network(patches: Patches, targets: Tensor, width: int, connect: str) -> baseline._Network:
+    return baseline._Network(patches, targets, SquaredLoss(), width, connect, baseline._Workers(None, 1))
+
+
+@pytest.mark.parametrize("connect", ["dense", "group"])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("pooling", ["sum", "mean"])
+def test_objective_is_eq1_of_the_returned_weights(connect, optimizer, pooling):
+    patches, targets = problem(pooling=pooling)
+    result = train_baseline(patches, targets, 0.3, 24, connect=connect, optimizer=optimizer, epochs=60)
+    assert result.filters.shape == (24, 9)
+    assert result.readout.shape == (24, 4, 3)
+    assert result.filters.dtype == result.readout.dtype == torch.float64
+    assert result.objective == pytest.approx(eq1(patches, targets, 0.3, result.filters, result.readout), rel=1e-12)
+    assert result.objective < 0.5 * float((targets**2).sum())
+    assert result.history[-1][1] == result.objective
+
+
+@pytest.mark.parametrize("connect", ["dense", "group"])
+@pytest.mark.parametrize("cells", [1, 2])
+@pytest.mark.parametrize("bias", [False, True])
+def test_gradients_agree_with_autograd(connect, cells, bias):
+    patches, targets = problem(7, cells=cells, bias=bias)
+    net = network(patches, targets, 13, connect)
+    filters, readout = net.directions(3)
+    rows = torch.tensor([5, 0, 3])
+    by_filter, by_readout = net.gradients(filters, readout, rows)
+    filters.requires_grad_()
+    readout.requires_grad_()
+    error = naive_outputs(patches, filters, readout)[rows] - targets[rows]
+    wanted = torch.autograd.grad(0.5 * (error**2).sum(), (filters, readout))
+    torch.testing.assert_close(by_filter, wanted[0])
+    torch.testing.assert_close(by_readout, wanted[1] if net.mask is None else wanted[1] * net.mask)
+    outputs = naive_outputs(patches, filters, readout)
+    torch.testing.assert_close(net.predict(filters.detach(), readout.detach()), outputs.detach())
+
+
+def test_gradients_add_up_over_shares_and_pieces():
+    patches, targets = problem(70)
+    net = network(patches, targets, 6, "dense")
+    filters, readout = net.directions(0)
+    rows = torch.arange(70)
+    whole = net.gradients(filters, readout, rows)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with baseline._workers(torch.device("cpu")) as workers:
+            assert torch.get_num_threads() == 1
+            net.workers = workers
+            net.piece = 4
+            parts = net.gradients(filters, readout, rows)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(parts, whole)
+
+
+def test_patches_too_large_to_keep_give_the_same_training(monkeypatch):
+    patches, targets = problem()
+    for connect in ("dense", "group"):
+        kept = train_baseline(patches, targets, 0.3, 12, connect=connect, epochs=4)
+        with monkeypatch.context() as patch:
+            patch.setattr(baseline, "CACHE_BYTES", 0)
+            fresh = train_baseline(patches, targets, 0.3, 12, connect=connect, epochs=4)
+        torch.testing.assert_close(fresh.filters, kept.filters, rtol=1e-4, atol=1e-6)
+
+
+def test_group_neurons_feed_one_cell_and_output_each_spread_evenly():
+    patches, targets = problem()
+    result = train_baseline(patches, targets, 1e-3, 48, connect="group", epochs=5)
+    fed = result.readout != 0
+    assert fed.flatten(1).sum(dim=1).tolist() == [1] * 48
+    assert fed.sum(dim=0).flatten().tolist() == [4] * 12
+    signs = network(patches, targets, 48, "group").directions(0)[1].sum(dim=0)
+    assert signs.flatten().tolist() == [0.0] * 12
+
+
+def test_group_of_fewer_neurons_than_cells():
+    patches, targets = problem()
+    result = train_baseline(patches, targets, 0.3, 3, connect="group", epochs=3)
+    assert result.objective == pytest.approx(eq1(patches, targets, 0.3, result.filters, result.readout), rel=1e-12)
+
+
+def test_history_ends_low_and_falls_at_the_end():
+    patches, targets = problem()
+    result = train_baseline(patches, targets, 0.3, 16, epochs=200)
+    seconds, values = zip(*result.history, strict=True)
+    assert list(seconds) == sorted(seconds)
+    assert result.seconds == seconds[-1]
+    # At the decayed rate the objective no longer rises, up to the rounding of float32.
+    assert all(after <= before * (1 + 1e-5) for before, after in zip(values[-4:], values[-3:], strict=False))
+    assert values[-1] <= min(values) * (1 + 1e-5)
+
+
+def test_same_seed_same_result_and_no_global_state():
+    patches, targets = problem()
+    torch.manual_seed(1)
+    first = train_baseline(patches, targets, 0.3, 8, epochs=10, seed=4)
+    after = torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.equal(after, torch.rand(1))
+    second = train_baseline(patches, targets, 0.3, 8, epochs=10, seed=4)
+    assert torch.equal(first.filters, second.filters)
+    assert torch.equal(first.readout, second.readout)
+    assert not torch.equal(first.filters, train_baseline(patches, targets, 0.3, 8, epochs=10, seed=5).filters)
+
+
+def test_float32_patches_give_a_float64_result():
+    patches, targets = problem()
+    result = train_baseline(patches.astype(torch.float32), targets.float(), 0.3, 8, epochs=5)
+    single = patches.astype(torch.float32).astype(torch.float64)
+    wanted = eq1(single, targets.float().double(), 0.3, result.filters, result.readout)
+    assert result.objective == pytest.approx(wanted, rel=1e-12)
+
+
+def test_rebalance_keeps_the_function_and_lowers_the_penalty():
+    patches, _ = problem()
+    generator = torch.Generator().manual_seed(0)
+    filters = torch.randn(5, 9, generator=generator, dtype=torch.float64)
+    readout = 7 * torch.randn(5, 4, 3, generator=generator, dtype=torch.float64)
+    readout[1] = 0
+    filters[2] = 0
+    inner, outer = rebalance(filters, readout)
+    torch.testing.assert_close(naive_outputs(patches, inner, outer), naive_outputs(patches, filters, readout))
+    torch.testing.assert_close(inner.norm(dim=1), outer.flatten(1).norm(dim=1))
+    products = filters.norm(dim=1) * readout.flatten(1).norm(dim=1)
+    torch.testing.assert_close((inner**2).sum(dim=1), products)
+    assert not inner[1].any() and not outer[1].any() and not inner[2].any() and not outer[2].any()
+    assert (inner**2).sum() + (outer**2).sum() < (filters**2).sum() + (readout**2).sum()
+
+
+def test_one_image_one_pixel_by_hand():
+    # With p = w u: 1/2 (p - 3)^2 + 0.5 |p| is least at p = 2.5, where it is 1.375.
+    result = train_baseline(points(torch.tensor([[1.0]]).double()), torch.tensor([[3.0]]).double(), 0.5, 4)
+    assert result.objective == pytest.approx(1.375, rel=1e-4)
+    assert result.stopped == "converged"
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_reaches_the_brute_force_optimum_in_two_dimensions(optimizer, seed):
+    # K = 1, d = 2: Eq. 1 is a lasso over all unit filters; 1,440 angles stand for them.
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(8, 2, generator=generator, dtype=torch.float64)
+    targets = torch.randn(8, 1, generator=generator, dtype=torch.float64)
+    reg = 0.2
+    angles = np.linspace(0, 2 * np.pi, 1440, endpoint=False)
+    features = np.maximum(values.numpy() @ np.stack([np.cos(angles), np.sin(angles)]), 0)
+    amounts = cvxpy.Variable(len(angles))
+    loss = cvxpy.sum_squares(features @ amounts - targets[:, 0].numpy()) / 2 + reg * cvxpy.norm1(amounts)
+    optimum = cvxpy.Problem(cvxpy.Minimize(loss)).solve(solver=cvxpy.CLARABEL)
+    result = train_baseline(points(values), targets, reg, 50, optimizer=optimizer)
+    assert optimum * 0.999 <= result.objective <= optimum * 1.01
+
+
+def test_same_training_in_other_units():
+    # Images times 16: filters and readout shrink fourfold, and reg grows 16 times for the same problem.
+    patches, targets = problem(bias=False)
+    larger = Patches(16 * patches.images, patches.geometry)
+    one = train_baseline(patches, targets, 0.3, 8, epochs=20)
+    other = train_baseline(larger, targets, 4.8, 8, epochs=20)
+    assert other.objective == pytest.approx(one.objective, rel=1e-3)
+    torch.testing.assert_close(4 * other.filters, one.filters, rtol=1e-2, atol=1e-2)
+
+
+def test_divergence_is_retried_with_a_smaller_rate():
+    patches, targets = problem()
+    rate = 50 * default_learning_rate(patches, targets, 8, optimizer="sgd")
+    result = train_baseline(patches, targets, 0.3, 8, optimizer="sgd", learning_rate=rate, epochs=30)
+    assert result.learning_rate in [rate / 4**k for k in range(1, 6)]
+    assert math.isfinite(result.objective)
+    assert result.objective < 0.5 * float((targets**2).sum())
+
+
+def test_divergence_at_every_rate_is_an_error():
+    patches, targets = problem()
+    with pytest.raises(SolverError, match="smaller learning_rate"):
+        train_baseline(patches, targets, 0.3, 8, optimizer="sgd", learning_rate=1e30, epochs=3)
+    with pytest.raises(SolverError, match="diverged at every one"):
+        tune(patches, targets, 0.3, 8, optimizer="sgd", learning_rates=[1e30], epochs=3)
+
+
+def test_tune_returns_the_best_of_its_grid():
+    patches, targets = problem()
+    rates = [1e-6, 1e-2]
+    found = [train_baseline(patches, targets, 0.3, 8, learning_rate=rate, epochs=40).objective for rate in rates]
+    assert tune(patches, targets, 0.3, 8, learning_rates=rates, epochs=40) == rates[int(np.argmin(found))]
+    default = default_learning_rate(patches, targets, 8)
+    grid = [factor * default for factor in baseline.TUNING_FACTORS]
+    assert tune(patches, targets, 0.3, 8, epochs=3) in grid
+
+
+def test_callback_sees_the_history_and_may_stop():
+    patches, targets = problem()
+    seen: list[tuple[int, float, float]] = []
+    result = train_baseline(patches, targets, 0.3, 8, epochs=20, callback=lambda *progress: seen.append(progress))
+    assert [entry[1:] for entry in seen] == result.history
+    assert seen[0][0] == 0 and seen[-1][0] == result.epochs == 20
+
+    def stop(epoch: int, seconds: float, objective: float) -> None:
+        raise KeyboardInterrupt
+
+    threads = torch.get_num_threads()
+    with pytest.raises(KeyboardInterrupt):
+        train_baseline(patches, targets, 0.3, 8, epochs=20, callback=stop)
+    assert torch.get_num_threads() == threads
+
+
+def test_zero_targets_give_the_zero_network():
+    patches, targets = problem()
+    result = train_baseline(patches, 0 * targets, 1.0, 4, epochs=300)
+    assert result.objective == pytest.approx(0.0, abs=1e-3)
+
+
+def test_cycles_double_and_use_every_epoch():
+    assert baseline._cycles(350, 50) == [50, 100, 200]
+    assert baseline._cycles(120, 50) == [120]
+    assert baseline._cycles(160, 50) == [50, 110]
+    for epochs in range(1, 400):
+        assert sum(baseline._cycles(epochs, 7)) == epochs
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 0}, "width must be an int >= 1; got 0"),
+        ({"width": 2.0}, "width must be an int"),
+        ({"connect": "sparse"}, r"connect must be one of \['dense', 'group'\]; got 'sparse'"),
+        ({"optimizer": "lbfgs"}, r"optimizer must be one of \['adam', 'sgd'\]; got 'lbfgs'"),
+        ({"reg": 0.0}, r"reg must be a positive number; got 0\.0"),
+        ({"reg": float("nan")}, "reg must be a positive number"),
+        ({"learning_rate": -1.0}, "learning_rate must be a positive number"),
+        ({"epochs": 0}, "epochs must be an int >= 1"),
+        ({"batch_size": 0}, "batch_size must be an int >= 1"),
+        ({"tol": 0.0}, "tol must be a positive number"),
+        ({"warmup": 1.0}, "warmup is the part of a cycle"),
+        ({"loss": "cosine"}, "loss must be one of"),
+        ({"targets": torch.zeros(23, 3)}, r"n = 24, one row an image; got \(23, 3\)"),
+        ({"targets": torch.zeros(24)}, r"targets must be \(n, outputs\)"),
+    ],
+)
+def test_bad_input(change, message):
+    patches, targets = problem()
+    settings = {"targets": targets, "reg": 0.3, "width": 4, **change}
+    with pytest.raises(InputError, match=message):
+        train_baseline(patches, **settings)
+
+
+def test_tune_needs_a_rate():
+    patches, targets = problem()
+    with pytest.raises(InputError, match="learning_rates is empty"):
+        tune(patches, targets, 0.3, 4, learning_rates=[])
