@@ -217,6 +217,13 @@ class ConvexConvBlock(BaseEstimator):
         images, targets : array-like or Tensor
         callback : callable, optional
             Called with a ``Progress`` now and then; may raise to stop.
+
+        Raises
+        ------
+        InputError
+            If a parameter, or what is given here, can't be used.
+        SolverUnavailableError, SolverError
+            If the solver is missing here, or ended without a point; the block is then as it was.
         """
         geometry = self._check_parameters()
         inputs = check_images(images, dtype=DTYPES[self.dtype], device=torch.device(self.device))
@@ -406,7 +413,15 @@ class ConvexConvBlock(BaseEstimator):
         return Patches(inputs, self.geometry_)
 
     def predict(self, images: Any) -> np.ndarray:
-        """Return predictions, shape (n,) or (n, outputs) as the targets were."""
+        """Return predictions, shape (n,) or (n, outputs) as the targets were, for images of the shape fitted.
+
+        Raises
+        ------
+        NotFittedError
+            Before ``fit``.
+        InputError
+            If the images have another shape or are not finite.
+        """
         prediction = self._predict(self._patches(images))
         return np.asarray((prediction[:, 0] if self.flat_targets_ else prediction).cpu().numpy())
 

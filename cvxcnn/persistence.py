@@ -498,7 +498,7 @@ class _Reader:
             block.gated_vectors_, block.gated_weights_ = self._placed(vectors), self._placed(weights)
             block.gated_intercept_ = self._placed(self._tensor(layer, "gated_intercept", dtype, (outputs,)))
             block.n_neurons_ = len(vectors)
-        if not _is_int(block.gates) and block.gates != "priced":
+        if isinstance(block.gates, np.ndarray):
             block.gates = block.gates_
 
     def _unfitted(self, settings: dict[str, Any], where: str) -> ConvexConvBlock:

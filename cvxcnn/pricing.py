@@ -405,7 +405,8 @@ def solve_priced(
         return filter_program(patches, filters, targets, reg, penalty=penalty, loss=loss, intercept=intercept)
 
     def master(filters: Tensor) -> tuple[Program, Tensor]:
-        """Solve over filters and keep those with a readout."""
+        """Solve over filters, made unit in float64, and keep those with a readout."""
+        filters = F.normalize(filters, dim=1)
         program = over(filters)
         if not len(filters):
             return program, program.zeros()

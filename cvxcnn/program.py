@@ -217,19 +217,73 @@ class Program:
 
 
 def gated_program(patches: Patches, gates: Tensor, targets: Tensor, reg: float, **options: Any) -> Program:
-    """Return the gated program over fixed gates: group (default) or nuclear penalty, no cones."""
+    """Return the gated program over fixed gates, min loss(sum_ik D_i^k X_k z_i, y) + reg * penalty(z), no cones.
+
+    Parameters
+    ----------
+    patches : Patches
+        n images with K patches each.
+    gates : Tensor, shape (P, d)
+        Gates of distinct patterns, in the dtype and on the device of the patches.
+    targets : Tensor, shape (n, outputs)
+    reg : float
+        lam > 0.
+    **options
+        ``penalty`` (group by default), ``loss`` and ``intercept`` of ``Program``.
+
+    Raises
+    ------
+    InputError
+        If reg is not positive and finite, or the options don't go together.
+
+    Examples
+    --------
+    >>> from cvxcnn.patches import PatchGeometry
+    >>> patches = Patches(torch.tensor([[[[3.0, 4.0]]]]), PatchGeometry(kernel_size=(1, 2)))
+    >>> program = gated_program(patches, torch.ones(1, 2), torch.ones(1, 1), reg=1.0)
+    >>> program.design.shape(outputs=1), program.reg_max()
+    ((1, 1, 2, 1), 5.0)
+    """
     penalty = options.pop("penalty", None) or GroupPenalty()
     return Program(GatedDesign(patches, gates), targets, reg, penalty, **options)
 
 
 def relu_program(patches: Patches, gates: Tensor, targets: Tensor, reg: float, **options: Any) -> Program:
-    """Return the ReLU program (Eq. 2) over fixed gates, both signs and all cones."""
+    """Return the ReLU program (Eq. 2) over fixed gates, both signs and all cones.
+
+    Blocks 0..P-1 of the weights are the v_i, blocks P..2P-1 the w_i. Parameters and errors are those of
+    ``gated_program``; the penalty is "group".
+
+    Notes
+    -----
+    Source: Ergen & Pilanci 2021, Theorem 2.1.
+
+    Examples
+    --------
+    >>> from cvxcnn.patches import PatchGeometry
+    >>> patches = Patches(torch.tensor([[[[3.0, 4.0]]]]), PatchGeometry(kernel_size=(1, 2)))
+    >>> program = relu_program(patches, torch.ones(1, 2), torch.ones(1, 1), reg=1.0)
+    >>> program.design.shape(outputs=1), program.violation(-torch.ones(2, 1, 2, 1))
+    ((2, 1, 2, 1), 7.0)
+    """
     penalty = options.pop("penalty", None) or GroupPenalty()
     return Program(SignedGatedDesign(patches, gates), targets, reg, penalty, cones=Cones(patches, gates), **options)
 
 
 def filter_program(patches: Patches, filters: Tensor, targets: Tensor, reg: float, **options: Any) -> Program:
-    """Return the group lasso over fixed unit filters: Eq. 1 minimised over its last layer, ||u|| ||w|| penalised."""
+    """Return the group lasso over fixed unit filters: Eq. 1 minimised over its last layer, ||u|| ||w|| penalised.
+
+        min loss(sum_j h_j w_j, y) + reg * penalty(w),   h_j = pooled (R u_j)_+
+
+    ``filters`` has unit rows, shape (m, d); the other parameters and the errors are those of ``gated_program``.
+
+    Examples
+    --------
+    >>> from cvxcnn.patches import PatchGeometry
+    >>> patches = Patches(torch.tensor([[[[3.0, 4.0]]]]), PatchGeometry(kernel_size=(1, 2)))
+    >>> filter_program(patches, torch.tensor([[0.6, 0.8]]), torch.ones(1, 1), reg=1.0).reg_max()
+    5.0
+    """
     penalty = options.pop("penalty", None) or GroupPenalty()
     return Program(FilterDesign(patches, filters), targets, reg, penalty, **options)
 
@@ -265,7 +319,7 @@ def nonconvex_objective(module: nn.Module, images: Any, targets: Any, reg: float
     Raises
     ------
     InputError
-        If the module has another shape, or images and targets don't fit.
+        If the module is no such block, images and targets don't fit it, or reg is negative.
 
     Examples
     --------

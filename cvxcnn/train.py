@@ -12,7 +12,9 @@ import math
 import os
 import re
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -503,8 +505,8 @@ def run(settings: Settings, console: Console | None = None) -> dict[str, Any]:
         If settings, images or the output folder can't be used; no folder is left behind then.
     """
     console = console or Console(quiet=True)
-    stack = build_stack(settings)
     _check_rest(settings)
+    stack = build_stack(settings)
     with OutputFolder(settings.output if settings.output is not None else default_output(settings.data)) as folder:
         train, test = load_sets(settings)
         check_maps(stack, train.image_shape)
@@ -670,7 +672,7 @@ def build_parser() -> Parser:
     size = _integer(1)
     data = parser.add_argument_group("data")
     add(data, "--data", metavar="digits|cifar10|PATH", help="images: a name, or files in a layout that is known")
-    add(data, "--limit-train", metavar="N", type=size, help="train on N images, every class in its share (default: all)")
+    add(data, "--limit-train", metavar="N", type=size, help="train on N images, each class in its share (default: all)")
     add(data, "--output", metavar="DIR", help="folder of the results, new or empty (default: runs/<data>-<time>)")
 
     model = parser.add_argument_group("network")
@@ -741,8 +743,40 @@ def _logging_to(console: Console, level: int) -> Iterator[None]:
         logger.propagate = propagate_before
 
 
+class _TerminatedError(BaseException):
+    """The process was asked to end."""
+
+
+@contextmanager
+def _raising_on_termination() -> Iterator[None]:
+    """Make SIGTERM an exception, so that it leaves nothing behind either."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise _TerminatedError
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 1 for failures, 2 for wrong usage, 130 for Ctrl-C."""
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments; None for those of the process.
+
+    Returns
+    -------
+    int
+        Exit code: 0; 1 for failures; 2 for wrong usage; 130 for Ctrl-C and 143 for SIGTERM.
+    """
     errors = Console(stderr=True)
 
     def fail(text: str, code: int) -> int:
@@ -752,13 +786,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings, quiet, verbose = parse_settings(argv)
         console = Console(quiet=quiet)
-        with _logging_to(console, logging.INFO if verbose else logging.WARNING):
+        with _raising_on_termination(), _logging_to(console, logging.INFO if verbose else logging.WARNING):
             run(settings, console)
     except SystemExit as leaving:
         # --help and --version have shown what they show.
         return int(leaving.code or 0)
     except KeyboardInterrupt:
         return fail("interrupted; nothing was written.", 130)
+    except _TerminatedError:
+        return fail("terminated; nothing was written.", 143)
     except InputError as error:
         return fail(f"error: {error}", 2)
     except CvxcnnError as error:

@@ -122,6 +122,17 @@ def test_group_neurons_feed_one_cell_and_output_each_spread_evenly():
     assert signs.flatten().tolist() == [0.0] * 12
 
 
+@pytest.mark.parametrize(("reg", "kept"), [(0.5, [True, True]), (3.0, [True, False])])
+def test_short_neurons_become_zero_only_where_that_lowers_eq1(reg, kept):
+    # With target 3 the residual is about 2: the short neuron pays while reg is below that.
+    patches, targets = points(torch.tensor([[1.0]]).double()), torch.tensor([[3.0]]).double()
+    net = network(patches, targets, 2, "dense")
+    state = baseline._Run(net, patches, targets, reg, 0.0, None)
+    state.keep(torch.tensor([[1.0], [0.01]]).double(), torch.tensor([[[1.0]], [[0.01]]]).double())
+    assert state.filters.any(dim=1).tolist() == state.readout.flatten(1).any(dim=1).tolist() == kept
+    assert state.objective == pytest.approx(eq1(patches, targets, reg, state.filters, state.readout), rel=1e-12)
+
+
 def test_group_of_fewer_neurons_than_cells():
     patches, targets = problem()
     result = train_baseline(patches, targets, 0.3, 3, connect="group", epochs=3)

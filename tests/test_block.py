@@ -32,7 +32,7 @@ def data(n: int = 12, channels: int = 1, side: int = 5, outputs: int = 1) -> tup
 
 
 def block(**options: Any) -> ConvexConvBlock:
-    return ConvexConvBlock(**{"kernel_size": 2, "gates": 6, "reg": 0.5, "pricing": NO_SEARCH, **options})
+    return ConvexConvBlock(**{"kernel_size": 2, "gates": 4, "reg": 0.5, "pricing": NO_SEARCH, **options})
 
 
 def module_outputs(module: nn.Module, images: np.ndarray) -> np.ndarray:
@@ -123,7 +123,7 @@ def test_module_is_a_plain_network() -> None:
 @pytest.mark.parametrize("penalty", ["group", "nuclear"])
 def test_gated_module_and_decomposition(options: dict[str, Any], penalty: str, channels: int, outputs: int) -> None:
     images, targets = data(channels=channels, outputs=outputs)
-    fitted = block(activation="gated_relu", penalty=penalty, **options).fit(images, targets)
+    fitted = block(activation="gated_relu", penalty=penalty, tol=1e-4, **options).fit(images, targets)
     prediction = fitted.predict(images)
     loss = 0.5 * ((prediction - targets) ** 2).sum()
     penalised = fitted.result_.objective - loss

@@ -116,13 +116,16 @@ class _Problem:
 
     def move(self, weights: Array, product: Array, direction: Array) -> tuple[Array, Array, bool]:
         """Return weights after a line search along a direction; a group that would turn round is set to zero."""
-        current = self.objective(weights, product)
+        current, gap = self.objective(weights, product), self.gap(weights, product)
+        rounding = 1e-15 * max(abs(current), 0.5 * self.squared_norm)
         for step in (1.0, 0.5, 0.2):
             trial = weights + step * direction
             turned = (trial * weights).reshape(self.n_groups, -1).sum(axis=1) < 0
             trial.reshape(self.n_groups, -1)[turned] = 0.0
             trial_product = self.gram @ trial
-            if self.objective(trial, trial_product) < current:
+            drop = current - self.objective(trial, trial_product)
+            # Near the optimum the objective no longer tells two points apart, but the gap still does.
+            if drop > rounding or (drop >= -rounding and self.gap(trial, trial_product) < gap):
                 return trial, trial_product, True
         return weights, product, False
 

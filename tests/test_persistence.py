@@ -1,0 +1,408 @@
+"""Model files: what is loaded predicts to the last bit, and what isn't a model is one clear error."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import stat
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from sklearn.exceptions import NotFittedError
+
+from cvxcnn import ConvexConvBlock, LayerwiseCNN, nonconvex_objective
+from cvxcnn.arrangements import PatchGates
+from cvxcnn.errors import InputError, ModelFileError
+from cvxcnn.persistence import CONFIG_FILE, WEIGHTS_FILE, load_model, save_model, write_atomically
+from cvxcnn.pricing import PricingOptions
+
+Edit = Callable[[dict[str, Any]], Any]
+
+RANDOM = np.random.default_rng(0)
+IMAGES = RANDOM.normal(size=(24, 2, 6, 7))
+GATES = RANDOM.normal(size=(9, 18))
+TARGETS = np.stack([IMAGES.max(axis=(1, 2, 3)), IMAGES.mean(axis=(1, 2, 3))], axis=1)
+QUICK = PricingOptions(starts=8, ascent_steps=5, improvement_steps=5, max_rounds=2)
+DENSE: dict[str, Any] = {"penalty": "dense", "gates": 12, "pricing": QUICK, "reg": 0.2, "tol": 1e-4}
+
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], Any]] = {
+    "dense": (
+        {**DENSE, "padding": 1, "pooling": "mean", "pool_cells": 2, "bias": True}, {"downsample": [2, 1]}, TARGETS,
+    ),
+    "dense priced": ({**DENSE, "gates": "priced", "intercept": True}, {}, TARGETS),
+    "dense float32": ({**DENSE, "dtype": "float32", "tol": 1e-3}, {}, TARGETS),
+    "dense given gates": ({**DENSE, "gates": GATES, "kernel_size": (3, 3)}, {"layers": 1}, TARGETS),
+    "dense sampler": ({**DENSE, "gates": PatchGates(9), "stride": (1, 2)}, {"layers": 1}, TARGETS[:, 0]),
+    "group": ({**DENSE, "penalty": "group", "reg": 4.0}, {"layers": 1, "standardize": False}, TARGETS[:, 0]),
+    "gated group": ({**DENSE, "penalty": "group", "activation": "gated_relu", "intercept": True}, {}, TARGETS),
+    "gated nuclear": ({**DENSE, "penalty": "nuclear", "activation": "gated_relu", "reg": 4.0}, {"layers": 1}, TARGETS),
+    "zero": ({**DENSE, "reg": 1e6}, {"layers": 1}, TARGETS),
+    "gated zero": ({**DENSE, "reg": 1e6, "penalty": "group", "activation": "gated_relu"}, {"layers": 1}, TARGETS),
+}  # fmt: skip
+
+
+@lru_cache
+def fitted(name: str) -> LayerwiseCNN:
+    block, stack, targets = VARIANTS[name]
+    return LayerwiseCNN(**{"layers": 2, "block": ConvexConvBlock(**block), **stack}).fit(IMAGES, targets)
+
+
+@pytest.fixture(scope="module")
+def model() -> LayerwiseCNN:
+    return fitted("dense")
+
+
+@pytest.fixture(scope="module")
+def saved(model: LayerwiseCNN, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    save_model(model, folder, extra={"classes": ["blank", "Größe"], "reg": 0.2})
+    return folder
+
+
+@pytest.fixture
+def copy(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "model"))
+
+
+def refused(folder: Path, *texts: str) -> None:
+    with pytest.raises(ModelFileError, match="(?s)" + ".*".join(map(re.escape, texts))) as caught:
+        load_model(folder)
+    assert str(caught.value).rstrip().endswith(".")
+
+
+# What comes back.
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_loaded_model_predicts_to_the_last_bit(name: str, tmp_path: Path) -> None:
+    model = fitted(name)
+    save_model(model, tmp_path)
+    loaded = load_model(tmp_path)
+    fresh = np.random.default_rng(1).normal(size=(7, 2, 6, 7))
+    for images in (IMAGES, fresh):
+        for expected, found in zip(model.staged_predict(images), loaded.staged_predict(images), strict=True):
+            assert expected.dtype == found.dtype
+            np.testing.assert_array_equal(expected, found)
+    pairs = list(zip(model.layer_inputs(fresh), loaded.layer_inputs(fresh), strict=True))
+    assert len(pairs) == model.layers
+    for (block, inputs), (other, other_inputs) in pairs:
+        assert torch.equal(inputs, other_inputs)
+        np.testing.assert_array_equal(block.transform(inputs), other.transform(inputs))
+        assert torch.equal(block.to_torch()(inputs), other.to_torch()(inputs))
+        np.testing.assert_array_equal(block.gates_, other.gates_)
+        assert (block.n_neurons_, block.n_outputs_, block.flat_targets_) == (
+            other.n_neurons_, other.n_outputs_, other.flat_targets_,
+        )  # fmt: skip
+        for attribute in ("objective", "dual_bound", "relative_gap", "status", "solver", "iterations", "seconds"):
+            assert getattr(block.result_, attribute) == getattr(other.result_, attribute)
+        assert str(block.certificate_) == str(other.certificate_)
+
+
+@pytest.mark.parametrize("name", ["dense", "dense priced", "dense given gates", "dense sampler"])
+def test_a_loaded_model_is_fitted_again_to_the_same_objective(name: str, tmp_path: Path) -> None:
+    model = fitted(name)
+    save_model(model, tmp_path)
+    loaded = load_model(tmp_path)
+    objectives = [block.result_.objective for block in loaded.blocks_]
+    again = loaded.fit(IMAGES, VARIANTS[name][2])
+    np.testing.assert_allclose([block.result_.objective for block in again.blocks_], objectives, rtol=1e-3)
+
+
+def test_settings_and_extra_come_back(model: LayerwiseCNN, saved: Path, tmp_path: Path) -> None:
+    loaded = load_model(saved)
+    assert loaded.extra_ == {"classes": ["blank", "Größe"], "reg": 0.2}
+    assert (loaded.layers, loaded.downsample, loaded.standardize) == (2, [2, 1], True)
+    assert loaded.image_shape_ == (2, 6, 7)
+    for block, settings_ in zip(loaded.blocks_, loaded.block, strict=True):
+        assert block.get_params() == settings_.get_params() == ConvexConvBlock(**VARIANTS["dense"][0]).get_params()
+    # Saved once more, the extra goes with it, and the tensors are the same file.
+    save_model(loaded, tmp_path / "again")
+    assert load_model(tmp_path / "again").extra_ == loaded.extra_
+    assert (tmp_path / "again" / WEIGHTS_FILE).read_bytes() == (saved / WEIGHTS_FILE).read_bytes()
+
+
+def test_the_saved_tensors_give_objective_and_predictions_by_hand(model: LayerwiseCNN, saved: Path) -> None:
+    tensors = load_file(saved / WEIGHTS_FILE)
+    config = json.loads((saved / CONFIG_FILE).read_text())
+    for layer, (block, inputs) in enumerate(model.layer_inputs(IMAGES)):
+        filters, readout = tensors[f"layers.{layer}.filters"], tensors[f"layers.{layer}.readout"]
+        channels = inputs.shape[1]
+        kernels = filters[:, :-1].reshape(-1, channels, 3, 3)
+        maps = torch.conv2d(inputs, kernels, filters[:, -1], padding=1).relu()
+        pooled = torch.nn.functional.adaptive_avg_pool2d(maps, 2).flatten(2)
+        prediction = torch.einsum("nmc,mco->no", pooled, readout) + tensors[f"layers.{layer}.intercept"]
+        np.testing.assert_allclose(prediction, block.predict(inputs), atol=1e-10)
+        squares = float(filters.square().sum() + readout.square().sum())
+        objective = 0.5 * float((prediction - torch.tensor(TARGETS)).square().sum()) + 0.1 * squares
+        result = config["layers"][layer]["result"]
+        assert objective == pytest.approx(result["objective"], rel=1e-9)
+        assert objective == pytest.approx(nonconvex_objective(block.to_torch(), inputs, TARGETS, 0.2), rel=1e-9)
+        # The dual bound from the gates of the program, which are filter directions here: scale the residual
+        # until no direction's correlation is longer than reg.
+        gates = torch.nn.functional.normalize(tensors[f"layers.{layer}.gates"], dim=1)
+        directions = gates[:, :-1].reshape(-1, channels, 3, 3)
+        responses = torch.conv2d(inputs, directions, gates[:, -1], padding=1).relu()
+        responses = torch.nn.functional.adaptive_avg_pool2d(responses, 2).flatten(2)
+        dual = torch.tensor(TARGETS) - prediction
+        norms = torch.einsum("nmc,no->mco", responses, dual).flatten(1).norm(dim=1)
+        dual = dual * min(1.0, 0.2 / float(norms.max()))
+        bound = float((dual * torch.tensor(TARGETS)).sum() - 0.5 * dual.square().sum())
+        assert bound <= objective
+        assert (objective - bound) / objective < 1e-3
+        assert result["dual_bound"] >= bound - 1e-9
+
+
+def test_a_model_that_is_there_is_replaced_and_nothing_else_is_left(model: LayerwiseCNN, copy: Path) -> None:
+    save_model(model, copy, extra={"second": True})
+    assert load_model(copy).extra_ == {"second": True}
+    assert sorted(os.listdir(copy)) == [CONFIG_FILE, WEIGHTS_FILE]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_files_are_as_readable_as_other_new_files(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("")
+    expected = stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+    assert stat.S_IMODE((saved / WEIGHTS_FILE).stat().st_mode) == expected
+
+
+# What is refused on saving.
+
+
+def test_saving_refuses_what_is_no_fitted_stack(tmp_path: Path) -> None:
+    with pytest.raises(NotFittedError, match="isn't fitted yet"):
+        save_model(LayerwiseCNN(), tmp_path / "new")
+    with pytest.raises(InputError, match="model must be a LayerwiseCNN; got ConvexConvBlock"):
+        save_model(ConvexConvBlock(), tmp_path / "new")  # type: ignore[arg-type]
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, np.zeros(2)])
+def test_saving_refuses_an_extra_that_is_no_json(model: LayerwiseCNN, tmp_path: Path, value: Any) -> None:
+    with pytest.raises(InputError, match="extra must hold JSON values"):
+        save_model(model, tmp_path / "new", extra={"value": value})
+    assert not (tmp_path / "new").exists()
+
+
+def test_saving_where_a_file_is_or_under_one(model: LayerwiseCNN, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ModelFileError, match="can't be written to"):
+            save_model(model, folder)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_failing_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("old")
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(tmp_path / "file", b"new")
+    assert os.listdir(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_text() == "old"
+
+
+# What is refused on loading.
+
+
+def test_missing_folders_and_files(copy: Path, tmp_path: Path) -> None:
+    refused(tmp_path / "nowhere", "There is no model in", "config.json is missing")
+    (copy / WEIGHTS_FILE).unlink()
+    refused(copy, "model.safetensors is missing")
+    (copy / CONFIG_FILE).unlink()
+    refused(copy, "config.json is missing")
+    (copy / CONFIG_FILE).mkdir()
+    refused(copy, "isn't a regular file")
+    refused(tmp_path / "a\0b", "can't be read")
+    (tmp_path / "file").write_text("")
+    refused(tmp_path / "file", "can't be read")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_refused_and_not_waited_for(copy: Path) -> None:
+    (copy / WEIGHTS_FILE).unlink()
+    os.mkfifo(copy / WEIGHTS_FILE)
+    refused(copy, "isn't a regular file")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", '{"format": NaN}', "[" * 100_000, '{"format": ' + "9" * 5000 + "}", "\ud800"]
+)
+def test_a_configuration_that_is_no_json(copy: Path, text: str) -> None:
+    (copy / CONFIG_FILE).write_bytes(text.encode("utf-8", "surrogatepass"))
+    refused(copy, "isn't valid JSON")
+
+
+@pytest.mark.parametrize("content", [[], "text", None, {}, {"format": "other"}])
+def test_a_foreign_configuration(copy: Path, content: Any) -> None:
+    (copy / CONFIG_FILE).write_text(json.dumps(content))
+    refused(copy, "isn't of a model of this package")
+
+
+def edited(folder: Path, edit: Edit) -> Path:
+    path = folder / CONFIG_FILE
+    config = json.loads(path.read_text())
+    edit(config)
+    path.write_text(json.dumps(config))
+    return folder
+
+
+def test_a_newer_format(copy: Path) -> None:
+    edited(copy, lambda config: config.update(format_version=2, package_version="9.0"))
+    refused(copy, "format version 2", "reads up to 1", "Upgrade cvxcnn", "'9.0'")
+    edited(copy, lambda config: config.update(format_version="1"))
+    refused(copy, "format_version must be an int >= 1; got '1'")
+
+
+def set_at(*path: Any) -> Edit:
+    """Return an edit that puts the last argument where the others point to."""
+
+    def edit(config: dict[str, Any]) -> None:
+        *way, name, value = path
+        place: Any = config
+        for step in way:
+            place = place[step]
+        place[name] = value
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "texts"),
+    [
+        (lambda c: c.pop("stack"), ["has no stack"]),
+        (lambda c: c.pop("sha256"), ["has no sha256"]),
+        (set_at("layers", []), ["layers", "must be a list of layers"]),
+        (set_at("layers", 0, None), ["layers[0]", "must be an object"]),
+        (lambda c: c["layers"].pop(), ["stack.layers", "is 2, but there are 1 layers"]),
+        (set_at("stack", "layers", 10**9), ["stack.layers", "but there are 2 layers"]),
+        (set_at("stack", "image_shape", [2, 6]), ["stack.image_shape", "three ints >= 1"]),
+        (set_at("stack", "image_shape", [3, 6, 7]), ["layers.0.filters must be torch.float64 of shape (any, 28)"]),
+        (set_at("stack", "downsample", 0), ["stack.downsample", "an int >= 1"]),
+        (set_at("stack", "downsample", 7), ["too small for stack.downsample"]),
+        (set_at("stack", "standardize", False), ["has a tensor 'layers.0.standardizer.mean' that belongs to no layer"]),
+        (set_at("extra", 3), ["extra", "must be an object; it is 3"]),
+        (lambda c: c["layers"][1]["block"].pop("padding"), ["has no layers[1].block.padding"]),
+        (set_at("layers", 0, "block", "colour", "red"), ["unknown setting layers[0].block.'colour'"]),
+        (set_at("layers", 0, "block", "reg", -1.0), ["layers[0].block", "can't be used", "reg must be"]),
+        (set_at("layers", 0, "block", "reg", None), ["layers[0].block", "can't be used", "reg must be"]),
+        (set_at("layers", 0, "block", "kernel_size", 5), ["layers.0.filters must be", "(any, 51)"]),
+        (set_at("layers", 0, "block", "pool_cells", 9), ["pool_cells=9 needs feature maps"]),
+        (set_at("layers", 0, "block", "pooling", []), ["layers[0].block.pooling", "a text"]),
+        (set_at("layers", 0, "block", "activation", "tanh"), ["activation must be"]),
+        (set_at("layers", 0, "block", "dtype", "float16"), ["dtype must be"]),
+        (set_at("layers", 0, "block", "dtype", "float32"), ["must be torch.float32", "it is torch.float64"]),
+        (set_at("layers", 0, "block", "pricing", {"hope": 1}), ["pricing", "can't be used"]),
+        (set_at("layers", 0, "block", "pricing", {"gap": "x"}), ["pricing", "must hold numbers"]),
+        (set_at("layers", 0, "n_outputs", 3), ["layers.0.readout must be", "3"]),
+        (set_at("layers", 0, "n_outputs", True), ["n_outputs", "must be an int >= 1; it is True"]),
+        (set_at("layers", 0, "n_neurons", 1000), ["n_neurons", "is 1000"]),
+        (set_at("layers", 0, "flat_targets", True), ["flat_targets", "2 outputs"]),
+        (set_at("layers", 0, "result", "objective", "low"), ["layers[0].result.objective", "a number or null"]),
+        (set_at("layers", 0, "result", "status", "fine"), ["layers[0].result.status", "must be one of"]),
+        (set_at("layers", 0, "certificate", "kind", "sworn"), ["layers[0].certificate.kind", "must be one of"]),
+        (lambda c: c["layers"][0].pop("certificate"), ["has no layers[0].certificate"]),
+        (set_at("sha256", "0" * 64), ["isn't the one that config.json was written with"]),
+    ],
+)
+def test_a_damaged_configuration_says_where(copy: Path, edit: Edit, texts: list[str]) -> None:
+    refused(edited(copy, edit), "is damaged:", *texts)
+
+
+def retensored(folder: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> Path:
+    tensors = load_file(folder / WEIGHTS_FILE)
+    edit(tensors)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS_FILE)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("edit", "texts"),
+    [
+        (lambda t: t.pop("layers.1.readout"), ["has no tensor layers.1.readout"]),
+        (lambda t: t.pop("layers.0.standardizer.scale"), ["has no tensor layers.0.standardizer.scale"]),
+        (lambda t: t.update({"layers.2.filters": torch.zeros(1)}), ["'layers.2.filters' that belongs to no layer"]),
+        (lambda t: t.update({"layers.0.filters": t["layers.0.filters"].T}), ["layers.0.filters must be"]),
+        (lambda t: t.update({"layers.0.filters": t["layers.0.filters"][:0]}), ["layers.0.filters has no filter"]),
+        (lambda t: t.update({"layers.0.readout": t["layers.0.readout"][:-1]}), ["layers.0.readout must be"]),
+        (lambda t: t.update({"layers.0.gates": t["layers.0.gates"].int()}), ["layers.0.gates must be", "torch.int32"]),
+        (lambda t: t["layers.1.filters"].fill_(torch.nan), ["layers.1.filters has values that are not finite"]),
+        (lambda t: t["layers.0.gates"].fill_(torch.inf), ["layers.0.gates has values that are not finite"]),
+        (lambda t: t["layers.0.standardizer.scale"].zero_(), ["layers.0.standardizer.scale", "not positive"]),
+        (lambda t: t["layers.0.intercept"].add_(1.0), ["isn't the one that config.json was written with"]),
+    ],
+)
+def test_tensors_that_do_not_fit(copy: Path, edit: Callable[[dict[str, torch.Tensor]], Any], texts: list[str]) -> None:
+    refused(retensored(copy, edit), "is damaged:", *texts)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x04\x95", b"PK\x03\x04" + bytes(100), b"\xff" * 64])
+def test_a_weights_file_of_another_kind(copy: Path, content: bytes) -> None:
+    (copy / WEIGHTS_FILE).write_bytes(content)
+    refused(copy, "is truncated or isn't a safetensors file")
+
+
+@settings(max_examples=40)
+@given(share=st.floats(0, 1, exclude_max=True))
+def test_every_truncation_is_refused(saved: Path, tmp_path_factory: pytest.TempPathFactory, share: float) -> None:
+    for name in (WEIGHTS_FILE, CONFIG_FILE):
+        folder = tmp_path_factory.mktemp("cut")
+        shutil.copytree(saved, folder, dirs_exist_ok=True)
+        content = (folder / name).read_bytes()
+        # The last byte of the configuration is a line break.
+        (folder / name).write_bytes(content[: int(share * (len(content) - 1))])
+        with pytest.raises(ModelFileError):
+            load_model(folder)
+
+
+@settings(max_examples=60)
+@given(place=st.floats(0, 1, exclude_max=True), byte=st.integers(1, 255))
+def test_every_changed_byte_of_the_weights_is_refused(
+    saved: Path, tmp_path_factory: pytest.TempPathFactory, place: float, byte: int
+) -> None:
+    folder = tmp_path_factory.mktemp("flip")
+    shutil.copytree(saved, folder, dirs_exist_ok=True)
+    content = bytearray((folder / WEIGHTS_FILE).read_bytes())
+    content[int(place * len(content))] ^= byte
+    (folder / WEIGHTS_FILE).write_bytes(bytes(content))
+    with pytest.raises(ModelFileError):
+        load_model(folder)
+
+
+@settings(max_examples=100)
+@given(place=st.floats(0, 1, exclude_max=True), byte=st.integers(1, 255))
+def test_a_changed_byte_of_the_configuration_is_refused_or_harmless(
+    model: LayerwiseCNN, saved: Path, tmp_path_factory: pytest.TempPathFactory, place: float, byte: int
+) -> None:
+    folder = tmp_path_factory.mktemp("flip")
+    shutil.copytree(saved, folder, dirs_exist_ok=True)
+    content = bytearray((folder / CONFIG_FILE).read_bytes())
+    content[int(place * len(content))] ^= byte
+    (folder / CONFIG_FILE).write_bytes(bytes(content))
+    try:
+        loaded = load_model(folder)
+    except ModelFileError:
+        return
+    assert loaded.blocks_[-1].n_outputs_ == model.blocks_[-1].n_outputs_
+
+
+def test_a_device_that_is_not_there_is_no_damage(saved: Path) -> None:
+    if torch.cuda.is_available():
+        assert load_model(saved, device="cuda").blocks_[0].neurons_.filters.is_cuda
+    else:
+        with pytest.raises(InputError, match="can't be used"):
+            load_model(saved, device="cuda")
+    with pytest.raises(InputError, match="can't be used"):
+        load_model(saved, device="quantum")

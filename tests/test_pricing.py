@@ -1,0 +1,139 @@
+"""Pricing: the objective never rises, the bound is valid, and brute force finds nothing better."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+
+from cvxcnn import ConvexConvBlock, nonconvex_objective
+from cvxcnn.arrangements import EnumeratedGates
+from cvxcnn.patches import PatchGeometry, Patches
+from cvxcnn.penalties import DensePenalty, GroupPenalty
+from cvxcnn.pricing import FilterSearch, GateSearch, PricingOptions, solve_priced
+
+QUICK = PricingOptions(starts=32, ascent_steps=20, additions=8, improvement_steps=30, initial_filters=16, max_rounds=12)
+
+
+def small_problem(seed: int = 0, n: int = 12, outputs: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(n, 1, 2, 2, generator=generator, dtype=torch.float64)
+    return images, torch.randn(n, outputs, generator=generator, dtype=torch.float64)
+
+
+def test_priced_block_reaches_the_proved_optimum_of_all_patterns() -> None:
+    # Patches of two pixels: all patterns can be enumerated, so the optimum of Eq. 1 is known and proved.
+    images, targets = small_problem()
+    settings = {"kernel_size": (1, 2), "reg": 0.3, "tol": 1e-8}
+    exact = ConvexConvBlock(gates=EnumeratedGates(), **settings).fit(images, targets)
+    assert exact.certificate_.kind == "proved"
+    priced = ConvexConvBlock(gates="priced", pricing=QUICK, **settings).fit(images, targets)
+    assert priced.result_.objective >= exact.result_.dual_bound - 1e-9
+    assert priced.result_.objective == pytest.approx(exact.result_.objective, rel=2e-3)
+    assert priced.certificate_.kind == "searched"
+    assert priced.certificate_.global_bound <= exact.result_.objective * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("penalty", ["dense", "group"])
+@pytest.mark.parametrize("intercept", [False, True])
+def test_priced_objective_is_eq_1_of_the_module(penalty: str, intercept: bool) -> None:
+    images, targets = small_problem(1, n=20, outputs=2)
+    block = ConvexConvBlock(
+        kernel_size=2, padding=1, pooling="mean", pool_cells=2, bias=True, penalty=penalty, gates="priced",
+        reg=0.2, intercept=intercept, pricing=QUICK,
+    ).fit(images, targets)  # fmt: skip
+    result = block.result_
+    assert result.relative_gap <= 1e-6
+    assert nonconvex_objective(block.to_torch(), images, targets, 0.2) == pytest.approx(result.objective, rel=1e-6)
+    np.testing.assert_allclose(block.to_torch()(images).detach().numpy(), block.predict(images), atol=1e-8)
+    assert block.certificate_.global_bound <= result.objective
+    assert block.certificate_.sampled_bound <= result.objective * (1 + 1e-12)
+    bounds = [step.dual_bound for step in result.history]
+    assert bounds == sorted(bounds)
+    if penalty == "group":
+        assert ((block.neurons_.readout != 0).flatten(1).sum(dim=1) == 1).all()
+
+
+def test_objective_never_rises_from_round_to_round() -> None:
+    images, targets = small_problem(2, n=20, outputs=3)
+    patches = Patches(images, PatchGeometry(2, padding=1, pool_cells=2, pooling="mean"))
+    with torch.no_grad():
+        solution = solve_priced(patches, targets, 0.1, options=QUICK)
+    objectives = [step.objective for step in solution.history]
+    assert all(later <= earlier * (1 + 1e-9) for earlier, later in zip(objectives, objectives[1:], strict=False))
+    assert (solution.filters.norm(dim=1) - 1).abs().max() < 1e-12
+
+
+def test_priced_gates_do_at_least_as_well_as_sampled_ones() -> None:
+    images, targets = small_problem(3, n=20)
+    settings = {"kernel_size": 2, "padding": 1, "activation": "gated_relu", "reg": 1.0}
+    sampled = ConvexConvBlock(gates=20, **settings).fit(images, targets)
+    priced = ConvexConvBlock(gates="priced", pricing=QUICK, **settings).fit(images, targets)
+    assert priced.result_.relative_gap <= 1e-6
+    assert priced.result_.objective <= sampled.result_.objective
+    assert priced.certificate_.global_bound <= priced.result_.objective
+
+
+@pytest.mark.parametrize("search_type", [FilterSearch, GateSearch])
+@pytest.mark.parametrize("penalty", [DensePenalty(), GroupPenalty()])
+def test_ascent_never_ends_below_its_start(search_type: type, penalty: DensePenalty | GroupPenalty) -> None:
+    images, dual = small_problem(4, n=15, outputs=2)
+    search = search_type(Patches(images, PatchGeometry(2, padding=1)), dual, penalty)
+    starts = search.starts(16, torch.Generator().manual_seed(0))
+    assert torch.allclose(starts.norm(dim=1), torch.ones(16, dtype=torch.float64))
+    found = search.ascend(starts, 15)
+
+    def height(directions: torch.Tensor) -> torch.Tensor:
+        correlation = search.correlation(directions)
+        if penalty.separable:  # each start keeps to the pair it was dealt
+            norms = correlation.norm(dim=2).flatten(1)
+            return norms[torch.arange(16), torch.arange(16) % norms.shape[1]]
+        if search_type is GateSearch:
+            return torch.linalg.svdvals(correlation.transpose(1, 2).flatten(2))[:, 0]
+        return correlation.flatten(1).norm(dim=1)
+
+    assert (height(found) >= height(starts) * (1 - 1e-9)).all()
+
+
+def test_reg_max_of_a_priced_block_gives_the_zero_solution() -> None:
+    images, targets = small_problem(5, n=15)
+    block = ConvexConvBlock(kernel_size=2, penalty="dense", gates="priced", pricing=QUICK)
+    largest = block.reg_max(images, targets)
+    assert block.set_params(reg=1.001 * largest).fit(images, targets).n_neurons_ == 0
+    assert block.set_params(reg=0.9 * largest).fit(images, targets).n_neurons_ > 0
+
+
+def test_search_finds_a_planted_direction() -> None:
+    # One image, one patch a pixel row: the best u points along the only patch.
+    images = torch.tensor([[[[3.0, 4.0]]]], dtype=torch.float64)
+    patches = Patches(images, PatchGeometry((1, 2)))
+    search = FilterSearch(patches, torch.ones(1, 1, dtype=torch.float64), DensePenalty())
+    found = search.ascend(F.normalize(torch.tensor([[1.0, 0.1]], dtype=torch.float64), dim=1), 60)
+    np.testing.assert_allclose(found.numpy(), [[0.6, 0.8]], atol=1e-6)
+    assert float(search.correlation(found).squeeze()) == pytest.approx(5.0)
+
+
+def test_same_seed_same_result() -> None:
+    images, targets = small_problem(6, n=15, outputs=2)
+    block = ConvexConvBlock(kernel_size=2, penalty="dense", gates="priced", reg=0.5, pricing=QUICK, random_state=3)
+    first = block.fit(images, targets).predict(images)
+    np.testing.assert_array_equal(first, block.fit(images, targets).predict(images))
+
+
+@pytest.mark.slow
+def test_two_digits_beat_every_adam_run_and_are_certified() -> None:
+    from cvxcnn.baseline import train_baseline
+
+    images, labels = load_digits(return_X_y=True)
+    chosen = np.flatnonzero((labels == 3) | (labels == 8))[:40]
+    inputs = images[chosen].reshape(-1, 1, 8, 8) / 16
+    targets = np.where(labels[chosen] == 3, 1.0, -1.0)
+    block = ConvexConvBlock(pooling="mean", gates="priced", penalty="dense", pricing=PricingOptions(gap=1e-4))
+    block.set_params(reg=0.05 * block.reg_max(inputs, targets)).fit(inputs, targets)
+    assert block.certificate_.global_gap <= 1e-4
+    patches = Patches(torch.as_tensor(inputs), PatchGeometry(pooling="mean"))
+    columns = torch.as_tensor(targets)[:, None]
+    best = min(train_baseline(patches, columns, block.reg, 200, seed=seed).objective for seed in range(6))
+    assert block.result_.objective <= best
