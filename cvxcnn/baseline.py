@@ -5,11 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,13 +14,13 @@ from torch import Tensor
 from .errors import InputError, SolverError
 from .losses import Loss, get_loss
 from .patches import CACHE_BYTES, CHUNK_ENTRIES_CPU, CHUNK_ENTRIES_GPU, Patches
+from .threads import coarse_threads, map_shares
 
 __all__ = ["BaselineCallback", "BaselineResult", "default_learning_rate", "rebalance", "train_baseline", "tune"]
 
 logger = logging.getLogger(__name__)
 
 BaselineCallback = Callable[[int, float, float], None]
-Result = TypeVar("Result")
 
 CONNECTIONS = ("dense", "group")
 OPTIMIZERS = ("adam", "sgd")
@@ -81,41 +78,6 @@ class BaselineResult:
     learning_rate: float
 
 
-class _Workers:
-    """Threads that each take a share of a batch; None is one share, in the calling thread."""
-
-    def __init__(self, pool: ThreadPoolExecutor | None, count: int) -> None:
-        self.pool = pool
-        self.count = count
-
-    def map(self, function: Callable[[slice], Result], length: int) -> list[Result]:
-        """Return ``function`` of consecutive shares of range(length)."""
-        count = max(1, min(self.count, length // LEAST_SHARE))
-        if self.pool is None or count == 1:
-            return [function(slice(0, length))]
-        bounds = [length * share // count for share in range(count + 1)]
-        return list(self.pool.map(function, map(slice, bounds[:-1], bounds[1:])))
-
-
-@contextmanager
-def _workers(device: torch.device) -> Iterator[_Workers]:
-    """Give torch's threads to shares of images, and none to single operations.
-
-    Thousands of small steps follow one another here: threads that meet in each operation of each step wait for
-    one another most of the time. Torch's own number of threads is set back afterwards.
-    """
-    count = torch.get_num_threads()
-    if device.type != "cpu" or count == 1:
-        yield _Workers(None, 1)
-        return
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield _Workers(pool, count)
-    finally:
-        torch.set_num_threads(count)
-
-
 @dataclass(frozen=True)
 class _Part:
     """Neurons that feed the same cells, and the only patches of an image that they look at."""
@@ -130,10 +92,7 @@ class _Part:
 class _Network:
     """Predictions and gradients of the block in the patches' dtype, a cache-sized piece of a batch at a time."""
 
-    def __init__(
-        self, patches: Patches, targets: Tensor, loss: Loss, width: int, connect: str, workers: _Workers
-    ) -> None:
-        self.workers = workers
+    def __init__(self, patches: Patches, targets: Tensor, loss: Loss, width: int, connect: str) -> None:
         self.patches = patches
         self.targets = targets.to(patches.images)
         self.loss = loss
@@ -191,7 +150,7 @@ class _Network:
                     torch.zeros_like(self.targets[rows]),
                 )
 
-        self.workers.map(work, len(prediction))
+        map_shares(work, len(prediction), prediction.device, LEAST_SHARE)
         return prediction
 
     def gradients(self, filters: Tensor, readout: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -217,7 +176,7 @@ class _Network:
                     by_filter[part.neurons] += passed.flatten(0, 1).T @ flat
             return by_filter, by_readout
 
-        shares = self.workers.map(work, len(rows))
+        shares = map_shares(work, len(rows), rows.device, LEAST_SHARE)
         by_filter = torch.stack([share[0] for share in shares]).sum(dim=0)
         by_readout = torch.stack([share[1] for share in shares]).sum(dim=0)
         return by_filter, by_readout if self.mask is None else by_readout * self.mask
@@ -438,8 +397,8 @@ def default_learning_rate(
     2.0
     """
     _check(patches, targets, width, connect, optimizer)
-    with torch.no_grad(), _workers(patches.images.device) as workers:
-        network = _Network(patches.astype(torch.float32), targets, get_loss("squared"), width, connect, workers)
+    with torch.no_grad(), coarse_threads():
+        network = _Network(patches.astype(torch.float32), targets, get_loss("squared"), width, connect)
         return network.learning_rate(optimizer, network.start(seed)[0])
 
 
@@ -545,9 +504,9 @@ def train_baseline(
     if not 0.0 <= warmup < 1.0:
         raise InputError(f"warmup is the part of a cycle in which the rate rises, in [0, 1); got {warmup!r}.")
     began = time.perf_counter()
-    with torch.no_grad(), _workers(patches.images.device) as workers:
+    with torch.no_grad(), coarse_threads():
         exact = patches.astype(torch.float64)
-        network = _Network(patches.astype(torch.float32), targets, get_loss(loss), width, connect, workers)
+        network = _Network(patches.astype(torch.float32), targets, get_loss(loss), width, connect)
         start = network.start(seed)
         peak = network.learning_rate(optimizer, start[0]) if learning_rate is None else learning_rate
         steps = -(-len(targets) // batch_size)

@@ -545,9 +545,7 @@ class _Reader:
     def _result(self, entry: dict[str, Any], where: str, block: ConvexConvBlock) -> SolveResult:
         table = _entry(entry, "result", _is_table, "an object", where)
         where += "result."
-        values = {
-            name: _float(_entry(table, name, _is_number_or_none, "a number or null", where)) for name in _RESULT
-        }
+        values = {name: _float(_entry(table, name, _is_number_or_none, "a number or null", where)) for name in _RESULT}
         statuses = [status.value for status in Status]
         return SolveResult(
             weights=block.neurons_.filters.new_zeros(0),

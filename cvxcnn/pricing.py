@@ -13,30 +13,29 @@ from __future__ import annotations
 
 import logging
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .baseline import train_baseline
 from .arrangements import GaussianGates, distinct
+from .baseline import train_baseline
 from .design import GatedDesign
+from .errors import InputError
 from .losses import Loss, SquaredLoss
 from .patches import Patches
 from .penalties import DensePenalty, Penalty
 from .program import Program, filter_program, gated_program, relative_gap
+from .search import FilterSearch, GateSearch, Search
 from .solvers import Progress, get_solver
 from .solvers.working_set import WorkingSet
 
 __all__ = [
-    "FilterSearch",
-    "GateSearch",
     "PricedSolution",
     "PricingOptions",
-    "Search",
     "global_bound",
     "searched_reg_max",
     "solve_priced",
@@ -61,7 +60,8 @@ class PricingOptions:
     Parameters
     ----------
     starts : int
-        Random starts of each search, half Gaussian and half data patches.
+        Random starts of each search, half Gaussian and half data patches; the bound that is
+        reported at the end comes from three times as many.
     ascent_steps : int
         Steps of the local ascent from each start.
     additions : int
@@ -71,6 +71,7 @@ class PricingOptions:
     initial_filters : int
         Neurons of the short ordinary training that the first filters come from (ReLU filters only).
     max_rounds : int
+        Rounds of search and improvement.
     time_limit : float
         Seconds after which no new round is begun.
     gap : float
@@ -78,13 +79,22 @@ class PricingOptions:
     """
 
     starts: int = 128
-    ascent_steps: int = 40
+    ascent_steps: int = 60
     additions: int = 32
     improvement_steps: int = 60
     initial_filters: int = 128
     max_rounds: int = 40
     time_limit: float = float("inf")
     gap: float = 1e-3
+
+    def __post_init__(self) -> None:
+        least = {"starts": 0, "ascent_steps": 1, "additions": 1, "improvement_steps": 1, "initial_filters": 1}
+        for name, low in {**least, "max_rounds": 1}.items():
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
+                raise InputError(f"{name} must be an int >= {low}; got {value!r}.")
+        if not self.time_limit > 0 or not self.gap > 0:
+            raise InputError(f"time_limit and gap must be positive; got {self.time_limit!r} and {self.gap!r}.")
 
 
 @dataclass(frozen=True)
@@ -125,122 +135,6 @@ class PricedSolution:
     converged: bool = True
 
 
-class Search(ABC):
-    """A pricing problem: maximise a dual norm of nu^T features(u) over directions u, from many starts at once.
-
-    Parameters
-    ----------
-    patches : Patches
-        In the dtype of the search; float32 is enough, because what is found is priced again in float64.
-    dual : Tensor, shape (n, outputs)
-        nu.
-    penalty : Penalty
-        Its dual norm is what is maximised; if it is separable, each start keeps to one (cell, output).
-    """
-
-    def __init__(self, patches: Patches, dual: Tensor, penalty: Penalty) -> None:
-        self.patches = patches
-        self.dual = dual.to(patches.images.dtype)
-        self.penalty = penalty
-
-    @abstractmethod
-    def correlation(self, directions: Tensor) -> Tensor:
-        """Return nu^T features(u_i), shape (m, cells, rows, outputs)."""
-
-    @abstractmethod
-    def ascend(self, directions: Tensor, steps: int) -> Tensor:
-        """Return unit directions after a local ascent from each of those given; none gets worse."""
-
-    def starts(self, count: int, generator: torch.Generator) -> Tensor:
-        """Return unit starts, half Gaussian, half centred data patches with either sign; shape (count, d)."""
-        patches = self.patches
-        device = patches.images.device
-        gaussian = torch.randn(count - count // 2, patches.dim, generator=generator, dtype=torch.float64)
-        images = torch.randint(patches.n_images, (count // 2,), generator=generator)
-        places = torch.randint(patches.n_patches, (count // 2,), generator=generator)
-        signs = torch.randint(2, (count // 2, 1), generator=generator) * 2 - 1
-        drawn = patches.take(images.to(device), places.to(device))
-        drawn = (drawn - drawn.mean(dim=0)) * signs.to(device)
-        noise = 1e-3 * torch.randn(drawn.shape, generator=generator, dtype=torch.float64).to(drawn)
-        return F.normalize(torch.cat([gaussian.to(drawn), drawn + noise]), dim=1)
-
-    def _pairs(self, points: Tensor, pairs: int) -> Tensor | None:
-        """Deal the starts out over the (cell, output) pairs of a separable penalty: one-hot (m, pairs)."""
-        if not self.penalty.separable:
-            return None
-        dealt = torch.arange(len(points), device=points.device) % pairs
-        return F.one_hot(dealt, pairs).to(points)
-
-
-class FilterSearch(Search):
-    """Pricing of ReLU filters: features(u) = pooled (R u)_+, maximised by steps along the gradient."""
-
-    def correlation(self, directions: Tensor) -> Tensor:
-        return torch.einsum("ncm,no->mco", self.patches.relu_features(directions), self.dual).unsqueeze(2)
-
-    def ascend(self, directions: Tensor, steps: int) -> Tensor:
-        # Each start has a step length of its own, which grows when a step succeeds and shrinks when it fails.
-        points = F.normalize(directions.to(self.dual), dim=1)
-        pairs = self._pairs(points, self.patches.n_cells * self.dual.shape[1])
-        values, gradients = self._value_and_gradient(points, pairs)
-        lengths = torch.full_like(values, 0.5)
-        for _ in range(steps):
-            trial = F.normalize(points + lengths[:, None] * gradients, dim=1)
-            trial_values, trial_gradients = self._value_and_gradient(trial, pairs)
-            better = trial_values > values
-            points = torch.where(better[:, None], trial, points)
-            gradients = torch.where(better[:, None], trial_gradients, gradients)
-            values = torch.where(better, trial_values, values)
-            lengths = torch.where(better, lengths * 1.5, lengths * 0.4)
-        return points
-
-    def _value_and_gradient(self, points: Tensor, pairs: Tensor | None) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            leaf = points.detach().requires_grad_()
-            correlation = self.correlation(leaf).flatten(1)
-            values = correlation.norm(dim=1) if pairs is None else (correlation * pairs).sum(dim=1).abs()
-            (gradient,) = torch.autograd.grad(values.sum(), leaf)
-        # Only the part along the sphere turns the point.
-        tangent = gradient - (gradient * points).sum(dim=1, keepdim=True) * points
-        return values.detach(), F.normalize(tangent, dim=1)
-
-
-class GateSearch(Search):
-    """Pricing of gates: features(g) = pooled D(g) R, piecewise constant in g, so moves are tried and kept if better.
-
-    Moves alternate between random turns and turns towards the gradient of the block itself.
-    """
-
-    def correlation(self, directions: Tensor) -> Tensor:
-        return self.patches.gated_correlation(directions, self.dual)
-
-    def ascend(self, directions: Tensor, steps: int) -> Tensor:
-        points = F.normalize(directions.to(self.dual), dim=1)
-        pairs = self._pairs(points, self.patches.n_cells * self.dual.shape[1])
-        generator = torch.Generator().manual_seed(0)
-        values, pulls = self._value_and_pull(points, pairs)
-        lengths = torch.full_like(values, 0.5)
-        for step in range(steps):
-            noise = torch.randn(points.shape, generator=generator, dtype=torch.float64).to(points)
-            turn = pulls if step % 2 == 0 else F.normalize(noise, dim=1)
-            trial = F.normalize(points + lengths[:, None] * turn, dim=1)
-            trial_values, trial_pulls = self._value_and_pull(trial, pairs)
-            better = trial_values > values
-            points = torch.where(better[:, None], trial, points)
-            pulls = torch.where(better[:, None], trial_pulls, pulls)
-            values = torch.where(better, trial_values, values)
-            lengths = torch.where(better, lengths * 1.5, lengths * 0.7)
-        return points
-
-    def _value_and_pull(self, points: Tensor, pairs: Tensor | None) -> tuple[Tensor, Tensor]:
-        matrices = self.correlation(points).transpose(1, 2).flatten(2)  # (m, d, pairs)
-        if pairs is not None:
-            pull = (matrices @ pairs.unsqueeze(2)).squeeze(2)
-            return pull.norm(dim=1), F.normalize(pull, dim=1)
-        left, values, _ = torch.linalg.svd(matrices, full_matrices=False)
-        return values[:, 0], left[:, :, 0]
-
-
 def _distinct(values: Tensor, filters: Tensor, floor: float, count: int) -> Tensor:
     """Return the indices of the best filters above a floor that differ in direction, at most ``count``."""
     order = torch.argsort(values, descending=True)
@@ -274,15 +168,15 @@ def _improve(patches: Patches, program: Program, weights: Tensor, steps: int) ->
         tolerance_change=1e-14,
     )
 
-    def closure() -> Tensor:
+    def closure() -> float:
         optimizer.zero_grad()
         prediction = torch.einsum("ncm,mco->no", patches.relu_features(filters), readout * mask)
         if program.intercept:
             prediction = prediction + (targets - prediction).mean(dim=0)
         squares = filters.square().sum() + readout.square().sum()
         loss = program.loss.tensor(prediction, targets) + 0.5 * program.reg * squares
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
+        loss.backward()
+        return float(loss.detach())
 
     with torch.enable_grad():
         optimizer.step(closure)  # type: ignore[no-untyped-call]
@@ -293,14 +187,17 @@ def _improve(patches: Patches, program: Program, weights: Tensor, steps: int) ->
 
 def _priced(search: Search, program: Program, found: Tensor, dual: Tensor) -> tuple[Tensor, float]:
     """Return the dual norm / reg of each found direction (m,), and the bound at the best multiple of ``dual``."""
+    centred = program.centre(program.targets)
     if not len(found):
-        return dual.new_zeros(0), program.loss.dual_value(dual, program.centre(program.targets), dual.new_ones(dual.shape[1]))
+        return dual.new_zeros(0), program.loss.dual_value(
+            dual, program.centre(program.targets), dual.new_ones(dual.shape[1])
+        )
     correlation = search.correlation(found)
     norms = program.penalty.dual_norms(correlation).flatten(1) if program.penalty.separable else None
     scores = norms.amax(dim=1) if norms is not None else program.penalty.dual_norms(correlation)
     largest = program.penalty.largest_scale(correlation, program.reg)
     # Directions that were not searched may reach reg; a larger multiple than 1 would need them not to.
-    bound = program.loss.dual_value(dual, program.centre(program.targets), largest.clamp_max(1.0))
+    bound = program.loss.dual_value(dual, centred, largest.clamp_max(1.0))
     return scores / program.reg, bound
 
 
@@ -314,16 +211,33 @@ def _find(
 ) -> tuple[Tensor, Tensor, float]:
     """Search all directions at a dual point; return (directions, scores / reg, bound over all gates)."""
     search = _search_for(program, quick, dual)
-    # Filters in use are stationary already; they are priced, not moved.
     found = F.normalize(search.ascend(search.starts(starts, generator), steps).to(dual), dim=1)
+    # Vectors in use are stationary, or nearly; they are priced, not moved.
     found = torch.cat([found, program.design.vectors])
     scores, bound = _priced(_search_for(program, program.design.patches, dual), program, found, dual)
     return found, scores, bound
 
 
-def global_bound(
-    program: Program, weights: Tensor, options: PricingOptions, generator: torch.Generator
-) -> float:
+def _price(
+    program: Program,
+    quick: Patches,
+    dual: Tensor,
+    objective: float,
+    options: PricingOptions,
+    generator: torch.Generator,
+    last: bool,
+    rough: bool,
+) -> tuple[Tensor, Tensor, float, int]:
+    """Return (directions, scores / reg, bound, starts) of a round's search; a bound that is kept is searched twice."""
+    steps = options.ascent_steps // 3 + 1 if rough else options.ascent_steps
+    found, scores, bound = _find(program, quick, dual, options.starts, steps, generator)
+    if not last and relative_gap(objective, bound) > options.gap:
+        return found, scores, bound, options.starts
+    more, more_scores, more_bound = _find(program, quick, dual, 2 * options.starts, options.ascent_steps, generator)
+    return torch.cat([found, more]), torch.cat([scores, more_scores]), min(bound, more_bound), 3 * options.starts
+
+
+def global_bound(program: Program, weights: Tensor, options: PricingOptions, generator: torch.Generator) -> float:
     """Return the lower bound over ALL gates at a solution of a program over some, as far as a search can tell.
 
     Parameters
@@ -337,7 +251,9 @@ def global_bound(
     """
     prediction = program.design.predict(weights)
     dual = program.dual_point(prediction)
-    _, _, bound = _find(program, program.design.patches.astype(torch.float32), dual, options.starts, options.ascent_steps, generator)
+    _, _, bound = _find(
+        program, program.design.patches.astype(torch.float32), dual, options.starts, options.ascent_steps, generator
+    )
     return min(bound, program.dual_bound(prediction))
 
 
@@ -429,24 +345,28 @@ def solve_priced(
     program, weights = master(filters)
     prediction = program.design.predict(weights)
     objective = program.objective(weights, prediction)
-    best_bound, n_searched, converged, worst = 0.0, 0, False, float("inf")
-    rounds = 0
-    for rounds in range(1, options.max_rounds + 1):
-        steps = options.ascent_steps if worst < _NEARLY else options.ascent_steps // 3 + 1
-        found, scores, bound = _find(program, quick, program.dual_point(prediction), options.starts, steps, generator)
+    worst = float("inf")
+    for rounds in range(options.max_rounds + 1):
+        last = rounds == options.max_rounds or time.perf_counter() - began > options.time_limit
+        rough = not last and worst >= _NEARLY
+        dual = program.dual_point(prediction)
+        found, scores, bound, n_searched = _price(program, quick, dual, objective, options, generator, last, rough)
         worst = float(scores.max())
-        if bound > best_bound:
-            best_bound, n_searched = bound, options.starts
-        progress = Progress(rounds, time.perf_counter() - began, objective, best_bound)
+        progress = Progress(rounds, time.perf_counter() - began, objective, bound)
         history.append(progress)
         logger.info(
             "pricing round %d: objective %.6g, worst violation %.5f, gap %.2e, %d filters, %.1f s",
-            rounds, objective, worst, relative_gap(objective, best_bound), len(weights), progress.seconds,
+            rounds,
+            objective,
+            worst,
+            relative_gap(objective, bound),
+            len(weights),
+            progress.seconds,
         )
         if callback is not None:
             callback(progress)
-        converged = relative_gap(objective, best_bound) <= options.gap
-        if converged or progress.seconds > options.time_limit or worst <= 1 + 1e-12:
+        converged = relative_gap(objective, bound) <= options.gap
+        if converged or last:
             break
         chosen = _distinct(scores, found, 1 + 1e-9, options.additions)
         program, weights = master(torch.cat([program.design.vectors, found[chosen]]))
@@ -459,14 +379,13 @@ def solve_priced(
         program, weights = moved, moved_weights
         prediction = program.design.predict(weights)
         objective = program.objective(weights, prediction)
-    bound = program.dual_bound(prediction)
     return PricedSolution(
         filters=program.design.vectors,
         weights=weights,
         program=program,
         objective=objective,
-        dual_bound=bound,
-        global_bound=min(best_bound, objective),
+        dual_bound=program.dual_bound(prediction),
+        global_bound=min(bound, objective),
         n_searched=n_searched,
         rounds=rounds,
         seconds=time.perf_counter() - began,
@@ -497,40 +416,37 @@ def solve_priced_gates(
     generator = generator or torch.Generator().manual_seed(0)
     quick = patches.astype(torch.float32)
     history: list[Progress] = []
-    best_bound, n_searched, converged, rounds = 0.0, 0, False, 0
-    program: Program | None = None
-    gates = distinct(patches, GaussianGates(1).sample(patches, 20, generator)).vectors
-    weights: Tensor | None = None
-    for rounds in range(1, options.max_rounds + 1):
-        program = gated_program(patches, gates, targets, reg, penalty=penalty, loss=loss or SquaredLoss(), intercept=intercept)
-        start = None
-        if weights is not None:
-            start = program.zeros()
-            start[: len(weights)] = weights
-        result = get_solver("auto", program, tol=tol).solve(program, start=start)
-        prediction = program.design.predict(result.weights)
-        found, scores, bound = _find(
-            program, quick, program.dual_point(prediction), options.starts, options.ascent_steps, generator
+
+    def over(gates: Tensor) -> Program:
+        loss_used = loss or SquaredLoss()
+        return gated_program(patches, gates, targets, reg, penalty=penalty, loss=loss_used, intercept=intercept)
+
+    program = over(distinct(patches, GaussianGates(1).sample(patches, 20, generator)).vectors)
+    weights = program.zeros()
+    for rounds in range(options.max_rounds + 1):
+        last = rounds == options.max_rounds or time.perf_counter() - began > options.time_limit
+        solved = get_solver("auto", program, tol=tol).solve(program, start=weights)
+        dual = program.dual_point(program.design.predict(solved.weights))
+        found, scores, bound, n_searched = _price(
+            program, quick, dual, solved.objective, options, generator, last, rough=False
         )
-        if bound > best_bound:
-            best_bound, n_searched = bound, options.starts
-        history.append(Progress(rounds, time.perf_counter() - began, result.objective, best_bound))
+        history.append(Progress(rounds, time.perf_counter() - began, solved.objective, bound))
         if callback is not None:
             callback(history[-1])
-        active = result.weights.flatten(1).any(dim=1)
-        gates, weights = gates[active], result.weights[active]
-        converged = relative_gap(result.objective, best_bound) <= options.gap
+        active = solved.weights.flatten(1).any(dim=1)
+        gates, weights = program.design.vectors[active], solved.weights[active]
+        program = over(gates)
+        converged = relative_gap(solved.objective, bound) <= options.gap
         order = torch.argsort(scores, descending=True)
         order = order[scores[order] > 1 + 1e-9][: 4 * options.additions]
-        # Active gates come first, so that a pattern found again is dropped and not its twin in use.
-        merged = distinct(patches, torch.cat([gates, found[order]])).vectors if len(order) else gates
-        fresh = merged[len(gates) : len(gates) + options.additions]
-        if converged or history[-1].seconds > options.time_limit or not len(fresh):
+        if converged or last or not len(order):
             break
-        gates = torch.cat([gates, fresh])
-    program = gated_program(
-        patches, gates[: len(weights)], targets, reg, penalty=penalty, loss=loss or SquaredLoss(), intercept=intercept
-    )
+        # Active gates come first, so that a pattern found again is dropped and not its twin in use.
+        merged = distinct(patches, torch.cat([gates, found[order]])).vectors[: len(gates) + options.additions]
+        if len(merged) == len(gates):
+            break
+        program = over(merged)
+        weights = torch.cat([weights, weights.new_zeros(len(merged) - len(gates), *weights.shape[1:])])
     final = program.evaluate(weights)
     return PricedSolution(
         filters=program.design.vectors,
@@ -538,7 +454,7 @@ def solve_priced_gates(
         program=program,
         objective=final.objective,
         dual_bound=final.dual_bound,
-        global_bound=min(best_bound, final.objective),
+        global_bound=min(bound, final.objective),
         n_searched=n_searched,
         rounds=rounds,
         seconds=time.perf_counter() - began,

@@ -50,7 +50,7 @@ class Standardizer:
         return (images - self.mean[:, None, None]) / self.scale[:, None, None]
 
 
-class LayerwiseCNN(BaseEstimator):  # type: ignore[misc]
+class LayerwiseCNN(BaseEstimator):
     """A deep CNN of convex blocks, each trained to its end before the next begins.
 
     Block j is a ``ConvexConvBlock`` fitted to the same targets; its ReLU feature maps, average-pooled and
@@ -123,8 +123,9 @@ class LayerwiseCNN(BaseEstimator):  # type: ignore[misc]
 
     def pooling_after(self, layer: int) -> int:
         """Return the average pooling between block ``layer`` (from 0) and the next."""
-        values = [self.downsample] if isinstance(self.downsample, Integral) else list(self.downsample)
-        if not values or not all(isinstance(v, Integral) and not isinstance(v, bool) and v >= 1 for v in values):
+        given: Any = self.downsample
+        values: list[Any] = [given] if isinstance(given, Integral) else list(given)
+        if not values or any(not isinstance(v, Integral) or isinstance(v, bool) or int(v) < 1 for v in values):
             raise InputError(f"downsample must be an int >= 1, or a sequence of them; got {self.downsample!r}.")
         return int(values[min(layer, len(values) - 1)])
 

@@ -64,7 +64,7 @@ def _pool(workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, thread_name_prefix="cvxcnn", initializer=torch.set_num_threads, initargs=(1,))
 
 
-def map_shares(function: Callable[[slice], Result], length: int, device: torch.device) -> list[Result]:
+def map_shares(function: Callable[[slice], Result], length: int, device: torch.device, least: int = 1) -> list[Result]:
     """Return ``function`` of consecutive shares of range(length), one share for each torch thread.
 
     Parameters
@@ -74,6 +74,8 @@ def map_shares(function: Callable[[slice], Result], length: int, device: torch.d
     length : int
     device : torch.device
         Off the CPU there is one share, in the calling thread.
+    least : int
+        Length of a share, at least, where there are several: a thread may not be worth waking for less.
 
     Examples
     --------
@@ -81,7 +83,7 @@ def map_shares(function: Callable[[slice], Result], length: int, device: torch.d
     10
     """
     threads = _workers.get() or torch.get_num_threads()
-    workers = min(threads, length) if device.type == "cpu" else 1
+    workers = min(threads, length // least) if device.type == "cpu" else 1
     if workers <= 1:
         with torch.no_grad():
             return [function(slice(0, length))]

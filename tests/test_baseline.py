@@ -15,6 +15,7 @@ from cvxcnn.baseline import default_learning_rate, rebalance, train_baseline, tu
 from cvxcnn.errors import InputError, SolverError
 from cvxcnn.losses import SquaredLoss
 from cvxcnn.patches import Patches, PatchGeometry
+from cvxcnn.threads import coarse_threads
 
 
 def problem(n: int = 24, *, bias: bool = True, pooling: str = "mean", cells: int = 2, seed: int = 0):
@@ -46,7 +47,7 @@ def eq1(patches: Patches, targets: Tensor, reg: float, filters: Tensor, readout:
 
 
 def network(patches: Patches, targets: Tensor, width: int, connect: str) -> baseline._Network:
-    return baseline._Network(patches, targets, SquaredLoss(), width, connect, baseline._Workers(None, 1))
+    return baseline._Network(patches, targets, SquaredLoss(), width, connect)
 
 
 @pytest.mark.parametrize("connect", ["dense", "group"])
@@ -87,16 +88,14 @@ def test_gradients_add_up_over_shares_and_pieces():
     net = network(patches, targets, 6, "dense")
     filters, readout = net.directions(0)
     rows = torch.arange(70)
-    whole = net.gradients(filters, readout, rows)
     before = torch.get_num_threads()
-    torch.set_num_threads(3)
     try:
-        with baseline._workers(torch.device("cpu")) as workers:
-            assert torch.get_num_threads() == 1
-            net.workers = workers
+        torch.set_num_threads(1)
+        whole = net.gradients(filters, readout, rows)
+        torch.set_num_threads(3)
+        with coarse_threads():
             net.piece = 4
             parts = net.gradients(filters, readout, rows)
-        assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
     torch.testing.assert_close(parts, whole)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +12,11 @@ from sklearn.datasets import load_digits
 
 from cvxcnn import ConvexConvBlock, nonconvex_objective
 from cvxcnn.arrangements import EnumeratedGates
-from cvxcnn.patches import PatchGeometry, Patches
+from cvxcnn.errors import InputError
+from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.penalties import DensePenalty, GroupPenalty
-from cvxcnn.pricing import FilterSearch, GateSearch, PricingOptions, solve_priced
+from cvxcnn.pricing import PricingOptions, solve_priced
+from cvxcnn.search import FilterSearch, GateSearch
 
 QUICK = PricingOptions(starts=32, ascent_steps=20, additions=8, improvement_steps=30, initial_filters=16, max_rounds=12)
 
@@ -50,8 +54,7 @@ def test_priced_objective_is_eq_1_of_the_module(penalty: str, intercept: bool) -
     np.testing.assert_allclose(block.to_torch()(images).detach().numpy(), block.predict(images), atol=1e-8)
     assert block.certificate_.global_bound <= result.objective
     assert block.certificate_.sampled_bound <= result.objective * (1 + 1e-12)
-    bounds = [step.dual_bound for step in result.history]
-    assert bounds == sorted(bounds)
+    assert all(step.dual_bound <= step.objective * (1 + 1e-12) for step in result.history)
     if penalty == "group":
         assert ((block.neurons_.readout != 0).flatten(1).sum(dim=1) == 1).all()
 
@@ -62,7 +65,7 @@ def test_objective_never_rises_from_round_to_round() -> None:
     with torch.no_grad():
         solution = solve_priced(patches, targets, 0.1, options=QUICK)
     objectives = [step.objective for step in solution.history]
-    assert all(later <= earlier * (1 + 1e-9) for earlier, later in zip(objectives, objectives[1:], strict=False))
+    assert all(later <= earlier * (1 + 1e-9) for earlier, later in pairwise(objectives))
     assert (solution.filters.norm(dim=1) - 1).abs().max() < 1e-12
 
 
@@ -111,8 +114,8 @@ def test_search_finds_a_planted_direction() -> None:
     patches = Patches(images, PatchGeometry((1, 2)))
     search = FilterSearch(patches, torch.ones(1, 1, dtype=torch.float64), DensePenalty())
     found = search.ascend(F.normalize(torch.tensor([[1.0, 0.1]], dtype=torch.float64), dim=1), 60)
-    np.testing.assert_allclose(found.numpy(), [[0.6, 0.8]], atol=1e-6)
-    assert float(search.correlation(found).squeeze()) == pytest.approx(5.0)
+    np.testing.assert_allclose(found.numpy(), [[0.6, 0.8]], atol=1e-3)  # the length of the last step
+    assert float(search.correlation(found).squeeze()) == pytest.approx(5.0, rel=1e-6)
 
 
 def test_same_seed_same_result() -> None:
@@ -120,6 +123,19 @@ def test_same_seed_same_result() -> None:
     block = ConvexConvBlock(kernel_size=2, penalty="dense", gates="priced", reg=0.5, pricing=QUICK, random_state=3)
     first = block.fit(images, targets).predict(images)
     np.testing.assert_array_equal(first, block.fit(images, targets).predict(images))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"starts": -1}, "starts must be an int >= 0; got -1"),
+        ({"max_rounds": 0}, "max_rounds must be an int >= 1; got 0"),
+        ({"gap": 0.0}, "time_limit and gap must be positive"),
+    ],
+)
+def test_bad_options(settings: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        PricingOptions(**settings)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from cvxcnn import ConvexConvBlock, LayerwiseCNN
 from cvxcnn.errors import InputError
 from cvxcnn.stack import Standardizer
 
-BLOCK = ConvexConvBlock(kernel_size=3, padding=1, pooling="mean", pool_cells=2, gates=8, reg=0.5)
+BLOCK = ConvexConvBlock(kernel_size=3, padding=1, pooling="mean", pool_cells=2, gates=8, reg=3.0)
 
 
 @pytest.fixture
@@ -58,7 +58,8 @@ def test_constant_channels_keep_their_scale() -> None:
 
 def test_reg_fraction_sets_every_block_by_its_own_reg_max(problem: tuple[np.ndarray, np.ndarray]) -> None:
     images, targets = problem
-    stack = LayerwiseCNN(layers=2, block=BLOCK, reg_fraction=0.2).fit(images, targets)
+    block = clone(BLOCK).set_params(penalty="dense")
+    stack = LayerwiseCNN(layers=2, block=block, reg_fraction=0.2).fit(images, targets)
     for block, inputs in stack.layer_inputs(images):
         assert block.reg == pytest.approx(0.2 * block.reg_max(inputs, targets))
 
