@@ -76,7 +76,7 @@ class Settings:
     gates: int | str = "priced"
     solver: str = "auto"
     reg: float | None = None
-    reg_fraction: float = 0.006
+    reg_fraction: float = 0.01
     rounds: int = 3
     tol: float = 1e-6
     kernel_size: int = 3
@@ -92,7 +92,7 @@ class Settings:
 
 def pricing_options(settings: Settings) -> PricingOptions:
     """Return how hard the blocks of a run search for filters or gates."""
-    return PricingOptions(max_rounds=settings.rounds)
+    return PricingOptions(starts=96, max_rounds=settings.rounds)
 
 
 # From settings to a stack.

@@ -260,7 +260,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"cvxcnn {__version__}\n"
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert "(default: 0.006)" in text and "(default: None)" not in text
+    assert "(default: 0.01)" in text and "(default: None)" not in text
     for name in Settings.__dataclass_fields__:
         flag = "--no-baseline" if name == "baseline" else f"--{name.replace('_', '-')}"
         assert flag in text
