@@ -88,7 +88,7 @@ class LayerwiseCNN(BaseEstimator):
     Examples
     --------
     >>> images = np.random.default_rng(0).normal(size=(30, 1, 6, 6))
-    >>> block = ConvexConvBlock(gates=5, reg=2.0, padding=1, pooling="mean")
+    >>> block = ConvexConvBlock(gates=5, reg=0.1, padding=1, pooling="mean")
     >>> stack = LayerwiseCNN(layers=2, block=block).fit(images, images.mean(axis=(1, 2, 3)))
     >>> len(stack.blocks_), stack.predict(images).shape
     (2, (30,))
@@ -176,6 +176,11 @@ class LayerwiseCNN(BaseEstimator):
 
     def _hand_on(self, layer: int, inputs: Tensor) -> Tensor:
         """Return what block ``layer`` hands on from its (standardized) inputs: pooled ReLU maps."""
+        if not self.blocks_[layer].n_neurons_:
+            raise InputError(
+                f"layer {layer + 1} has no neurons at reg={self.blocks_[layer].reg:g}, so it hands nothing on. "
+                "Use a smaller reg, or fewer layers."
+            )
         maps = self.blocks_[layer].relu_maps(inputs)
         size = self.pooling_after(layer)
         if size == 1:

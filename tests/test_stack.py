@@ -42,11 +42,13 @@ def test_only_active_neurons_are_handed_on(problem: tuple[np.ndarray, np.ndarray
     assert stack.blocks_[1].image_shape_[0] == max(1, stack.blocks_[0].n_neurons_)
 
 
-def test_a_block_without_neurons_hands_on_zeros(problem: tuple[np.ndarray, np.ndarray]) -> None:
+def test_a_block_without_neurons_predicts_zero_and_hands_nothing_on(problem: tuple[np.ndarray, np.ndarray]) -> None:
     images, targets = problem
     stack = LayerwiseCNN(layers=1, block=clone(BLOCK).set_params(reg=1e6)).fit(images, targets)
     assert stack.blocks_[0].n_neurons_ == 0
     np.testing.assert_array_equal(stack.predict(images), np.zeros((25, 3)))
+    with pytest.raises(InputError, match=r"layer 1 has no neurons at reg=1e\+06"):
+        clone(stack).set_params(layers=2).fit(images, targets)
 
 
 def test_constant_channels_keep_their_scale() -> None:
