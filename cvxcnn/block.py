@@ -141,6 +141,8 @@ class ConvexConvBlock(BaseEstimator):
     certificate_ : Certificate
     gates_ : ndarray, shape (P, d)
         Gate vectors (or filter directions) of the program.
+    n_duplicate_gates_, n_zero_gates_ : int
+        Gates that were dropped because they repeat a pattern, or are active on no patch (fixed gates only).
     neurons_ : Neurons
         The ReLU neurons (``activation="relu"``).
     n_neurons_ : int
@@ -325,6 +327,7 @@ class ConvexConvBlock(BaseEstimator):
         self, patches: Patches, targets: Tensor, callback: Callback | None
     ) -> tuple[Program, SolveResult, Certificate]:
         program, gates = self._fixed_program(patches, targets)
+        self.n_duplicate_gates_, self.n_zero_gates_ = gates.n_duplicates, gates.n_zero
         solver = get_solver(self.solver, program, tol=self.tol, max_iter=self.max_iter)
         result = solver.solve(program, callback=callback)
         options = self.pricing or PricingOptions()
