@@ -49,6 +49,8 @@ _SAME_DIRECTION = 0.99
 # While the worst direction violates by more than this factor, searches are cut short: the local improvement
 # that follows moves every filter anyway.
 _NEARLY = 1.1
+# The ascent of a search works on at most this many patches: it takes about a hundred passes over them.
+_SEARCH_PATCHES = 1 << 18
 # Minibatch steps of the ordinary training that pricing begins with.
 _INITIAL_STEPS = 1000
 
@@ -209,8 +211,16 @@ def _search_for(program: Program, patches: Patches, dual: Tensor) -> Search:
 def _find(
     program: Program, quick: Patches, dual: Tensor, starts: int, steps: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, float]:
-    """Search all directions at a dual point; return (directions, scores / reg, bound over all gates)."""
-    search = _search_for(program, quick, dual)
+    """Search all directions at a dual point; return (directions, scores / reg, bound over all gates).
+
+    The ascent sees at most ``_SEARCH_PATCHES`` patches, of randomly chosen images; what it finds is scored on all.
+    """
+    if quick.n_images * quick.n_patches > _SEARCH_PATCHES:
+        count = max(1, _SEARCH_PATCHES // quick.n_patches)
+        rows = torch.randperm(quick.n_images, generator=generator)[:count].to(dual.device)
+        search = _search_for(program, quick.subset(rows), dual[rows])
+    else:
+        search = _search_for(program, quick, dual)
     found = F.normalize(search.ascend(search.starts(starts, generator), steps).to(dual), dim=1)
     # Vectors in use are stationary, or nearly; they are priced, not moved.
     found = torch.cat([found, program.design.vectors])

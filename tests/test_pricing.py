@@ -118,6 +118,16 @@ def test_search_finds_a_planted_direction() -> None:
     assert float(search.correlation(found).squeeze()) == pytest.approx(5.0, rel=1e-6)
 
 
+def test_a_search_on_some_images_is_scored_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, targets = small_problem(7, n=40)
+    block = ConvexConvBlock(kernel_size=2, padding=1, gates=10, reg=0.5)
+    everything = block.fit(images, targets).certificate_.sampled_bound
+    monkeypatch.setattr("cvxcnn.pricing._SEARCH_PATCHES", 90)
+    some = block.fit(images, targets).certificate_
+    assert some.kind == "searched"
+    assert some.global_bound <= some.sampled_bound == everything
+
+
 def test_same_seed_same_result() -> None:
     images, targets = small_problem(6, n=15, outputs=2)
     block = ConvexConvBlock(kernel_size=2, penalty="dense", gates="priced", reg=0.5, pricing=QUICK, random_state=3)
