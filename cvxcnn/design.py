@@ -47,6 +47,10 @@ class Design(ABC):
     def correlate(self, dual: Tensor) -> Tensor:
         """Return the adjoint, sum_j features_j nu_j, shape (blocks, cells, rows, outputs)."""
 
+    def double(self) -> Design:
+        """Return this design in float64."""
+        return type(self)(self.patches.astype(torch.float64), self.vectors.double())
+
     def shape(self, outputs: int) -> tuple[int, int, int, int]:
         """Return the shape of the weights."""
         return self.n_blocks, self.n_cells, self.rows, outputs
@@ -80,6 +84,9 @@ class SignedGatedDesign(Design):
         self.n_gates = len(gates)
         self.rows = patches.dim
         self._unsigned = GatedDesign(patches, gates)
+
+    def double(self) -> SignedGatedDesign:
+        return SignedGatedDesign(self.patches.astype(torch.float64), self.vectors[: self.n_gates].double())
 
     def signs(self, blocks: Tensor) -> Tensor:
         """Return +1 for blocks of positive output weight and -1 for the others, float, shape (len(blocks),)."""

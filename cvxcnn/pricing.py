@@ -389,13 +389,14 @@ def solve_priced(
         program, weights = moved, moved_weights
         prediction = program.design.predict(weights)
         objective = program.objective(weights, prediction)
+    final = program.double().evaluate(weights.double())
     return PricedSolution(
         filters=program.design.vectors,
         weights=weights,
         program=program,
-        objective=objective,
-        dual_bound=program.dual_bound(prediction),
-        global_bound=min(bound, objective),
+        objective=final.objective,
+        dual_bound=final.dual_bound,
+        global_bound=min(bound, final.objective),
         n_searched=n_searched,
         rounds=rounds,
         seconds=time.perf_counter() - began,
@@ -457,7 +458,7 @@ def solve_priced_gates(
             break
         program = over(merged)
         weights = torch.cat([weights, weights.new_zeros(len(merged) - len(gates), *weights.shape[1:])])
-    final = program.evaluate(weights)
+    final = program.double().evaluate(weights.double())
     return PricedSolution(
         filters=program.design.vectors,
         weights=weights,

@@ -8,7 +8,7 @@ them, a loss, a penalty, and, for the ReLU program (Eq. 2), a cone for each bloc
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -189,6 +189,12 @@ class Program:
             point, _ = self.cones.project(block % len(self.cones.gates), values[block, cell, :, output], tol=1e-15)
             repaired[block, cell, :, output] = torch.from_numpy(point).to(weights)
         return repaired
+
+    def double(self) -> Program:
+        """Return this program in float64, in which every result is judged."""
+        if self.targets.dtype == torch.float64:
+            return self
+        return replace(self, design=self.design.double(), targets=self.targets.double())
 
     def evaluate(self, weights: Tensor) -> Evaluation:
         """Return objective, dual bound and violation of weights, all recomputed here."""

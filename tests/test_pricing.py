@@ -128,6 +128,18 @@ def test_a_search_on_some_images_is_scored_on_all(monkeypatch: pytest.MonkeyPatc
     assert some.global_bound <= some.sampled_bound == everything
 
 
+@pytest.mark.parametrize("gates", ["priced", 12])
+@pytest.mark.parametrize("penalty", ["dense", "group"])
+def test_float32_blocks_are_judged_in_float64(gates: str | int, penalty: str) -> None:
+    images, targets = small_problem(8, n=20)
+    block = ConvexConvBlock(
+        kernel_size=2, padding=1, gates=gates, penalty=penalty, reg=0.5, dtype="float32", tol=1e-4, pricing=QUICK
+    ).fit(images, targets)
+    expected = nonconvex_objective(block.to_torch(), images.float(), targets.float(), 0.5)
+    assert block.result_.objective == pytest.approx(expected, rel=1e-6)
+    assert block.result_.dual_bound <= block.result_.objective
+
+
 def test_same_seed_same_result() -> None:
     images, targets = small_problem(6, n=15, outputs=2)
     block = ConvexConvBlock(kernel_size=2, penalty="dense", gates="priced", reg=0.5, pricing=QUICK, random_state=3)

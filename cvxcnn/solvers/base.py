@@ -174,10 +174,11 @@ class Solver(ABC):
             seconds = time.perf_counter() - began
             if not bool(torch.isfinite(outcome.weights).all()):
                 raise SolverError(f"{self.name} returned weights that are not finite. Rescale images, or change reg.")
-            violation = program.violation(outcome.weights)
+            judge = program.double()
+            violation = judge.violation(outcome.weights.double())
             # The weights are made feasible before they are judged: the objective is then Eq. 1's own.
-            weights = program.repair(outcome.weights)
-            final = program.evaluate(weights)
+            weights = judge.repair(outcome.weights.double()).to(outcome.weights)
+            final = judge.evaluate(weights.double())
         gap = final.relative_gap
         status = Status.OPTIMAL
         if gap > self.tol:
