@@ -227,10 +227,7 @@ class ConvexConvBlock(BaseEstimator):
         SolverUnavailableError, SolverError
             If the solver is missing here, or ended without a point; the block is then as it was.
         """
-        geometry = self._check_parameters()
-        inputs = check_images(images, dtype=DTYPES[self.dtype], device=torch.device(self.device))
-        expected = check_targets(targets, len(inputs), dtype=inputs.dtype, device=inputs.device)
-        patches = Patches(inputs, geometry)
+        patches, expected = self._training_set(images, targets)
         priced = isinstance(self.gates, str)
         with torch.no_grad(), coarse_threads():
             if priced:
@@ -272,6 +269,11 @@ class ConvexConvBlock(BaseEstimator):
             raise InputError(f"random_state must be an int in [0, 2^63); got {self.random_state!r}.")
         return geometry
 
+    def _training_set(self, images: Any, targets: Any) -> tuple[Patches, Tensor]:
+        geometry = self._check_parameters()
+        inputs = check_images(images, dtype=DTYPES[self.dtype], device=torch.device(self.device))
+        return Patches(inputs, geometry), check_targets(targets, len(inputs), dtype=inputs.dtype, device=inputs.device)
+
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(int(self.random_state))
 
@@ -283,17 +285,14 @@ class ConvexConvBlock(BaseEstimator):
         images : array-like, shape (n, C, H, W) or (n, H, W)
         targets : array-like, shape (n,) or (n, outputs)
         """
-        geometry = self._check_parameters()
-        inputs = check_images(images, dtype=DTYPES[self.dtype], device=torch.device(self.device))
-        expected = check_targets(targets, len(inputs), dtype=inputs.dtype, device=inputs.device)
-        patches = Patches(inputs, geometry)
+        patches, expected = self._training_set(images, targets)
         with torch.no_grad(), coarse_threads():
             if not isinstance(self.gates, str):
                 return self._fixed_program(patches, expected)[0].reg_max()
             make = filter_program if self.activation == "relu" else gated_program
             empty = make(
                 patches,
-                inputs.new_zeros(0, patches.dim),
+                patches.images.new_zeros(0, patches.dim),
                 expected,
                 1.0,
                 penalty=get_penalty(self.penalty),
@@ -304,9 +303,10 @@ class ConvexConvBlock(BaseEstimator):
 
     def _fixed_program(self, patches: Patches, targets: Tensor) -> tuple[Program, Gates]:
         gates = resolve(self.gates, patches, int(self.random_state))
-        dropped = gates.n_duplicates + gates.n_zero
-        if dropped:
-            logger.info("%d gates kept; %d repeated a pattern, %d never active", len(gates), *_dropped(gates))
+        if gates.n_duplicates + gates.n_zero:
+            logger.info(
+                "%d gates kept; %d repeated a pattern, %d never active", len(gates), gates.n_duplicates, gates.n_zero
+            )
         make: Callable[..., Program] = {"gated_relu": gated_program, "relu": relu_program}[self.activation]
         vectors = gates.vectors
         penalty: Penalty = get_penalty(self.penalty)
@@ -513,10 +513,6 @@ class ConvexConvBlock(BaseEstimator):
             neurons = read_neurons(program, doubled)
         neurons = Neurons(neurons.filters, neurons.readout, self.gated_intercept_)
         return to_module(neurons, self.geometry_, self.image_shape_, intercept=self.intercept)
-
-
-def _dropped(gates: Any) -> tuple[int, int]:
-    return gates.n_duplicates, gates.n_zero
 
 
 def decomposed_weights(cones: Cones, weights: Tensor) -> Tensor:

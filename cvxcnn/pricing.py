@@ -191,9 +191,7 @@ def _priced(search: Search, program: Program, found: Tensor, dual: Tensor) -> tu
     """Return the dual norm / reg of each found direction (m,), and the bound at the best multiple of ``dual``."""
     centred = program.centre(program.targets)
     if not len(found):
-        return dual.new_zeros(0), program.loss.dual_value(
-            dual, program.centre(program.targets), dual.new_ones(dual.shape[1])
-        )
+        return dual.new_zeros(0), program.loss.dual_value(dual, centred, dual.new_ones(dual.shape[1]))
     correlation = search.correlation(found)
     norms = program.penalty.dual_norms(correlation).flatten(1) if program.penalty.separable else None
     scores = norms.amax(dim=1) if norms is not None else program.penalty.dual_norms(correlation)
@@ -206,6 +204,12 @@ def _priced(search: Search, program: Program, found: Tensor, dual: Tensor) -> tu
 def _search_for(program: Program, patches: Patches, dual: Tensor) -> Search:
     gated = isinstance(program.design, GatedDesign)
     return (GateSearch if gated else FilterSearch)(patches, dual, program.penalty)
+
+
+def _check_search(options: PricingOptions) -> None:
+    """Raise InputError if there would be no search, so that no bound is called searched without one."""
+    if options.starts < 1:
+        raise InputError('gates="priced" needs a search: starts must be at least 1; got 0.')
 
 
 def _find(
@@ -272,6 +276,7 @@ def searched_reg_max(program: Program, options: PricingOptions, generator: torch
 
     ``program`` has reg 1 and may have no gates at all.
     """
+    _check_search(options)
     dual = program.dual_point(torch.zeros_like(program.targets))
     quick = program.design.patches.astype(torch.float32)
     _, scores, _ = _find(program, quick, dual, options.starts, options.ascent_steps, generator)
@@ -326,6 +331,7 @@ def solve_priced(
     quick = patches.astype(torch.float32)
     history: list[Progress] = []
     solver = WorkingSet(tol=tol)
+    _check_search(options)
 
     def over(filters: Tensor) -> Program:
         return filter_program(patches, filters, targets, reg, penalty=penalty, loss=loss, intercept=intercept)
@@ -424,6 +430,7 @@ def solve_priced_gates(
     """
     began = time.perf_counter()
     options = options or PricingOptions()
+    _check_search(options)
     generator = generator or torch.Generator().manual_seed(0)
     quick = patches.astype(torch.float32)
     history: list[Progress] = []

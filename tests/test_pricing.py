@@ -160,6 +160,16 @@ def test_bad_options(settings: dict, message: str) -> None:
         PricingOptions(**settings)
 
 
+def test_a_bound_is_never_called_searched_without_a_search() -> None:
+    images, targets = small_problem(9)
+    block = ConvexConvBlock(kernel_size=2, gates="priced", pricing=PricingOptions(starts=0))
+    for call in (block.fit, block.reg_max):
+        with pytest.raises(InputError, match="starts must be at least 1; got 0"):
+            call(images, targets)
+    certificate = block.set_params(gates=3).fit(images, targets).certificate_
+    assert certificate.kind == "none" and np.isnan(certificate.global_bound)
+
+
 @pytest.mark.slow
 def test_two_digits_beat_every_adam_run_and_are_certified() -> None:
     from cvxcnn.baseline import train_baseline
