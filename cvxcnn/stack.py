@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -13,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import NotFittedError
-from torch import Tensor
+from torch import Tensor, nn
 
 from .block import DTYPES, ConvexConvBlock
 from .data import check_images
 from .errors import InputError
+from .neurons import Neurons, convolution, to_module
 from .solvers import Progress
 
 __all__ = ["LayerwiseCNN", "Standardizer"]
@@ -48,6 +50,16 @@ class Standardizer:
     def __call__(self, images: Tensor) -> Tensor:
         """Return standardized images."""
         return (images - self.mean[:, None, None]) / self.scale[:, None, None]
+
+    def to_torch(self) -> nn.Conv2d:
+        """Return the same as a 1 x 1 convolution with a group a channel; its parameters ask for no gradient."""
+        count = len(self.mean)
+        # A convolution of its own: folded into the next one it would be wrong at the zeros of its padding.
+        layer = nn.Conv2d(count, count, 1, groups=count).to(self.mean).requires_grad_(False)
+        layer.weight.copy_((1 / self.scale).view_as(layer.weight))
+        if layer.bias is not None:
+            layer.bias.copy_(-self.mean / self.scale)
+        return layer
 
 
 class LayerwiseCNN(BaseEstimator):
@@ -220,3 +232,78 @@ class LayerwiseCNN(BaseEstimator):
         if not -len(predictions) <= layer < len(predictions):
             raise InputError(f"layer must be between 0 and {len(predictions) - 1}; got {layer}.")
         return predictions[layer]
+
+    def to_torch(self, layer: int = -1, *, neurons: Neurons | None = None) -> nn.Sequential:
+        """Return the network that ends in a layer's readout, as one flat Sequential of standard torch modules.
+
+        Its modules are, for j = 1, 2, ... up to that layer, ``standardize{j}`` (a 1 x 1 Conv2d with a group a
+        channel, whose parameters ask for no gradient), ``conv{j}``, ``relu{j}`` and ``downsample{j}`` (AvgPool2d),
+        and at the end ``pool``, ``flatten`` and ``linear``. A gated block at the end has a gated convolution
+        ``gated{j}`` in place of ``conv{j}`` and ``relu{j}``; below the end it hands on the ReLU responses of its
+        gates, as in ``transform``. The module shares no memory with the stack.
+
+        Parameters
+        ----------
+        layer : int
+            Counted from 0; the last one by default.
+        neurons : Neurons, optional
+            What stands in place of the last block, with its geometry: a rival trained on the same inputs.
+
+        Returns
+        -------
+        nn.Sequential
+            Takes images (n, C, H, W) in the blocks' dtype; gives (n, outputs).
+
+        Raises
+        ------
+        NotFittedError
+            Before ``fit``.
+        InputError
+            If there is no such layer, or the neurons don't fit its inputs.
+
+        Examples
+        --------
+        >>> images = np.random.default_rng(0).normal(size=(30, 1, 6, 6))
+        >>> block = ConvexConvBlock(gates=5, reg=0.1, padding=1, pooling="mean")
+        >>> stack = LayerwiseCNN(layers=2, block=block, downsample=2).fit(images, images.mean(axis=(1, 2, 3)))
+        >>> module = stack.to_torch()
+        >>> [name for name, _ in module.named_children()][:5]
+        ['standardize1', 'conv1', 'relu1', 'downsample1', 'standardize2']
+        >>> np.allclose(module(torch.from_numpy(images))[:, 0].detach(), stack.predict(images))
+        True
+        """
+        if not getattr(self, "blocks_", None):
+            raise NotFittedError("This LayerwiseCNN isn't fitted yet. Call fit first.")
+        if not isinstance(layer, Integral) or not -len(self.blocks_) <= layer < len(self.blocks_):
+            raise InputError(f"layer must be between 0 and {len(self.blocks_) - 1}; got {layer!r}.")
+        last = int(layer) % len(self.blocks_)
+        modules: OrderedDict[str, nn.Module] = OrderedDict()
+        for index, (block, standardizer) in enumerate(zip(self.blocks_, self.standardizers_, strict=True)):
+            number = index + 1
+            if standardizer is not None:
+                modules[f"standardize{number}"] = standardizer.to_torch()
+            if index == last:
+                break
+            filters = block.neurons_.filters
+            modules[f"conv{number}"] = convolution(filters, block.geometry_, block.image_shape_[0])
+            modules[f"relu{number}"] = nn.ReLU()
+            if self.pooling_after(index) > 1:
+                modules[f"downsample{number}"] = nn.AvgPool2d(self.pooling_after(index))
+        block = self.blocks_[last]
+        head = block.to_torch() if neurons is None else _rival(neurons, block)
+        gated = block.activation == "gated_relu" and neurons is None
+        names = [f"gated{last + 1}"] if gated else [f"conv{last + 1}", f"relu{last + 1}"]
+        modules.update(zip([*names, "pool", "flatten", "linear"], head, strict=True))
+        return nn.Sequential(modules)
+
+
+def _rival(neurons: Neurons, block: ConvexConvBlock) -> nn.Sequential:
+    """Return the network of neurons in place of a block's own."""
+    own = block.neurons_
+    if neurons.filters.shape[1] != own.filters.shape[1] or neurons.readout.shape[1:] != own.readout.shape[1:]:
+        raise InputError(
+            f"neurons must have filters (m, {own.filters.shape[1]}) and a readout (m, {own.readout.shape[1]}, "
+            f"{own.readout.shape[2]}), as the block in their place; got {tuple(neurons.filters.shape)} and "
+            f"{tuple(neurons.readout.shape)}."
+        )
+    return to_module(neurons, block.geometry_, block.image_shape_, intercept=bool(neurons.intercept.any()))

@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from torch import nn
 
-from cvxcnn import ConvexConvBlock, LayerwiseCNN
+from cvxcnn import ConvexConvBlock, LayerwiseCNN, PricingOptions
 from cvxcnn.errors import InputError
+from cvxcnn.neurons import Neurons
 from cvxcnn.stack import Standardizer
 
 BLOCK = ConvexConvBlock(kernel_size=3, padding=1, pooling="mean", pool_cells=2, gates=8, reg=3.0)
@@ -113,3 +115,78 @@ def test_bad_calls(problem: tuple[np.ndarray, np.ndarray]) -> None:
     with pytest.raises(InputError, match="layer must be between 0 and 0; got 3"):
         stack.predict(images, layer=3)
     assert clone(stack).get_params()["layers"] == 1
+
+
+# What the module must do doesn't depend on how good its weights are.
+QUICK = clone(BLOCK).set_params(penalty="dense", reg=1.0, tol=0.1, max_iter=50, pricing=PricingOptions(starts=0))
+SHAPES: dict[str, tuple[dict, dict]] = {
+    "mean cells": ({"downsample": 2}, {}),
+    "sum over unequal cells": ({"downsample": 2}, {"pooling": "sum", "kernel_size": 2}),
+    "mean of unequal cells": ({}, {"kernel_size": 2}),
+    "one cell, no padding": ({}, {"padding": 0, "kernel_size": 2, "pool_cells": 1}),
+    "bias": ({"downsample": (1, 2)}, {"bias": True}),
+    "intercept": ({"downsample": 2}, {"intercept": True}),
+    "not standardized": ({"standardize": False}, {"stride": 2}),
+    "gated": ({"downsample": 2}, {"activation": "gated_relu", "penalty": "nuclear"}),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_exported_module_predicts_what_the_stack_does(problem: tuple[np.ndarray, np.ndarray], shape: str) -> None:
+    images, targets = problem
+    stack, settings = SHAPES[shape]
+    fitted = LayerwiseCNN(layers=2, block=clone(QUICK).set_params(**settings), **stack).fit(images + 3.0, targets)
+    for layer, expected in enumerate(fitted.staged_predict(images)):
+        outputs = fitted.to_torch(layer)(torch.as_tensor(images)).detach().numpy()
+        np.testing.assert_allclose(outputs, expected, atol=1e-10)
+    np.testing.assert_array_equal(fitted.to_torch()(torch.as_tensor(images)).detach().numpy(), outputs)
+
+
+def test_the_exported_module_is_flat_and_standard(problem: tuple[np.ndarray, np.ndarray]) -> None:
+    module = LayerwiseCNN(layers=2, block=QUICK, downsample=2).fit(*problem).to_torch()
+    assert [name for name, _ in module.named_children()] == [
+        "standardize1", "conv1", "relu1", "downsample1", "standardize2", "conv2", "relu2", "pool", "flatten", "linear",
+    ]  # fmt: skip
+    kinds = (nn.Conv2d, nn.ReLU, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear)
+    assert all(isinstance(child, kinds) for child in module)
+    trained = {name.split(".")[0] for name, values in module.named_parameters() if values.requires_grad}
+    assert trained == {"conv1", "conv2", "linear"}
+
+
+@pytest.mark.parametrize("settings", [{}, {"pooling": "sum", "pool_cells": 2, "kernel_size": 4}])
+@pytest.mark.parametrize("kind", [{}, {"activation": "gated_relu", "penalty": "nuclear"}])
+def test_torch_export_accepts_the_module(problem: tuple[np.ndarray, np.ndarray], settings: dict, kind: dict) -> None:
+    images, targets = problem
+    block = clone(QUICK).set_params(**kind, **settings)
+    module = LayerwiseCNN(layers=2, block=block).fit(images, targets).to_torch()
+    inputs = torch.as_tensor(images)
+    batch = {0: torch.export.Dim("n", min=2)}
+    exported = torch.export.export(module, (inputs[:4],), dynamic_shapes=(batch,)).module()
+    torch.testing.assert_close(exported(inputs), module(inputs), rtol=0, atol=1e-12)
+
+
+def test_a_rival_stands_in_the_last_blocks_place(problem: tuple[np.ndarray, np.ndarray]) -> None:
+    images, targets = problem
+    stack = LayerwiseCNN(layers=2, block=QUICK, downsample=2).fit(images, targets)
+    draw = torch.Generator().manual_seed(0)
+    _, cells, outputs = stack.blocks_[1].neurons_.readout.shape
+    dim = stack.blocks_[1].neurons_.filters.shape[1]
+    rival = Neurons(
+        torch.randn(3, dim, generator=draw, dtype=torch.float64),
+        torch.randn(3, cells, outputs, generator=draw, dtype=torch.float64),
+        torch.zeros(outputs, dtype=torch.float64),
+    )
+    (_, _), (block, inputs) = stack.layer_inputs(images)
+    expected = rival.predict(block._patches(inputs))
+    torch.testing.assert_close(stack.to_torch(neurons=rival)(torch.as_tensor(images)), expected, rtol=0, atol=1e-10)
+    with pytest.raises(InputError, match=r"neurons must have filters \(m, \d+\) and a readout"):
+        stack.to_torch(0, neurons=rival)
+
+
+def test_no_module_of_a_layer_that_is_not_there(problem: tuple[np.ndarray, np.ndarray]) -> None:
+    with pytest.raises(NotFittedError, match="Call fit first"):
+        LayerwiseCNN().to_torch()
+    stack = LayerwiseCNN(layers=1, block=QUICK).fit(*problem)
+    for layer in (1, -2, 0.5):
+        with pytest.raises(InputError, match=f"layer must be between 0 and 0; got {layer}"):
+            stack.to_torch(layer)
