@@ -8,15 +8,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import Lasso
 
-from cvxcnn.solvers.newton import group_lasso
+from cvxcnn.solvers.newton import GramQuadratic, group_lasso
+from cvxcnn.solvers.newton_cg import DenseFeatures, FeatureQuadratic, MaskedFeatures
 
 Array = np.ndarray
 
 
+def gram_form(features: Array, targets: Array, size: int) -> GramQuadratic:
+    return GramQuadratic(features.T @ features, features.T @ targets, float((targets**2).sum()), size)
+
+
+def feature_form(features: Array, targets: Array, size: int) -> FeatureQuadratic:
+    return FeatureQuadratic(DenseFeatures(features.reshape(len(features), -1, size)), targets[:, 0])
+
+
 def solve(features: Array, targets: Array, size: int, reg: float, tol: float = 1e-10, **options: int) -> Array:
-    start = np.zeros((features.shape[1], targets.shape[1]))
-    gram, linear = features.T @ features, features.T @ targets
-    return group_lasso(gram, linear, float((targets**2).sum()), size, reg, start, tol=tol, **options)
+    found = group_lasso(gram_form(features, targets, size), reg, tol=tol, **options)
+    if targets.shape[1] == 1:
+        # The direct and the iterative Newton systems must lead to the same optimum.
+        other = group_lasso(feature_form(features, targets, size), reg, tol=tol, **options)
+        values = [0.5 * ((targets - features @ w) ** 2).sum() + reg * lengths(w, size).sum() for w in (found, other)]
+        assert abs(values[0] - values[1]) <= 2 * tol + 1e-13 * float((targets**2).sum())
+    return found
+
+
+def lengths(weights: Array, size: int) -> Array:
+    return np.linalg.norm(weights.reshape(len(weights) // size, -1), axis=1)
 
 
 def gap(features: Array, targets: Array, size: int, reg: float, weights: Array) -> float:
@@ -108,10 +125,11 @@ def test_zero_from_the_largest_correlation_on() -> None:
 def test_start_is_kept_when_it_is_optimal_and_never_changed() -> None:
     random = np.random.default_rng(3)
     features, targets = random.normal(size=(20, 6)), random.normal(size=(20, 1))
-    gram, linear, square = features.T @ features, features.T @ targets, float((targets**2).sum())
     best = solve(features, targets, 2, 1.0, tol=1e-13)
     start = best.copy()
-    again = group_lasso(gram, linear, square, 2, 1.0, start, tol=1e-9)
+    quadratic = gram_form(features, targets, 2)
+    quadratic.move_to(start)
+    again = group_lasso(quadratic, 1.0, tol=1e-9)
     np.testing.assert_array_equal(start, best)
     np.testing.assert_allclose(again, best, atol=1e-8)
 
@@ -119,11 +137,37 @@ def test_start_is_kept_when_it_is_optimal_and_never_changed() -> None:
 def test_a_point_that_overshoots_is_not_taken_for_optimal() -> None:
     """A fit beyond the targets makes nu . y negative; a negative multiple of nu would be no dual point."""
     features, targets = np.array([[1.0], [0.5]]), np.array([[1.0], [0.0]])
-    gram, linear = features.T @ features, features.T @ targets
-    found = group_lasso(gram, linear, 1.0, 1, 0.1, np.array([[50.0]]), tol=1e-9)
+    quadratic = gram_form(features, targets, 1)
+    quadratic.move_to(np.array([[50.0]]))
+    found = group_lasso(quadratic, 0.1, tol=1e-9)
     assert found.item() == pytest.approx(0.9 / 1.25)
 
 
 def test_a_zero_feature_stays_out() -> None:
     features = np.array([[1.0, 0.0], [0.0, 0.0]])
     np.testing.assert_allclose(solve(features, np.array([[3.0], [1.0]]), 1, 1.0).ravel(), [2.0, 0.0], atol=1e-12)
+
+
+def test_masked_features_are_the_dense_ones() -> None:
+    random = np.random.default_rng(4)
+    patches, masks = random.normal(size=(30, 4)), (random.normal(size=(30, 6)) > 0).astype(float)
+    masked, dense = MaskedFeatures(patches, masks), DenseFeatures(masks[:, :, None] * patches[:, None])
+    weights, values = random.normal(size=(6, 4)), random.normal(size=30)
+    np.testing.assert_allclose(masked.forward(weights), dense.forward(weights))
+    np.testing.assert_allclose(masked.adjoint(values), dense.adjoint(values))
+    np.testing.assert_allclose(masked.group_forward(2, weights[2]), dense.group_forward(2, weights[2]))
+    np.testing.assert_allclose(masked.group_adjoint(2, values), dense.group_adjoint(2, values))
+    np.testing.assert_allclose(masked.group_gram(2), dense.group_gram(2))
+    assert np.vdot(masked.forward(weights), values) == pytest.approx(np.vdot(masked.adjoint(values), weights))
+    few = masked.select(np.array([4, 1])).forward(weights[[4, 1]])
+    np.testing.assert_allclose(few, dense.select(np.array([4, 1])).forward(weights[[4, 1]]), rtol=1e-5)
+
+
+def test_masked_features_reach_the_same_optimum() -> None:
+    random = np.random.default_rng(5)
+    patches, masks = random.normal(size=(200, 5)), (random.normal(size=(200, 40)) > 0).astype(float)
+    target = np.maximum(patches @ random.normal(size=5), 0) + 0.1 * random.normal(size=200)
+    dense = (masks[:, :, None] * patches[:, None]).reshape(200, -1)
+    reg = 0.1 * lengths(dense.T @ target, 5).max()
+    found = group_lasso(FeatureQuadratic(MaskedFeatures(patches, masks), target), reg, tol=1e-9)
+    assert gap(dense, target[:, None], 5, reg, found) <= 1e-8

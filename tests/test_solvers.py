@@ -18,7 +18,7 @@ from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.penalties import DensePenalty, GroupPenalty, NuclearPenalty
 from cvxcnn.pricing import PricingOptions
 from cvxcnn.program import Program, filter_program, gated_program, relu_program
-from cvxcnn.solvers import SOLVERS, Progress, SolveResult, Status, get_solver
+from cvxcnn.solvers import SOLVERS, Progress, SolveResult, Status, get_solver, working_set
 
 TOL = 1e-6
 NO_SEARCH = PricingOptions(starts=0)
@@ -73,6 +73,21 @@ REFUSED = {
     ("gated_relu", "nuclear", "working_set"): "the nuclear penalty has no fixed groups",
 }
 COMBINATIONS = list(itertools.product(["relu", "gated_relu"], ["group", "nuclear", "dense"], [False, True], [1, 2]))
+
+
+@pytest.mark.parametrize(("kind", "outputs", "geometry"), [
+    ("gated", 2, {"pool_cells": 2}), ("gated", 1, {"kernel_size": 4}), ("dense", 1, {})
+])  # fmt: skip
+def test_conjugate_gradients_reach_the_gram_matrix_optimum(
+    kind: str, outputs: int, geometry: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Programs with many columns take another path to the same optimum; kernel_size=4 has one patch an image."""
+    problem = program(kind, reg=0.3, outputs=outputs, **geometry)
+    expected = get_solver("working_set", problem, tol=1e-9).solve(problem)
+    monkeypatch.setattr(working_set, "_GRAM_COLUMNS", 5)
+    found = get_solver("working_set", problem, tol=1e-9).solve(problem)
+    assert found.relative_gap <= 1e-9
+    assert found.objective == pytest.approx(expected.objective, rel=1e-8)
 
 
 @pytest.mark.parametrize(("activation", "penalty", "intercept", "cells"), COMBINATIONS)

@@ -111,9 +111,12 @@ class ConeWorkingSet(Solver):
             report(iteration, objective, bound)
             if all(part.done for part in parts) or iteration == limit:
                 break
+            # While cones or rows are still missing, a small share of the gap is accuracy enough.
+            relative = (objective - bound) / max(1.0, abs(objective))
+            accuracy = min(1e-3 * relative, 1e-5) if relative > 1e-5 else 1e-11
             for part in parts:
                 if not part.done:
-                    self._solve(program, cones, part)
+                    self._solve(program, cones, part, accuracy)
         for output, part in enumerate(parts):
             for group in part.groups.values():
                 weights[group.block, group.cell, :, output] = torch.from_numpy(group.weights).to(weights)
@@ -178,7 +181,7 @@ class ConeWorkingSet(Solver):
                 added = True
         return added
 
-    def _solve(self, program: Program, cones: Cones, part: _Output) -> None:
+    def _solve(self, program: Program, cones: Cones, part: _Output, accuracy: float) -> None:
         """Solve over the working set with Clarabel: variables (v_g, t_g), ||v_g|| <= t_g, rows of v_g >= 0."""
         groups = list(part.groups.values())
         if not groups:
@@ -216,8 +219,8 @@ class ConeWorkingSet(Solver):
         kinds += [clarabel.SecondOrderConeT(dim + 1)] * len(groups)
         settings = clarabel.DefaultSettings()
         settings.verbose = False
-        settings.tol_gap_rel = settings.tol_gap_abs = settings.tol_feas = 1e-11
-        settings.reduced_tol_gap_rel = settings.reduced_tol_gap_abs = settings.reduced_tol_feas = 1e-7
+        settings.tol_gap_rel = settings.tol_gap_abs = settings.tol_feas = accuracy
+        settings.reduced_tol_gap_rel = settings.reduced_tol_gap_abs = settings.reduced_tol_feas = max(accuracy, 1e-7)
         solver = clarabel.DefaultSolver(quadratic, linear, constraints, np.zeros(constraints.shape[0]), kinds, settings)
         answer = solver.solve()
         usable = (clarabel.SolverStatus.Solved, clarabel.SolverStatus.AlmostSolved)

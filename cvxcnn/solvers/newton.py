@@ -1,158 +1,300 @@
-"""Group lasso in Gram form by block coordinate descent and Newton steps on the support: small, exact, fast."""
+"""Group lasso by block coordinate descent and Newton steps on the support: small, exact, fast."""
 
 from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 from scipy import linalg
 
-__all__ = ["group_lasso"]
+__all__ = ["GramQuadratic", "Quadratic", "group_lasso"]
 
 Array = np.ndarray
 
 
-class _Problem:
-    """minimise 1/2 <W, G W> - <C, W> + reg * sum_g ||W_g||_F, groups of ``size`` consecutive rows."""
+class Quadratic(ABC):
+    """The smooth part 1/2 ||A W - Y||^2 at a point W that moves; groups of ``size`` consecutive rows of W.
 
-    def __init__(self, gram: Array, linear: Array, squared_norm: float, size: int, reg: float) -> None:
-        self.gram, self.linear, self.squared_norm = gram, linear, squared_norm
-        self.size, self.reg = size, reg
-        self.n_groups = len(gram) // size
-        self.outputs = linear.shape[1]
-        blocks = gram.reshape(self.n_groups, size, self.n_groups, size)
-        index = np.arange(self.n_groups)
-        self.values, self.vectors = np.linalg.eigh(blocks[index, :, index, :])
-        self.values = np.maximum(self.values, 0.0)
+    Attributes
+    ----------
+    weights : ndarray, shape (groups * size, outputs)
+        The point W.
+    squared_norm : float
+        ||Y||^2.
+    spectra : (ndarray, ndarray)
+        Eigenvalues (groups, size) and eigenvectors (groups, size, size) of each A_g^T A_g.
+    """
 
-    def norms(self, weights: Array) -> Array:
-        norms: Array = np.linalg.norm(weights.reshape(self.n_groups, -1), axis=1)
-        return norms
+    weights: Array
+    squared_norm: float
+    size: int
+    n_groups: int
+    spectra: tuple[Array, Array]
 
-    def objective(self, weights: Array, product: Array) -> float:
-        smooth = np.vdot(weights, 0.5 * product - self.linear)
-        return float(smooth + self.reg * self.norms(weights).sum())
+    @abstractmethod
+    def move_to(self, weights: Array) -> None:
+        """Set the point."""
 
-    def gap(self, weights: Array, product: Array) -> float:
-        """Return objective minus dual value at the best feasible multiple of the residual."""
-        peak = float(self.norms(self.linear - product).max())
-        square, inner = float(np.vdot(weights, product)), float(np.vdot(weights, self.linear))
-        residual, fitted = max(self.squared_norm - 2 * inner + square, 0.0), inner - square
-        scale = max(0.0, min((residual + fitted) / max(residual, 1e-300), self.reg / max(peak, 1e-300)))
-        penalty = self.reg * float(self.norms(weights).sum())
-        return 0.5 * residual * (1 - scale) ** 2 + penalty - scale * fitted
+    @abstractmethod
+    def change(self, rows: slice, delta: Array) -> None:
+        """Add ``delta`` to one group."""
 
-    def block_sweep(self, weights: Array, product: Array) -> None:
-        """Minimise exactly over each group in turn, in place."""
-        size, reg = self.size, self.reg
-        for group in range(self.n_groups):
-            rows = slice(group * size, (group + 1) * size)
-            old = weights[rows]
-            own = self.gram[rows, rows] @ old
-            pull = self.linear[rows] - product[rows] + own
-            length = np.linalg.norm(pull)
-            if length <= reg:
-                if not old.any():
-                    continue
-                new = np.zeros_like(old)
-            else:
-                new = self._block_minimum(group, pull)
-            product += self.gram[:, rows] @ (new - old)
-            weights[rows] = new
+    @abstractmethod
+    def pull(self, rows: slice) -> Array:
+        """Return A_g^T (Y - A W) of one group, shape (size, outputs)."""
 
-    def _block_minimum(self, group: int, pull: Array) -> Array:
-        """Return argmin over one group: its norm t solves sum_i ||q_i||^2 / (lambda_i t + reg)^2 = 1."""
-        values, vectors = self.values[group], self.vectors[group]
-        rotated = vectors.T @ pull
-        squares = (rotated**2).sum(axis=1)
-        low = (np.sqrt(squares.sum()) - self.reg) / max(values[-1], 1e-300)
-        norm = low
-        for _ in range(60):
-            shifted = values * norm + self.reg
-            excess = (squares / shifted**2).sum()
-            # Newton on excess^(-1/2) = 1, which is nearly linear in the norm, converges from the left.
-            slope = (squares * values / shifted**3).sum() / excess**1.5
-            step = (1 - excess**-0.5) / max(slope, 1e-300)
-            norm += step
-            if abs(step) <= 1e-15 * max(norm, 1e-300):
-                break
-        result: Array = vectors @ (rotated * (norm / (values * norm + self.reg))[:, None])
+    @abstractmethod
+    def pulls(self) -> Array:
+        """Return A^T (Y - A W), shape of the weights."""
+
+    @abstractmethod
+    def residual(self, pulls: Array) -> float:
+        """Return ||Y - A W||^2."""
+
+    @abstractmethod
+    def state(self) -> Any:
+        """Return what ``restore`` needs to come back to this point."""
+
+    @abstractmethod
+    def restore(self, state: Any) -> None:
+        """Come back to a point."""
+
+    @abstractmethod
+    def direction(self, support: Array, norms: Array, gradient: Array, reg: float, damping: float) -> Array | None:
+        """Return minus the inverse Hessian times the gradient, restricted to groups; None if it is singular.
+
+        The Hessian of the objective on the support is A_s^T A_s plus reg / ||W_g|| (I - u_g u_g^T) a group,
+        u_g = W_g / ||W_g||.
+
+        Parameters
+        ----------
+        support : ndarray of int
+            Groups.
+        norms : ndarray, shape (len(support),)
+            ||W_g||, all positive.
+        gradient : ndarray, shape (len(support) * size, outputs)
+        reg : float
+        damping : float
+            Added to the diagonal, relative to the mean of A^T A's.
+        """
+
+    def rows(self, groups: Array) -> Array:
+        """Return the rows of groups."""
+        result: Array = (groups[:, None] * self.size + np.arange(self.size)).ravel()
         return result
 
-    def newton_step(self, weights: Array, product: Array, damping: float) -> Array | None:
-        """Return the damped Newton direction on the support, zero elsewhere; None if the system is not positive.
-
-        The Hessian is I (x) M minus one rank-one term a group, M = G + reg diag(1 / ||W_g||): M is shared
-        by all outputs, and Woodbury's identity leaves a system of the number of groups.
-        """
-        norms = self.norms(weights)
-        support = np.flatnonzero(norms > 0)
-        if not len(support):
-            return None
-        rows = (support[:, None] * self.size + np.arange(self.size)).ravel()
-        lengths = np.repeat(norms[support], self.size)
-        units = weights[rows] / lengths[:, None]
-        gradient = product[rows] - self.linear[rows] + self.reg * units
-        matrix = self.gram[np.ix_(rows, rows)].copy()
-        diagonal = np.einsum("ii->i", matrix)
-        diagonal += damping * float(np.trace(self.gram)) / len(self.gram)
-        direction = np.zeros_like(weights)
-        try:
-            if self.size * self.outputs == 1:
-                direction[rows] = linalg.cho_solve(linalg.cho_factor(matrix), -gradient)
-                return direction
-            diagonal += self.reg / lengths
-            factor = linalg.cho_factor(matrix, overwrite_a=True)
-            step = linalg.cho_solve(factor, -gradient)
-            inverse = linalg.cho_solve(factor, np.eye(len(rows)))
-            count = len(support)
-            coupling = (inverse * (units @ units.T)).reshape(count, self.size, count, self.size).sum(axis=(1, 3))
-            small = np.diag(norms[support] / self.reg) - coupling
-            small[np.diag_indices(count)] += 1e-12 * norms[support] / self.reg
-            radial = (units * step).reshape(count, -1).sum(axis=1)
-            weightsum = linalg.cho_solve(linalg.cho_factor(small), radial)
-            direction[rows] = step + inverse @ (units * np.repeat(weightsum, self.size)[:, None])
-        except linalg.LinAlgError:
-            return None
-        return direction
-
-    def move(self, weights: Array, product: Array, direction: Array) -> tuple[Array, Array, bool]:
-        """Return weights after a line search along a direction; a group that would turn round is set to zero."""
-        current, gap = self.objective(weights, product), self.gap(weights, product)
-        rounding = 1e-15 * max(abs(current), 0.5 * self.squared_norm)
-        for step in (1.0, 0.5, 0.2):
-            trial = weights + step * direction
-            turned = (trial * weights).reshape(self.n_groups, -1).sum(axis=1) < 0
-            trial.reshape(self.n_groups, -1)[turned] = 0.0
-            trial_product = self.gram @ trial
-            drop = current - self.objective(trial, trial_product)
-            # Near the optimum the objective no longer tells two points apart, but the gap still does.
-            if drop > rounding or (drop >= -rounding and self.gap(trial, trial_product) < gap):
-                return trial, trial_product, True
-        return weights, product, False
+    def norms(self, values: Array) -> Array:
+        """Return the length of each group."""
+        result: Array = np.linalg.norm(values.reshape(self.n_groups, -1), axis=1)
+        return result
 
 
-def group_lasso(
-    gram: Array,
-    linear: Array,
-    squared_norm: float,
-    size: int,
-    reg: float,
-    start: Array,
-    *,
-    tol: float,
-    max_rounds: int = 100,
-) -> Array:
-    """Minimise 1/2 <W, G W> - <C, W> + reg * sum_g ||W_g||_F over W.
+class GramQuadratic(Quadratic):
+    """The quadratic from its Gram matrix; Newton systems are solved directly.
 
     Parameters
     ----------
     gram : ndarray, shape (q, q)
+        A^T A.
     linear : ndarray, shape (q, outputs)
+        A^T Y.
     squared_norm : float
-        ||Y||^2, for the duality gap.
     size : int
-        Rows in a group; q is a multiple of it.
+    spectra : (ndarray, ndarray), optional
+        Computed if they are not given.
+    """
+
+    def __init__(
+        self, gram: Array, linear: Array, squared_norm: float, size: int, spectra: tuple[Array, Array] | None = None
+    ) -> None:
+        self.gram, self.linear = gram, linear
+        self.squared_norm, self.size = squared_norm, size
+        self.n_groups = len(gram) // size
+        if spectra is None:
+            index = np.arange(self.n_groups)
+            blocks = gram.reshape(self.n_groups, size, self.n_groups, size)
+            spectra = np.linalg.eigh(blocks[index, :, index, :])
+        self.spectra = spectra
+        self.move_to(np.zeros_like(linear))
+
+    def move_to(self, weights: Array) -> None:
+        self.weights = weights.copy()
+        moved = np.flatnonzero(self.norms(weights) > 0)
+        rows = self.rows(moved)
+        self.product = self.gram[:, rows] @ weights[rows] if 2 * len(moved) < self.n_groups else self.gram @ weights
+
+    def change(self, rows: slice, delta: Array) -> None:
+        self.weights[rows] += delta
+        self.product += self.gram[:, rows] @ delta
+
+    def pull(self, rows: slice) -> Array:
+        pull: Array = self.linear[rows] - self.product[rows]
+        return pull
+
+    def pulls(self) -> Array:
+        pulls: Array = self.linear - self.product
+        return pulls
+
+    def residual(self, pulls: Array) -> float:
+        return max(self.squared_norm - float(np.vdot(self.weights, self.linear + pulls)), 0.0)
+
+    def state(self) -> tuple[Array, Array]:
+        return self.weights, self.product
+
+    def restore(self, state: tuple[Array, Array]) -> None:
+        self.weights, self.product = state
+
+    def direction(self, support: Array, norms: Array, gradient: Array, reg: float, damping: float) -> Array | None:
+        rows = self.rows(support)
+        matrix = self.gram[np.ix_(rows, rows)]
+        diagonal = np.einsum("ii->i", matrix)
+        diagonal += damping * float(np.trace(self.gram)) / len(self.gram)
+        units = self.weights[rows] / np.repeat(norms, self.size)[:, None]
+        try:
+            if units.shape[1] > 1:
+                return self._several_outputs(matrix, support, norms, units, gradient, reg)
+            count, size = len(support), self.size
+            if size > 1:
+                index, shaped = np.arange(count), units.reshape(count, size)
+                curvature = np.eye(size) - shaped[:, :, None] * shaped[:, None, :]
+                blocks = matrix.reshape(count, size, count, size)
+                blocks[index, :, index, :] += (reg / norms)[:, None, None] * curvature
+            return self._solve(matrix, -gradient)
+        except linalg.LinAlgError:
+            return None
+
+    @staticmethod
+    def _solve(matrix: Array, right: Array) -> Array:
+        factor, info = linalg.lapack.dpotrf(matrix.T, lower=1, overwrite_a=1, clean=0)
+        if info:
+            raise linalg.LinAlgError("the Newton system is not positive definite")
+        solution: Array = linalg.lapack.dpotrs(factor, right, lower=1)[0]
+        return solution
+
+    def _several_outputs(
+        self, matrix: Array, support: Array, norms: Array, units: Array, gradient: Array, reg: float
+    ) -> Array:
+        """Solve with M = G + reg diag(1 / ||W_g||), which all outputs share, less one rank-one term a group.
+
+        Woodbury's identity leaves a system of the number of groups.
+        """
+        count, size = len(support), self.size
+        np.einsum("ii->i", matrix)[:] += np.repeat(reg / norms, size)
+        inverse = self._solve(matrix, np.eye(len(matrix)))
+        step = inverse @ -gradient
+        coupling = (inverse * (units @ units.T)).reshape(count, size, count, size).sum(axis=(1, 3))
+        small = np.diag(norms / reg) - coupling
+        small[np.diag_indices(count)] += 1e-12 * norms / reg
+        radial = (units * step).reshape(count, -1).sum(axis=1)
+        along = linalg.cho_solve(linalg.cho_factor(small), radial)
+        result: Array = step + inverse @ (units * np.repeat(along, size)[:, None])
+        return result
+
+
+def _block_minimum(values: Array, vectors: Array, pull: Array, reg: float) -> Array:
+    """Return argmin over one group: its norm t solves sum_i ||q_i||^2 / (lambda_i t + reg)^2 = 1."""
+    rotated = vectors.T @ pull
+    squares = (rotated * rotated).sum(axis=1)
+    values = np.maximum(values, 0.0)
+    norm = (np.sqrt(squares.sum()) - reg) / max(values[-1], 1e-300)
+    for _ in range(60):
+        shifted = values * norm + reg
+        shares = squares / (shifted * shifted)
+        excess = shares.sum()
+        # Newton on excess^(-1/2) = 1, which is nearly linear in the norm, converges from the left.
+        slope = (shares * values / shifted).sum() / excess**1.5
+        step = (1 - excess**-0.5) / max(slope, 1e-300)
+        norm += step
+        if abs(step) <= 1e-15 * max(norm, 1e-300):
+            break
+    result: Array = vectors @ (rotated * (norm / (values * norm + reg))[:, None])
+    return result
+
+
+class _Descent:
+    """The objective 1/2 ||A W - Y||^2 + reg sum_g ||W_g||_F, its gap, and the two kinds of step."""
+
+    def __init__(self, quadratic: Quadratic, reg: float) -> None:
+        self.quadratic, self.reg = quadratic, reg
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Recompute objective and gap at the point where the quadratic is."""
+        quadratic = self.quadratic
+        self.pulls = quadratic.pulls()
+        self.norms = quadratic.norms(quadratic.weights)
+        residual = quadratic.residual(self.pulls)
+        penalty = self.reg * float(self.norms.sum())
+        self.objective = 0.5 * residual + penalty
+        lengths = quadratic.norms(self.pulls)
+        fitted = float(np.vdot(quadratic.weights, self.pulls))
+
+        def gap(peak: float) -> float:
+            """Return objective minus the dual value at the best multiple of the residual, its longest pull given."""
+            scale = max(0.0, min((residual + fitted) / max(residual, 1e-300), self.reg / max(peak, 1e-300)))
+            return 0.5 * residual * (1 - scale) ** 2 + penalty - scale * fitted
+
+        self.gap = gap(float(lengths.max(initial=0.0)))
+        # What is left to gain without new groups, as if the others kept to their constraint.
+        self.support_gap = gap(float(lengths[self.norms > 0].max(initial=0.0)))
+
+    def sweep(self) -> None:
+        """Minimise exactly over each group in turn."""
+        quadratic, size = self.quadratic, self.quadratic.size
+        values, vectors = quadratic.spectra
+        for group in range(quadratic.n_groups):
+            rows = slice(group * size, (group + 1) * size)
+            old = quadratic.weights[rows]
+            turn = vectors[group]
+            own = turn @ (values[group][:, None] * (turn.T @ old)) if old.any() else 0.0
+            pull = quadratic.pull(rows) + own
+            if np.linalg.norm(pull) > self.reg:
+                quadratic.change(rows, _block_minimum(values[group], turn, pull, self.reg) - old)
+            elif old.any():
+                quadratic.change(rows, -old)
+
+    def newton_step(self, damping: float) -> bool:
+        """Take a damped Newton step on the support; return whether one was found."""
+        quadratic = self.quadratic
+        support = np.flatnonzero(self.norms > 0)
+        if not len(support):
+            return False
+        rows = quadratic.rows(support)
+        weights = quadratic.weights
+        units = weights[rows] / np.repeat(self.norms[support], quadratic.size)[:, None]
+        gradient = self.reg * units - self.pulls[rows]
+        step = quadratic.direction(support, self.norms[support], gradient, self.reg, damping)
+        if step is None or not np.isfinite(step).all():
+            return False
+        state, objective, gap = quadratic.state(), self.objective, self.gap
+        rounding = 1e-15 * max(abs(objective), 0.5 * quadratic.squared_norm)
+        for length in (1.0, 0.5, 0.2):
+            trial = weights.copy()
+            trial[rows] += length * step
+            # A group that would turn round is set to zero.
+            turned = (trial * weights).reshape(quadratic.n_groups, -1).sum(axis=1) < 0
+            trial.reshape(quadratic.n_groups, -1)[turned] = 0.0
+            quadratic.move_to(trial)
+            self.refresh()
+            drop = objective - self.objective
+            # Near the optimum the objective no longer tells two points apart, but the gap still does.
+            if drop > rounding or (drop >= -rounding and self.gap < gap):
+                return True
+        quadratic.restore(state)
+        self.refresh()
+        return False
+
+
+def group_lasso(quadratic: Quadratic, reg: float, *, tol: float, max_rounds: int = 100) -> Array:
+    """Minimise 1/2 ||A W - Y||^2 + reg * sum_g ||W_g||_F over W, from the point where the quadratic is.
+
+    Parameters
+    ----------
+    quadratic : Quadratic
+        Moves to the minimum.
     reg : float
-    start : ndarray, shape (q, outputs)
+        > 0.
     tol : float
         Absolute duality gap to stop at.
     max_rounds : int
@@ -164,29 +306,31 @@ def group_lasso(
 
     Examples
     --------
-    >>> group_lasso(np.eye(2), np.array([[3.0], [0.5]]), 9.25, 1, 1.0, np.zeros((2, 1)), tol=1e-9).ravel().tolist()
+    >>> quadratic = GramQuadratic(np.eye(2), np.array([[3.0], [0.5]]), squared_norm=9.25, size=1)
+    >>> group_lasso(quadratic, reg=1.0, tol=1e-9).ravel().tolist()
     [2.0, 0.0]
     """
-    problem = _Problem(gram, linear, squared_norm, size, reg)
-    weights = start.copy()
-    product = gram @ weights
-    value, damping = problem.objective(weights, product), 1e-12
+    descent = _Descent(quadratic, reg)
+    damping = 1e-12
     for _ in range(max_rounds):
-        problem.block_sweep(weights, product)
-        product = gram @ weights
+        previous = descent.objective
+        if descent.gap <= tol:
+            break
+        descent.sweep()
+        # The sweep updates products one group at a time: start afresh, so that rounding doesn't add up.
+        quadratic.move_to(quadratic.weights)
+        descent.refresh()
         for _ in range(8):
-            if problem.gap(weights, product) <= tol:
-                return weights
-            direction = problem.newton_step(weights, product, damping)
-            moved = False
-            if direction is not None:
-                weights, product, moved = problem.move(weights, product, direction)
+            if descent.gap <= tol:
+                return quadratic.weights
+            if descent.support_gap <= 0.1 * descent.gap:
+                break  # groups outside the support are what is missing: the sweep lets them in
+            moved = descent.newton_step(damping)
             # Nearly equal features make the Hessian nearly singular: damp until a step succeeds.
             damping = max(damping / 30, 1e-13) if moved else damping * 100
             if damping > 1.0:
                 damping = 1e-6
                 break
-        previous, value = value, problem.objective(weights, product)
-        if previous - value <= 1e-15 * max(abs(value), 0.5 * squared_norm):
+        if previous - descent.objective <= 1e-15 * max(abs(descent.objective), 0.5 * quadratic.squared_norm):
             break  # rounding has the last word; the caller judges the gap over all groups
-    return weights
+    return quadratic.weights

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..design import GatedDesign
 from ..losses import SquaredLoss
 from ..penalties import GroupPenalty, NuclearPenalty
 from ..program import Program
 from .base import Outcome, Solver, Status
-from .newton import group_lasso
+from .newton import GramQuadratic, Quadratic, group_lasso
+from .newton_cg import DenseFeatures, FeatureQuadratic, Features, MaskedFeatures
 
 __all__ = ["WorkingSet"]
 
+# Up to this many columns the Gram matrix and its factors are cheaper than conjugate gradients.
+_GRAM_COLUMNS = 1500
+
 
 class _Columns:
-    """The features and the Gram matrix of the groups that have ever entered, grown as they do."""
+    """The features of the groups that have ever entered, grown as they do, and the quadratics over some of them."""
 
     def __init__(self, program: Program, cell_groups: bool) -> None:
         self.program = program
@@ -27,35 +33,83 @@ class _Columns:
         self.cells = design.n_cells if cell_groups else 1
         self.size = design.rows if cell_groups else design.rows * design.n_cells
         self.place = np.full(design.n_blocks * self.cells, -1)
-        self.members: list[int] = []
+        self.n_members = 0
         self.targets = program.centre(program.targets)
+        # Single patches stay apart from their masks: together they would be the size of a patch times larger.
+        self.masked = isinstance(design, GatedDesign) and design.patches.n_patches == 1 and not program.intercept
         self.features = self.targets.new_zeros(len(self.targets), 0)
-        self.gram = np.zeros((0, 0))
+        self.masks = np.zeros((len(self.targets), 0))
+        self.gram: np.ndarray | None = np.zeros((0, 0))
         self.linear = np.zeros((0, program.n_outputs))
+        self.values, self.vectors = np.zeros((0, self.size)), np.zeros((0, self.size, self.size))
 
     def add(self, groups: np.ndarray) -> None:
         """Compute the features of groups that are not there yet."""
         fresh = groups[self.place[groups] < 0]
         if not len(fresh):
             return
+        self.place[fresh] = self.n_members + np.arange(len(fresh))
+        self.n_members += len(fresh)
+        if self.gram is not None and self.n_members * self.size > _GRAM_COLUMNS and self.cell_groups:
+            self.gram = None
+        if self.masked:
+            self._add_masks(fresh)
+        if self.gram is not None or not self.masked:
+            self._add_features(fresh)
+
+    def _add_masks(self, fresh: np.ndarray) -> None:
+        design = self.program.design
+        index = torch.as_tensor(fresh, device=self.targets.device)
+        responses = design.patches.unfold()[:, 0] @ design.vectors[index].T
+        self.masks = np.hstack([self.masks, (responses >= 0).cpu().double().numpy()])
+        if self.gram is None:
+            features = self._factored(slice(None))
+            grams = np.stack([features.group_gram(group) for group in range(len(self.values), self.n_members)])
+            self._add_spectra(grams)
+
+    def _add_features(self, fresh: np.ndarray) -> None:
         blocks = torch.as_tensor(fresh // self.cells, device=self.targets.device)
         columns = self.program.columns(blocks)
         if self.cell_groups:
             index = torch.arange(len(fresh), device=columns.device)
             columns = columns[:, index, torch.as_tensor(fresh % self.cells, device=columns.device)]
         columns = columns.reshape(len(columns), -1)
-        corner = (self.features.T @ columns).cpu().double().numpy()
-        square = (columns.T @ columns).cpu().double().numpy()
+        self.features = torch.cat([self.features, columns], dim=1)
+        if self.gram is None:
+            shaped = columns.view(len(columns), len(fresh), self.size).transpose(0, 1)
+            self._add_spectra((shaped.transpose(1, 2) @ shaped).cpu().double().numpy())
+            return
+        fresh_rows = self.features.T @ columns
+        old = len(self.gram)
+        corner, square = (part.cpu().double().numpy() for part in (fresh_rows[:old], fresh_rows[old:]))
         self.gram = np.block([[self.gram, corner], [corner.T, square]])
         self.linear = np.vstack([self.linear, (columns.T @ self.targets).cpu().double().numpy()])
-        self.features = torch.cat([self.features, columns], dim=1)
-        self.place[fresh] = len(self.members) + np.arange(len(fresh))
-        self.members.extend(fresh.tolist())
+        count = np.arange(len(fresh))
+        self._add_spectra(square.reshape(len(fresh), self.size, len(fresh), self.size)[count, :, count, :])
 
-    def rows(self, groups: np.ndarray) -> np.ndarray:
-        """Return the rows of the Gram matrix that belong to groups."""
-        result: np.ndarray = (self.place[groups][:, None] * self.size + np.arange(self.size)).ravel()
-        return result
+    def _add_spectra(self, grams: np.ndarray) -> None:
+        values, vectors = np.linalg.eigh(grams)
+        self.values = np.concatenate([self.values, values])
+        self.vectors = np.concatenate([self.vectors, vectors])
+
+    def _factored(self, members: Any) -> Features:
+        if self.masked:
+            patches = self.program.design.patches.unfold()[:, 0].cpu().double().numpy()
+            return MaskedFeatures(patches, np.ascontiguousarray(self.masks[:, members]))
+        values = self.features.cpu().double().numpy().reshape(len(self.targets), self.n_members, self.size)
+        return DenseFeatures(np.ascontiguousarray(values[:, members]))
+
+    def quadratic(self, groups: np.ndarray, outputs: list[int]) -> Quadratic:
+        """Return the smooth part of the program over groups and outputs."""
+        members = self.place[groups]
+        spectra = self.values[members], self.vectors[members]
+        if self.gram is None:
+            target = self.targets[:, outputs[0]].cpu().double().numpy()
+            return FeatureQuadratic(self._factored(members), target, spectra)
+        rows = (members[:, None] * self.size + np.arange(self.size)).ravel()
+        squared_norm = float(self.targets[:, outputs].double().square().sum())
+        gram, linear = self.gram[np.ix_(rows, rows)], self.linear[np.ix_(rows, outputs)]
+        return GramQuadratic(gram, linear, squared_norm, self.size, spectra)
 
 
 class WorkingSet(Solver):
@@ -74,8 +128,9 @@ class WorkingSet(Solver):
 
     Notes
     -----
-    Memory: n * (active groups) * (group size) for the features, and the square of the second factor for
-    the Gram matrix; independent of the number of gates.
+    Memory: n * (active groups) * (group size) for the features, and up to 1,500 columns their Gram matrix;
+    independent of the number of gates. Above that, Newton systems are solved by conjugate gradients, and features
+    of single patches (a fully connected network) are kept as masks and patches.
     """
 
     name = "working_set"
@@ -114,7 +169,9 @@ class WorkingSet(Solver):
             norms = program.penalty.dual_norms(correlation).cpu().double().numpy()
             for outputs in parts:
                 scores = norms[:, :, outputs[0]].ravel() if separable else norms
-                self._improve(program, columns, weights, scores, outputs, 0.1 * target / len(parts))
+                # While groups are still missing, a tenth of the gap is accuracy enough.
+                accuracy = 0.1 * max(target, objective - bound) / len(parts)
+                self._improve(program, columns, weights, scores, outputs, accuracy)
             prediction = program.design.predict(weights)
         return Outcome(weights, iteration, Status.INACCURATE if stalled == 10 else Status.ITERATION_LIMIT)
 
@@ -131,18 +188,11 @@ class WorkingSet(Solver):
         if not len(groups):
             return
         columns.add(groups)
-        rows = columns.rows(groups)
+        quadratic = columns.quadratic(groups, outputs)
         index = torch.as_tensor(groups, device=weights.device)
-        values = groups_view[index].reshape(len(rows), len(outputs)).cpu().double().numpy()
-        solution = group_lasso(
-            columns.gram[np.ix_(rows, rows)],
-            columns.linear[rows][:, outputs],
-            float(columns.targets[:, outputs].square().sum()),
-            columns.size,
-            program.reg,
-            values,
-            tol=tol,
-        )
+        if active.any():
+            quadratic.move_to(groups_view[index].reshape(-1, len(outputs)).cpu().double().numpy())
+        solution = group_lasso(quadratic, program.reg, tol=tol)
         fresh = torch.from_numpy(solution).to(weights)
         if columns.cell_groups:
             weights[index // columns.cells, index % columns.cells, :, outputs[0]] = fresh.view(len(groups), -1)
