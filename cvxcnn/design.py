@@ -1,7 +1,8 @@
 """Designs: the features that a program's weights multiply, never stored for all blocks at once.
 
 A design maps weights of shape (blocks, cells, rows, outputs) to predictions (n, outputs). Three kinds:
-gated patches (rows = d), the same with both signs (the ReLU program), and ReLU responses (rows = 1).
+gated patches (rows = d), the same with both signs (the ReLU program), and ReLU responses (rows = 1); any of
+them with each image scaled, or with the outputs stacked.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from .patches import Patches
 
-__all__ = ["Design", "FilterDesign", "GatedDesign", "SignedGatedDesign"]
+__all__ = ["Design", "FilterDesign", "GatedDesign", "ScaledDesign", "SignedGatedDesign", "StackedDesign"]
 
 
 class Design(ABC):
@@ -119,3 +120,77 @@ class FilterDesign(Design):
     def correlate(self, dual: Tensor) -> Tensor:
         features = self.patches.relu_features(self.vectors)
         return torch.einsum("ncm,no->mco", features, dual).unsqueeze(2)
+
+
+class ScaledDesign(Design):
+    """Another design's features with those of image j multiplied by scale_j: weighted least squares."""
+
+    def __init__(self, design: Design, scale: Tensor) -> None:
+        super().__init__(design.patches, design.vectors)
+        self.unscaled = design
+        self.scale = scale
+        self.rows = design.rows
+
+    def double(self) -> ScaledDesign:
+        return ScaledDesign(self.unscaled.double(), self.scale.double())
+
+    def columns(self, blocks: Tensor) -> Tensor:
+        return self.unscaled.columns(blocks) * self.scale[:, None, None, None]
+
+    def predict(self, weights: Tensor) -> Tensor:
+        return self.unscaled.predict(weights) * self.scale[:, None]
+
+    def correlate(self, dual: Tensor) -> Tensor:
+        return self.unscaled.correlate(dual * self.scale[:, None])
+
+
+class StackedDesign(Design):
+    """Another design's outputs as one column, root_j f_j stacked over images: predictions (n * outputs, 1).
+
+    Weights are regrouped so that the group penalty of the new ones is the penalty of the old ones: a cell is a
+    (cell, output) for a separable penalty, and there is one cell of cells * rows * outputs rows for the dense one.
+
+    Parameters
+    ----------
+    design : Design
+    root : Tensor, shape (n, outputs, outputs)
+    separable : bool
+    """
+
+    def __init__(self, design: Design, root: Tensor, separable: bool) -> None:
+        super().__init__(design.patches, design.vectors)
+        self.unstacked = design
+        self.root = root
+        self.separable = separable
+        outputs = root.shape[2]
+        self.n_cells = design.n_cells * outputs if separable else 1
+        self.rows = design.rows if separable else design.n_cells * design.rows * outputs
+
+    def double(self) -> StackedDesign:
+        return StackedDesign(self.unstacked.double(), self.root.double(), self.separable)
+
+    def stack(self, weights: Tensor) -> Tensor:
+        """Return weights (blocks, cells, rows, outputs) in this design's order."""
+        weights = weights.transpose(2, 3) if self.separable else weights
+        return weights.reshape(len(weights), self.n_cells, self.rows, 1)
+
+    def unstack(self, weights: Tensor) -> Tensor:
+        """Return the inverse of ``stack``."""
+        _, cells, rows, outputs = self.unstacked.shape(self.root.shape[2])
+        if self.separable:
+            return weights.view(-1, cells, outputs, rows).transpose(2, 3).contiguous()
+        return weights.view(-1, cells, rows, outputs)
+
+    def columns(self, blocks: Tensor) -> Tensor:
+        columns = self.unstacked.columns(blocks)
+        order = "nbcr,nop->nobcpr" if self.separable else "nbcr,nop->nobcrp"
+        stacked = torch.einsum(order, columns, self.root)
+        return stacked.reshape(-1, len(blocks), self.n_cells, self.rows)
+
+    def predict(self, weights: Tensor) -> Tensor:
+        prediction = self.unstacked.predict(self.unstack(weights))
+        return torch.einsum("nop,np->no", self.root, prediction).reshape(-1, 1)
+
+    def correlate(self, dual: Tensor) -> Tensor:
+        spread = torch.einsum("nop,no->np", self.root, dual.view(self.root.shape[:2]))
+        return self.stack(self.unstacked.correlate(spread))

@@ -93,6 +93,7 @@ class Program:
     def __post_init__(self) -> None:
         if not 0 < self.reg < float("inf"):
             raise InputError(f"reg must be a positive, finite number; got {self.reg!r}.")
+        self.loss.check_targets(self.targets)
         if self.intercept and not isinstance(self.loss, SquaredLoss):
             raise InputError(f'intercept=True needs loss="squared"; got {self.loss.name!r}.')
         if self.cones is not None and not isinstance(self.penalty, GroupPenalty):
@@ -319,8 +320,8 @@ def nonconvex_objective(module: nn.Module, images: Any, targets: Any, reg: float
     targets : array-like, shape (n,) or (n, outputs)
     reg : float
         lam >= 0.
-    loss : {"squared", ...}
-        Sums over images and outputs.
+    loss : {"squared", "logistic", "softmax"}
+        Sums over images and outputs. "logistic" takes targets of -1 and +1, "softmax" one-hot targets.
 
     Raises
     ------
@@ -361,4 +362,6 @@ def nonconvex_objective(module: nn.Module, images: Any, targets: Any, reg: float
     squares = convolution.weight.detach().double().square().sum() + linear.weight.detach().double().square().sum()
     if convolution.bias is not None:
         squares = squares + convolution.bias.detach().double().square().sum()
-    return get_loss(loss).value(prediction, expected) + 0.5 * reg * float(squares)
+    kind = get_loss(loss)
+    kind.check_targets(expected)
+    return kind.value(prediction, expected) + 0.5 * reg * float(squares)

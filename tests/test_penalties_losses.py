@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -144,10 +145,19 @@ def test_nuclear_of_rank_one_blocks_is_group(drawn: list[Tensor], step: float) -
 
 @st.composite
 def predictions(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
-    shape = (draw(st.integers(1, 5)), draw(st.integers(1, 3)))
+    shape = (draw(st.integers(1, 5)), draw(st.integers(2, 4)))
     random = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     prediction, targets = torch.randn((2, *shape), generator=random, dtype=torch.float64)
     return prediction, targets
+
+
+def suited(name: str, targets: Tensor) -> Tensor:
+    """Return targets of the loss, made from any numbers."""
+    if name == "logistic":
+        return torch.where(targets > 0, 1.0, -1.0).to(targets)
+    if name == "softmax":
+        return F.one_hot(targets.argmax(dim=1), targets.shape[1]).to(targets)
+    return targets
 
 
 every_loss = pytest.mark.parametrize("name", sorted(LOSSES))
@@ -156,11 +166,27 @@ every_loss = pytest.mark.parametrize("name", sorted(LOSSES))
 @every_loss
 @given(pair=predictions())
 def test_dual_point_is_minus_the_gradient(name: str, pair: tuple[Tensor, Tensor]) -> None:
-    prediction, targets = pair
+    prediction, targets = pair[0], suited(name, pair[1])
     loss = get_loss(name)
     leaf = prediction.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(loss.tensor(leaf, targets), leaf)
     torch.testing.assert_close(loss.dual_point(prediction, targets), -gradient)
+
+
+@every_loss
+@given(pair=predictions())
+def test_model_has_the_gradient_and_the_hessian(name: str, pair: tuple[Tensor, Tensor]) -> None:
+    prediction, targets = pair[0], suited(name, pair[1])
+    loss = get_loss(name)
+    root, remainder = loss.model(prediction, targets)
+    if loss.separable:
+        root = torch.diag_embed(root)
+    gradient = -torch.einsum("nop,no->np", root, remainder)
+    torch.testing.assert_close(gradient, -loss.dual_point(prediction, targets))
+    for row in range(len(prediction)):
+        one = targets[row : row + 1]
+        hessian = torch.autograd.functional.hessian(lambda f, one=one: loss.tensor(f[None], one), prediction[row])
+        torch.testing.assert_close(root[row].T @ root[row], hessian, atol=1e-10, rtol=1e-8)
 
 
 @given(pair=predictions(), cap=st.floats(0.0, 5.0))
@@ -175,14 +201,57 @@ def test_squared_dual_value_is_the_best_multiple(pair: tuple[Tensor, Tensor], ca
     assert value == pytest.approx(brute, abs=1e-5 * (1 + float(square.sum())))
 
 
-@every_loss
-@given(pair=predictions())
-def test_dual_value_is_below_the_loss(name: str, pair: tuple[Tensor, Tensor]) -> None:
-    """Fenchel: -l*(-nu) <= l(f) + nu . f for every f; at f = 0 the dual value is below the loss of zero."""
-    dual, targets = pair
+@pytest.mark.parametrize("name", ["logistic", "softmax"])
+@given(pair=predictions(), cap=st.floats(0.05, 3.0))
+def test_entropy_dual_value_is_the_best_multiple(name: str, pair: tuple[Tensor, Tensor], cap: float) -> None:
+    prediction, targets = pair[0], suited(name, pair[1])
     loss = get_loss(name)
+    dual = loss.dual_point(prediction, targets)
+    if name == "logistic":
+        limits = torch.minimum(dual.new_tensor(cap), 1 / (dual * targets).amax(0))
+        shares = torch.linspace(0, 1, 2001, dtype=dual.dtype)[:, None, None] * limits * (dual * targets)
+        brute = float((torch.special.entr(shares) + torch.special.entr(1 - shares)).sum(dim=1).amax(0).sum())
+    else:
+        shares = targets - torch.linspace(0, min(1.0, cap), 2001, dtype=dual.dtype)[:, None, None] * dual
+        brute = float(torch.special.entr(shares.clamp_min(0)).sum(dim=(1, 2)).amax())
+    value = loss.dual_value(dual, targets, torch.full((dual.shape[1],), cap, dtype=torch.float64))
+    assert brute - 1e-9 <= value <= brute + 1e-4 * (1 + brute)
+
+
+@every_loss
+@given(pair=predictions(), other=st.integers(0, 2**31))
+def test_dual_value_is_below_the_loss(name: str, pair: tuple[Tensor, Tensor], other: int) -> None:
+    """Fenchel: -l*(-s nu) <= l(f) + s nu . f for every f, so the dual value is below the loss of zero, and more."""
+    prediction, targets = pair[0], suited(name, pair[1])
+    loss = get_loss(name)
+    dual = loss.dual_point(prediction, targets)
     value = loss.dual_value(dual, targets, torch.full((dual.shape[1],), 10.0, dtype=torch.float64))
     assert value <= loss.value(torch.zeros_like(targets), targets) + 1e-12
+    whole = loss.dual_value(dual, targets, torch.ones(dual.shape[1], dtype=torch.float64))
+    elsewhere = torch.randn(prediction.shape, generator=torch.Generator().manual_seed(other), dtype=torch.float64)
+    at_one = loss.value(prediction, targets) + float((dual * prediction).sum())  # Fenchel-Young, with equality
+    assert at_one <= loss.value(elsewhere, targets) + float((dual * elsewhere).sum()) + 1e-12
+    assert at_one <= whole + 1e-9
+
+
+def test_losses_by_hand() -> None:
+    assert get_loss("logistic").value(torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0], [-1.0]])) == pytest.approx(
+        math.log(2) + math.log(1 + math.exp(2)), rel=1e-6
+    )
+    assert get_loss("softmax").value(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])) == pytest.approx(
+        math.log(math.e + 1), rel=1e-6
+    )
+
+
+def test_targets_that_a_loss_can_not_take() -> None:
+    with pytest.raises(InputError, match=r'loss="logistic" needs targets of -1 and \+1; got others, such as 0\.'):
+        get_loss("logistic").check_targets(torch.tensor([[1.0], [0.0]]))
+    with pytest.raises(InputError, match="one column a class, two or more; got 1"):
+        get_loss("softmax").check_targets(torch.tensor([[1.0], [0.0]]))
+    with pytest.raises(InputError, match="rows are probabilities"):
+        get_loss("softmax").check_targets(torch.tensor([[1.0, 1.0]]))
+    with pytest.raises(InputError, match="rows are probabilities"):
+        get_loss("softmax").check_targets(torch.tensor([[-1.0, 2.0]]))
 
 
 def test_unknown_names() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import cvxpy as cp
@@ -14,6 +15,7 @@ import torch
 
 from cvxcnn import ConvexConvBlock
 from cvxcnn.errors import CvxcnnError, InputError, SolverError, SolverUnavailableError
+from cvxcnn.losses import get_loss
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.penalties import DensePenalty, GroupPenalty, NuclearPenalty
 from cvxcnn.pricing import PricingOptions
@@ -71,6 +73,10 @@ REFUSED = {
     ("gated_relu", "group", "cone_working_set"): "it is for programs with cones",
     ("gated_relu", "nuclear", "cone_working_set"): "it is for programs with cones",
     ("gated_relu", "nuclear", "working_set"): "the nuclear penalty has no fixed groups",
+    ("relu", "group", "proximal_newton"): "the squared loss is quadratic already",
+    ("relu", "dense", "proximal_newton"): "the squared loss is quadratic already",
+    ("gated_relu", "group", "proximal_newton"): "the squared loss is quadratic already",
+    ("gated_relu", "nuclear", "proximal_newton"): "the squared loss is quadratic already",
 }
 COMBINATIONS = list(itertools.product(["relu", "gated_relu"], ["group", "nuclear", "dense"], [False, True], [1, 2]))
 
@@ -88,6 +94,28 @@ def test_conjugate_gradients_reach_the_gram_matrix_optimum(
     found = get_solver("working_set", problem, tol=1e-9).solve(problem)
     assert found.relative_gap <= 1e-9
     assert found.objective == pytest.approx(expected.objective, rel=1e-8)
+
+
+@pytest.mark.parametrize("loss", ["logistic", "softmax"])
+@pytest.mark.parametrize("kind", ["gated", "nuclear", "relu", "dense"])
+def test_other_losses(kind: str, loss: str) -> None:
+    """Ours reaches the tolerance, Clarabel agrees, and solvers of quadratic programs refuse."""
+    problem = program(kind, reg=0.2, outputs=2, pool_cells=2 if kind == "dense" else 1)
+    largest = problem.targets.argmax(dim=1)
+    signs = torch.where(problem.targets > problem.targets.mean(dim=0), 1.0, -1.0).to(problem.targets)
+    targets = signs if loss == "logistic" else torch.nn.functional.one_hot(largest, 2).to(signs)
+    problem = replace(problem, targets=targets, loss=get_loss(loss))
+    tol = 1e-4 if kind == "nuclear" else 1e-7
+    result = get_solver("auto", problem, tol=tol).solve(problem)
+    assert (result.solver, result.status) == ("proximal_newton", "optimal")
+    assert result.violation <= 1e-9
+    expected = get_solver("cvxpy:CLARABEL", problem, tol=1e-6).solve(problem)
+    assert result.objective == pytest.approx(expected.objective, rel=max(tol, 1e-6))
+    for name in ("working_set", "cone_working_set", "fista"):
+        with pytest.raises(InputError, match="solver"):
+            get_solver(name, problem).solve(problem)
+    again = get_solver("proximal_newton", problem, tol=tol).solve(problem, start=result.weights)
+    assert again.iterations == 0
 
 
 @pytest.mark.parametrize(("activation", "penalty", "intercept", "cells"), COMBINATIONS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from torch import Tensor
 
@@ -17,6 +18,11 @@ class Loss(ABC):
     """
 
     name: str
+    separable: bool = True
+    """Whether l is a sum over outputs too."""
+
+    def check_targets(self, targets: Tensor) -> None:  # noqa: B027 - most losses take any numbers
+        """Raise InputError if (n, outputs) targets are none of this loss."""
 
     @abstractmethod
     def tensor(self, prediction: Tensor, targets: Tensor) -> Tensor:
@@ -32,12 +38,24 @@ class Loss(ABC):
 
     @abstractmethod
     def dual_value(self, dual: Tensor, targets: Tensor, largest: Tensor) -> float:
-        """Return the largest dual value over the feasible multiples of ``dual``.
+        """Return a dual value, the largest that is easily found, over the feasible multiples of ``dual``.
 
         Parameters
         ----------
         dual : Tensor, shape (n, outputs)
-            Any nu.
+            Any nu that ``dual_point`` returned.
         largest : Tensor, shape (outputs,)
             Each output's column may be multiplied by any number in [0, largest].
         """
+
+    @abstractmethod
+    def model(self, prediction: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return R and t with l(f + s) ~ 1/2 ||R s - t||^2 + a constant: R^T R is the Hessian at f, R^T t is nu.
+
+        R_j is diagonal if the loss is separable, and R has shape (n, outputs); otherwise (n, outputs, outputs). t
+        has shape (n, outputs). A floor may keep a diagonal R_j regular where the loss is nearly flat.
+        """
+
+    @abstractmethod
+    def expression(self, prediction: Any, targets: Any) -> Any:
+        """Return the loss as a cvxpy expression of a prediction (n, outputs) and a NumPy array of targets."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from .base import Loss
@@ -33,3 +36,11 @@ class SquaredLoss(Loss):
         # The concave parabola s * linear - s^2 / 2 * square peaks at linear / square.
         best = (linear / square.clamp_min(1e-300)).clamp_min(0.0).minimum(largest)
         return float((best * linear - 0.5 * best.square() * square).sum())
+
+    def model(self, prediction: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(prediction), targets - prediction
+
+    def expression(self, prediction: Any, targets: Any) -> Any:
+        import cvxpy as cp
+
+        return 0.5 * cp.sum_squares(prediction - targets)

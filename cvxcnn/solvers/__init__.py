@@ -8,16 +8,17 @@ from .base import Callback, Progress, Solver, SolveResult, Status
 from .cone_working_set import ConeWorkingSet
 from .cvxpy_solver import Clarabel, Mosek, Scs
 from .fista import Fista
+from .proximal_newton import ProximalNewton
 from .working_set import WorkingSet
 
 __all__ = ["SOLVERS", "Callback", "Progress", "SolveResult", "Solver", "Status", "get_solver"]
 
 SOLVERS: dict[str, type[Solver]] = {
-    solver.name: solver for solver in (WorkingSet, ConeWorkingSet, Fista, Clarabel, Scs, Mosek)
+    solver.name: solver for solver in (WorkingSet, ConeWorkingSet, Fista, ProximalNewton, Clarabel, Scs, Mosek)
 }
 
 # What "auto" tries, in this order: the first that accepts the program runs, and the result records it.
-_AUTO = (WorkingSet, ConeWorkingSet, Fista)
+_AUTO = (WorkingSet, ConeWorkingSet, Fista, ProximalNewton)
 
 
 def get_solver(name: str, program: Program, tol: float = 1e-6, max_iter: int | None = None) -> Solver:

@@ -71,7 +71,7 @@ class ConeWorkingSet(Solver):
         if program.cones is None:
             return 'it is for programs with cones. Use solver="working_set" or "fista".'
         if not isinstance(program.loss, SquaredLoss):
-            return f'it needs loss="squared"; got {program.loss.name!r}. Use a cvxpy solver.'
+            return f'it needs loss="squared"; got {program.loss.name!r}. Use solver="auto".'
         return None
 
     def run(self, program: Program, start: Tensor | None, report: Callable[[int, float, float], None]) -> Outcome:

@@ -29,9 +29,9 @@ _STATUSES = {
 class CvxpySolver(Solver):
     """One of cvxpy's solvers on the whole program, every gate and every cone at once.
 
-    The loss enters through a square root of the Gram matrix, so the size does not grow with the number of
-    images; all cones are one vectorised constraint over the distinct patches. With a separable penalty each
-    output is a problem of its own.
+    The squared loss enters through a square root of the Gram matrix, so the size does not grow with the number of
+    images; all cones are one vectorised constraint over the distinct patches. With a separable penalty and loss
+    each output is a problem of its own.
 
     Parameters
     ----------
@@ -45,8 +45,6 @@ class CvxpySolver(Solver):
     backend: str
 
     def refusal(self, program: Program) -> str | None:
-        if not isinstance(program.loss, SquaredLoss):
-            return f'it needs loss="squared"; got {program.loss.name!r}. Use solver="auto".'
         return None
 
     def options(self) -> dict[str, Any]:
@@ -63,12 +61,12 @@ class CvxpySolver(Solver):
         everything = torch.arange(design.n_blocks, device=program.targets.device)
         columns = program.columns(everything).flatten(1).cpu().double().numpy()
         targets = program.centre(program.targets).cpu().double().numpy()
-        if len(columns) > columns.shape[1]:
+        if len(columns) > columns.shape[1] and isinstance(program.loss, SquaredLoss):
             # || A z - y ||^2 = || T z - Q^T y ||^2 + a constant, for A = Q T.
             orthogonal, triangular = np.linalg.qr(columns)
             columns, targets = triangular, orthogonal.T @ targets
         outputs = program.n_outputs
-        separable = isinstance(program.penalty, GroupPenalty)
+        separable = program.penalty.separable and program.loss.separable
         parts = [[o] for o in range(outputs)] if separable else [list(range(outputs))]
         weights = np.zeros(design.shape(outputs))
         iterations, stopped = 0, Status.OPTIMAL
@@ -86,15 +84,15 @@ class CvxpySolver(Solver):
         blocks, cells, rows, outputs = program.design.shape(targets.shape[1])
         # Column-major reshapes: column (b * cells + c) of `matrix` holds the weights of block b, cell c.
         flat = cp.Variable((blocks * cells * rows, outputs))
-        fit = 0.5 * cp.sum_squares(columns @ flat - targets)
+        fit = program.loss.expression(columns @ flat, targets)
         constraints = []
         if isinstance(program.penalty, GroupPenalty):
-            matrix = cp.reshape(flat, (rows, blocks * cells), order="F")
+            matrix = cp.reshape(flat, (rows, blocks * cells * outputs), order="F")
             penalty = cp.sum(cp.norm(matrix, 2, axis=0))
             if program.cones is not None:
                 cones = program.cones
                 signs = np.stack([cones.signs(g) for g in range(len(cones.gates))], axis=1)
-                signs = np.repeat(np.concatenate([signs, signs], axis=1), cells, axis=1)
+                signs = np.tile(np.repeat(np.concatenate([signs, signs], axis=1), cells, axis=1), outputs)
                 normals = cones.rows / cones.lengths[:, None]
                 constraints.append(cp.multiply(signs, normals @ matrix) >= 0)
         elif isinstance(program.penalty, NuclearPenalty):

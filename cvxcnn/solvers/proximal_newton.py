@@ -1,0 +1,117 @@
+"""Proximal Newton steps for losses other than the squared one: a weighted least-squares program each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..design import ScaledDesign, StackedDesign
+from ..losses import SquaredLoss
+from ..penalties import GroupPenalty, NuclearPenalty
+from ..program import Program
+from .base import Outcome, Solver, Status
+from .cone_working_set import ConeWorkingSet
+from .fista import Fista
+from .working_set import WorkingSet
+
+__all__ = ["ProximalNewton"]
+
+# Every program without cones is for one of the outer two, every other for the second.
+_INNER: tuple[type[Solver], ...] = (WorkingSet, ConeWorkingSet, Fista)
+
+
+class ProximalNewton(Solver):
+    """Replace the loss by its quadratic model at the current point, solve that program, search along the line.
+
+    The model 1/2 ||R (f' - f) - t||^2 of the loss is a program for the working-set solver of its kind, started
+    where the last one ended; convergence is quadratic. A separable loss has one model an output; softmax has one
+    for all, in which outputs are stacked. With the nuclear penalty the Hessian is replaced by one number an image,
+    and convergence is linear.
+
+    Parameters
+    ----------
+    tol : float
+        Relative duality gap.
+    max_iter : int or None
+        Quadratic programs; default 300.
+
+    Notes
+    -----
+    Source: Lee, Sun & Saunders 2014, Proximal Newton-type methods for minimizing composite functions.
+    """
+
+    name = "proximal_newton"
+
+    def refusal(self, program: Program) -> str | None:
+        if isinstance(program.loss, SquaredLoss):
+            return 'the squared loss is quadratic already. Use solver="auto".'
+        return None
+
+    def run(self, program: Program, start: Tensor | None, report: Callable[[int, float, float], None]) -> Outcome:
+        weights = program.zeros() if start is None else start.clone()
+        prediction = program.design.predict(weights)
+        objective = program.objective(weights, prediction)
+        limit = self.max_iter or 300
+        for iteration in range(limit + 1):
+            dual = program.dual_point(prediction)
+            bound = program.dual_bound(prediction)
+            report(iteration, objective, bound)
+            if objective - bound <= 0.5 * self.tol * max(1.0, abs(objective)):
+                return Outcome(weights, iteration)
+            if iteration == limit:
+                break
+            target = self._minimise_model(program, weights, prediction, dual, objective - bound)
+            aim = program.design.predict(target)
+            step, moved = 1.0, False
+            while step > 1e-6:
+                trial = torch.lerp(weights, target, step)
+                trial_prediction = torch.lerp(prediction, aim, step)
+                trial_objective = program.objective(trial, trial_prediction)
+                if trial_objective < objective:
+                    weights, prediction, objective, moved = trial, trial_prediction, trial_objective, True
+                    break
+                step /= 2
+            if not moved:
+                return Outcome(weights, iteration, Status.INACCURATE)
+        return Outcome(weights, limit, Status.ITERATION_LIMIT)
+
+    def _minimise_model(
+        self, program: Program, weights: Tensor, prediction: Tensor, dual: Tensor, gap: float
+    ) -> Tensor:
+        """Return the minimum of the quadratic model, to a tenth of the gap that is left."""
+        root, remainder = program.loss.model(prediction, program.targets)
+        if isinstance(program.penalty, NuclearPenalty):
+            # Its solver takes one weight an image: the largest of the Hessian's diagonal, or its trace.
+            scale = root.amax(dim=1, keepdim=True) if program.loss.separable else root.norm(dim=(1, 2))[:, None]
+            return self._solve(program, scale, prediction, dual / scale, weights, gap)
+        separable = program.penalty.separable
+        if program.loss.separable and separable:
+            target = torch.empty_like(weights)
+            for output in range(program.n_outputs):
+                part = slice(output, output + 1)
+                scale, fitted, rest = root[:, part], prediction[:, part], remainder[:, part]
+                start = weights[..., part].contiguous()
+                target[..., part] = self._solve(program, scale, fitted, rest, start, gap / program.n_outputs)
+            return target
+        factor = torch.diag_embed(root) if program.loss.separable else root
+        design = StackedDesign(program.design, factor, separable)
+        aim = torch.einsum("nop,np->no", factor, prediction) + remainder
+        model = replace(program, design=design, targets=aim.reshape(-1, 1), loss=SquaredLoss(), penalty=GroupPenalty())
+        return design.unstack(self._run(model, design.stack(weights), gap))
+
+    def _solve(
+        self, program: Program, scale: Tensor, prediction: Tensor, remainder: Tensor, start: Tensor, gap: float
+    ) -> Tensor:
+        design = ScaledDesign(program.design, scale[:, 0])
+        model = replace(program, design=design, targets=scale * prediction + remainder, loss=SquaredLoss())
+        return self._run(model, start, gap)
+
+    @staticmethod
+    def _run(model: Program, start: Tensor, gap: float) -> Tensor:
+        # The tolerance of a solver is relative to its own objective.
+        accuracy = max(0.1 * gap / max(1.0, abs(model.objective(start))), 1e-13)
+        solver = next(s for s in (kind(tol=accuracy) for kind in _INNER) if s.refusal(model) is None)
+        return solver.run(model, start, lambda *_: None).weights
