@@ -31,7 +31,6 @@ from .penalties import DensePenalty, Penalty
 from .program import Program, filter_program, gated_program, relative_gap
 from .search import FilterSearch, GateSearch, Search
 from .solvers import Progress, get_solver
-from .solvers.working_set import WorkingSet
 
 __all__ = [
     "PricedSolution",
@@ -330,7 +329,6 @@ def solve_priced(
     generator = generator or torch.Generator().manual_seed(0)
     quick = patches.astype(torch.float32)
     history: list[Progress] = []
-    solver = WorkingSet(tol=tol)
     _check_search(options)
 
     def over(filters: Tensor) -> Program:
@@ -342,7 +340,7 @@ def solve_priced(
         program = over(filters)
         if not len(filters):
             return program, program.zeros()
-        weights = solver.solve(program).weights
+        weights = get_solver("auto", program, tol=tol).solve(program).weights
         active = weights.flatten(1).any(dim=1)
         return over(filters[active]), weights[active]
 
