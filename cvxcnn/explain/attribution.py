@@ -1,0 +1,282 @@
+"""Maps of what an output rests on: CAM, Grad-CAM, and gradients with and without changed ReLUs."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..data import check_images
+from ..errors import InputError
+from ..neurons import CellSum, GatedConv
+
+__all__ = ["METHODS", "attribute"]
+
+METHODS = ("cam", "gradcam", "guided_gradcam", "gradient", "deconvolution", "guided_backprop")
+# Those that change what ReLUs do to the gradient, and are the plain gradient where they find none.
+GUIDED = ("guided_gradcam", "deconvolution", "guided_backprop")
+
+# Images that go through a network together: few enough for the maps of wide layers.
+BATCH = 64
+
+
+def attribute(
+    module: nn.Module, images: Any, target: int | ArrayLike, method: str = "gradcam", *, layer: int = -1
+) -> NDArray[np.float64]:
+    """Return, for every image, a map of what the output for a class rests on.
+
+    Parameters
+    ----------
+    module : nn.Module
+        From images (n, C, h, w) to outputs (n, classes), such as ``to_torch()`` gives. A copy of it is used, in
+        evaluation mode: the module itself keeps its hooks, gradients and in-place ReLUs as they are.
+    images : array-like, shape (n, C, h, w) or (n, h, w)
+        Converted to the dtype and device of the module's parameters.
+    target : int or array-like of int, shape (n,)
+        The class to explain, from 0; one for all images or one each.
+    method : {"cam", "gradcam", "guided_gradcam", "gradient", "deconvolution", "guided_backprop"}
+        See the notes.
+    layer : int
+        For Grad-CAM and Guided Grad-CAM: which feature maps A, counted from 0 in the order of computation; the last
+        ones by default. They are the outputs (n, m, H, W) of ``nn.ReLU`` modules and of gated convolutions.
+
+    Returns
+    -------
+    array, shape (n, h, w), float64
+        Not negative for "gradcam"; signed for the others.
+
+    Raises
+    ------
+    InputError
+        If an argument is out of its range; if a guided method meets ReLUs that aren't ``nn.ReLU`` modules, or none,
+        where captum would return the plain gradient; or if the network doesn't end as CAM needs it.
+
+    Notes
+    -----
+    For the output f_t of class t, A_kp map k at position p (of P), w_kct the weight of map k in pooling cell c:
+
+    - "cam": sum_k A_kp sum_{c contains p} w_kct, for networks that end in maps, average or sum pooling, ``nn.Flatten``
+      and one ``nn.Linear``. Where the cells don't overlap, f_t less its intercept is the pooled map, summed over
+      cells. With one cell it is Zhou et al. 2016, arXiv:1512.04150, Eq. 2.
+    - "gradcam": ( sum_k a_k A_kp )_+ with a_k = 1/P sum_p df_t/dA_kp; Selvaraju et al. 2019, arXiv:1610.02391,
+      Eq. 1 and 2. With one cell and mean pooling it is (cam)_+ / P.
+    - "gradient": df_t/dx; Simonyan et al. 2014, arXiv:1312.6034.
+    - "deconvolution": the gradient g that reaches a ReLU's output is handed down as (g)_+, wherever the ReLU was off
+      too; Zeiler & Fergus 2014, arXiv:1311.2901.
+    - "guided_backprop": it is handed down as (g)_+ where the ReLU was on, and 0 elsewhere; Springenberg et al. 2015,
+      arXiv:1412.6806.
+    - "guided_gradcam": "guided_backprop" times "gradcam".
+
+    CAM and Grad-CAM are enlarged to the image bilinearly, stretched where there was no padding. Of the values of a
+    pixel's channels the largest in magnitude is kept, with its sign.
+
+    Examples
+    --------
+    >>> network = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(),
+    ...                         nn.Linear(1, 1, bias=False)).double()
+    >>> for parameter in network.parameters():
+    ...     _ = nn.init.constant_(parameter, 2.0)
+    >>> attribute(network, [[[1.0, 0.0], [-1.0, 3.0]]], 0, "cam")  # 2 (2 x)_+
+    array([[[ 4.,  0.],
+            [ 0., 12.]]])
+    """
+    if method not in METHODS:
+        raise InputError(f"method must be one of {', '.join(METHODS)}; got {method!r}.")
+    like = next(module.parameters(), torch.zeros((), dtype=torch.float64))
+    inputs = check_images(images, dtype=like.dtype, device=like.device)
+    network = _copy(module)
+    stages, n_classes, calls = _trace(network, inputs[:1])
+    targets = _targets(target, len(inputs), n_classes).to(inputs.device)
+    if method in GUIDED:
+        _check_relus(network, calls)
+    stage = None
+    if method in ("cam", "gradcam", "guided_gradcam"):
+        stage = _stage(stages, layer)
+        if method == "cam":
+            _check_cam(network, stage)
+    maps = [
+        _maps(network, part, classes, method, stage)
+        for part, classes in zip(torch.split(inputs, BATCH), torch.split(targets, BATCH), strict=True)
+    ]
+    return np.asarray(torch.cat(maps).cpu().numpy(), dtype=np.float64)
+
+
+def allowed(module: nn.Module) -> tuple[str, ...]:
+    """Return the methods that can be used on a module of ``to_torch``."""
+    gated = any(isinstance(part, GatedConv) for part in module.modules())
+    return tuple(method for method in METHODS if not (gated and method in GUIDED))
+
+
+# Checks.
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    """Return a copy to work on, whose ReLUs don't write over the maps that a method needs."""
+    network = copy.deepcopy(module).eval()
+    for part in network.modules():
+        if isinstance(part, nn.ReLU):
+            part.inplace = False
+    return network
+
+
+class _ReLUCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts ReLUs, however they are called."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "overloadpacket", None) in (torch.ops.aten.relu, torch.ops.aten.relu_):
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _trace(network: nn.Module, image: Tensor) -> tuple[list[nn.Module], int, tuple[int, int]]:
+    """Return the modules whose outputs are feature maps, the classes, and the ReLUs in modules and in all."""
+    stages: list[nn.Module] = []
+    in_modules = 0
+
+    def note(part: nn.Module, _: Any, output: Any) -> None:
+        nonlocal in_modules
+        in_modules += isinstance(part, nn.ReLU)
+        if output.ndim == 4:
+            stages.append(part)
+
+    hooks = [p.register_forward_hook(note) for p in network.modules() if isinstance(p, (nn.ReLU, GatedConv))]
+    counter = _ReLUCounter()  # type: ignore[no-untyped-call]
+    try:
+        with torch.no_grad(), counter:
+            outputs = network(image)
+    except RuntimeError as error:
+        raise InputError(f"module can't take images of shape {tuple(image.shape[1:])} (c, h, w): {error}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2:
+        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise InputError(f"module must give outputs of shape (n, classes); for one image it gives {shape}.")
+    return stages, outputs.shape[1], (in_modules, counter.count)
+
+
+def _targets(target: int | ArrayLike, count: int, n_classes: int) -> Tensor:
+    classes = np.asarray(target.cpu() if isinstance(target, Tensor) else target)
+    if classes.dtype.kind not in "iu" or classes.shape not in ((), (count,)):
+        raise InputError(
+            f"target must be a class, an int, or one for each of the {count} images; got {classes.dtype} "
+            f"of shape {classes.shape}."
+        )
+    if not (classes.min() >= 0 and classes.max() < n_classes):
+        raise InputError(f"target must be between 0 and {n_classes - 1}; got {classes.min()} to {classes.max()}.")
+    return torch.from_numpy(np.broadcast_to(classes, (count,)).astype(np.int64))
+
+
+def _check_relus(network: nn.Module, calls: tuple[int, int]) -> None:
+    in_modules, total = calls
+    if any(isinstance(part, GatedConv) for part in network.modules()):
+        what = "has a gated convolution, which is no ReLU"
+    elif not in_modules:
+        what = "has no nn.ReLU module"
+    elif total > in_modules:
+        what = f"calls {total - in_modules} of its {total} ReLUs as functions"
+    else:
+        return
+    raise InputError(
+        f'This network {what}, and there this method would silently be the plain gradient. Use method="gradient" or '
+        '"gradcam", or build the network with nn.ReLU modules.'
+    )
+
+
+def _stage(stages: Sequence[nn.Module], layer: int) -> nn.Module:
+    if not stages:
+        raise InputError(
+            "This network has no feature maps that can be explained: outputs (n, m, h, w) of nn.ReLU modules or of "
+            'gated convolutions. Use method="gradient", or build it with nn.ReLU modules.'
+        )
+    if isinstance(layer, bool) or not isinstance(layer, int) or not -len(stages) <= layer < len(stages):
+        raise InputError(f"layer must be between 0 and {len(stages) - 1}, or negative from the end; got {layer!r}.")
+    return stages[layer]
+
+
+def _check_cam(network: nn.Module, stage: nn.Module) -> None:
+    end = list(network)[-4:] if isinstance(network, nn.Sequential) else []
+    kinds: list[tuple[type, ...]] = [(nn.AvgPool2d, nn.AdaptiveAvgPool2d, CellSum), (nn.Flatten,), (nn.Linear,)]
+    fits = len(end) == 4 and all(isinstance(part, kind) for part, kind in zip(end[1:], kinds, strict=True))
+    if not fits or end[0] is not stage:
+        raise InputError(
+            'method="cam" is of the last maps of an nn.Sequential that ends in maps, average or sum pooling, '
+            'nn.Flatten and nn.Linear. Use method="gradcam"; for a lower layer of a stack, to_torch(layer).'
+        )
+
+
+# Methods.
+
+
+def _maps(network: nn.Module, images: Tensor, targets: Tensor, method: str, stage: nn.Module | None) -> Tensor:
+    """Return the maps (n, h, w) of a batch."""
+    from captum.attr import Deconvolution, GuidedBackprop, LayerGradCam, Saliency
+
+    def enlarged(maps: Tensor) -> Tensor:
+        return F.interpolate(maps, size=images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+
+    def gradcam() -> Tensor:
+        # Without relu_attributions it would not be Eq. 2 of the paper.
+        maps = LayerGradCam(network, stage).attribute(inputs, target=targets, relu_attributions=True)
+        return enlarged(maps.detach())
+
+    def pixels(kind: type, **options: Any) -> Tensor:
+        with _captum_quiet():
+            found: Tensor = kind(network).attribute(inputs, target=targets, **options).detach()
+        return found.gather(1, found.abs().argmax(dim=1, keepdim=True))[:, 0]
+
+    inputs = images.detach().clone().requires_grad_()
+    if method == "cam":
+        return enlarged(_cam(cast(nn.Sequential, network), images, targets))
+    if method == "gradcam":
+        return gradcam()
+    if method == "gradient":
+        return pixels(Saliency, abs=False)
+    if method == "deconvolution":
+        return pixels(Deconvolution)
+    guided = pixels(GuidedBackprop)
+    # captum's GuidedGradCam gives empty tensors where it can't enlarge; this product can't.
+    return guided if method == "guided_backprop" else guided * gradcam()
+
+
+@contextmanager
+def _captum_quiet() -> Iterator[None]:
+    """Silence what captum says each time it changes ReLUs; it removes its hooks, and they are on a copy."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Setting backward hooks on ReLU activations", category=UserWarning)
+        yield
+
+
+def _cam(network: nn.Sequential, images: Tensor, targets: Tensor) -> Tensor:
+    """Return the class activation maps (n, 1, H, W)."""
+    *body, pool, _, linear = network
+    with torch.no_grad():
+        maps = images
+        for part in body:
+            maps = part(maps)
+    cells = _cells(pool, maps)
+    weights = cast(nn.Linear, linear).weight.detach()[targets].view(len(maps), maps.shape[1], len(cells))
+    return torch.einsum("nkhw,nkc,chw->nhw", maps, weights, cells)[:, None]
+
+
+def _cells(pool: nn.Module, maps: Tensor) -> Tensor:
+    """Return which positions each pooling cell reads, (cells, H, W) of zeros and ones."""
+    count = math.prod(pool(maps[:1, :1]).shape)
+    # Pooling is linear and treats every channel alike: its transpose of one cell is where that cell looks.
+    blank = maps.new_zeros(count, 1, *maps.shape[2:]).requires_grad_()
+    with torch.enable_grad():
+        pooled = pool(blank)
+    (reads,) = torch.autograd.grad(pooled, blank, torch.eye(count).to(maps).view_as(pooled))
+    return (reads[:, 0] != 0).to(maps)

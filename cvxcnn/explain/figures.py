@@ -1,0 +1,244 @@
+"""explanations.png and sanity.png: maps of the convex and the non-convex network side by side, and their check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..report import _COLOURS, _DPI, _MARKERS, LABELS, _plain
+from .sanity import SanityStep
+from .sparsity import bootstrap_interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["METHOD_NAMES", "plot_explanations", "plot_sanity"]
+
+METHOD_NAMES = {
+    "cam": "CAM",
+    "gradcam": "Grad-CAM",
+    "guided_gradcam": "Guided Grad-CAM",
+    "gradient": "gradient",
+    "deconvolution": "deconvolution",
+    "guided_backprop": "guided backprop.",
+}
+
+# Inches.
+_CELL = 1.05
+_TEXT = 1.15
+_HEAD, _FOOT = 0.95, 0.75
+_NAME_LENGTH = 12
+
+
+def _new_figure(width: float, height: float) -> Figure:
+    """Return a figure of its own, outside pyplot's."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _picture(image: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return an image (C, h, w) in [0, 1] as matplotlib shows it: colours, or the mean of channels in grey."""
+    if len(image) == 3:
+        return np.clip(image.transpose(1, 2, 0), 0.0, 1.0)
+    return np.asarray(image.mean(axis=0))
+
+
+def _short(name: str) -> str:
+    return _plain(name if len(name) <= _NAME_LENGTH else name[: _NAME_LENGTH - 3] + "...")
+
+
+def plot_explanations(
+    images: NDArray[np.float64],
+    labels: Sequence[int] | NDArray[np.int64],
+    classes: Sequence[str],
+    maps: Mapping[str, Mapping[str, NDArray[np.float64]]],
+    predictions: Mapping[str, Sequence[int] | NDArray[np.int64]],
+    path: str | IO[bytes],
+    *,
+    title: str = "",
+) -> None:
+    """Draw images in rows, and beside each the maps of every method, networks side by side on one colour scale.
+
+    The scale of a method is the same for all its maps, so that strengths can be compared over rows and networks. Maps
+    with negative values have a diverging scale around 0. Predictions that are wrong are set in red.
+
+    Parameters
+    ----------
+    images : array, shape (n, C, h, w)
+        In [0, 1].
+    labels : sequence of int, length n
+        True classes.
+    classes : sequence of str
+        Their names.
+    maps : mapping
+        ``maps[method][network]``, each (n, h, w), with the same networks for every method: "convex", "nonconvex".
+    predictions : mapping
+        ``predictions[network]``, classes as ints, length n.
+    path : str or binary file
+        A PNG, written over if it is there.
+    title : str
+
+    Raises
+    ------
+    InputError
+        If there are no images or no maps, or they don't fit together.
+    OSError
+        If the file can't be written.
+    """
+    count = len(images)
+    networks = list(predictions)
+    every = [(method, network) for method in maps for network in networks]
+    if not count or not every:
+        raise InputError("there is nothing to draw: give at least one image, one method and one network.")
+    shape = (count, *images.shape[2:])
+    for method, network in every:
+        given = maps[method].get(network)
+        if given is None or given.shape != shape:
+            raise InputError(
+                f"maps[{method!r}][{network!r}] must have shape {shape}, a map an image; "
+                f"got {None if given is None else given.shape}."
+            )
+    columns = 1 + len(every)
+    figure = _new_figure(_TEXT + _CELL * columns, _HEAD + _FOOT + _CELL * count)
+    grid: NDArray[Any] = figure.subplots(count, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_xticks([])
+        axes.set_yticks([])
+    grid[0, 0].set_title("image", fontsize=9)
+    for row, axes in enumerate(grid[:, 0]):
+        drawn = axes.imshow(_picture(images[row]), cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
+        _label_row(axes, int(labels[row]), {name: int(predictions[name][row]) for name in networks}, classes)
+    # Colour images have no scale, but a column without a bar would not be level with the others.
+    _bar(figure, drawn, grid[:, 0], [0.0, 1.0]).set_visible(images.shape[1] != 3)
+    for number, (method, network) in enumerate(every):
+        shown = maps[method]
+        largest = max(float(np.abs(shown[name]).max()) for name in networks) or 1.0
+        signed = any(bool((shown[name] < 0).any()) for name in networks)
+        column = grid[:, 1 + number]
+        label, name = LABELS.get(network, network), METHOD_NAMES.get(method, method)
+        # An empty line leaves room for the method's name, which stands above all its columns.
+        column[0].set_title(f"\n{label}" if len(networks) > 1 else name.replace(" ", "\n") + f"\n{label}", fontsize=9)
+        if len(networks) > 1 and network == networks[0]:
+            _title_above(column[0], name, len(networks))
+        for row, axes in enumerate(column):
+            drawn = axes.imshow(
+                shown[network][row],
+                cmap="RdBu_r" if signed else "viridis",
+                vmin=-largest if signed else 0.0,
+                vmax=largest,
+                interpolation="nearest",
+            )
+        if network == networks[-1]:
+            first = 2 + number - len(networks)
+            ticks = [-largest, 0.0, largest] if signed else [0.0, largest]
+            _bar(figure, drawn, grid[:, first : first + len(networks)], ticks)
+    if title:
+        figure.suptitle(_plain(title), fontsize=11)
+    figure.savefig(path, format="png", dpi=_DPI)
+
+
+def _bar(figure: Figure, drawn: Any, columns: NDArray[Any], ticks: Sequence[float]) -> Axes:
+    """Draw a colour bar below columns of the grid."""
+    bar = figure.colorbar(drawn, ax=list(columns.flat), location="bottom", aspect=14, shrink=0.8, pad=0.02)
+    bar.set_ticks(list(ticks), labels=[f"{tick:.2g}" for tick in ticks], fontsize=8)
+    return bar.ax
+
+
+def _title_above(axes: Axes, name: str, width: int) -> None:
+    """Write the name of a method above the middle of its ``width`` columns, the first of which is given."""
+    # Cells are about a twelfth of their side apart.
+    middle = 0.5 * (width + 0.08 * (width - 1))
+    text = axes.text(middle, 1.24, name, transform=axes.transAxes, ha="center", va="bottom", fontsize=10)
+    # Otherwise the layout would widen the first column to hold it.
+    text.set_in_layout(False)
+
+
+def _label_row(axes: Axes, label: int, found: Mapping[str, int], classes: Sequence[str]) -> None:
+    """Write the true class of an image, and each network's, at its left."""
+    lines = [(f"true: {_short(classes[label])}", "black")]
+    lines += [
+        (f"{LABELS.get(name, name)}: {_short(classes[guess])}", "black" if guess == label else "#C00000")
+        for name, guess in found.items()
+    ]
+    for number, (text, colour) in enumerate(lines):
+        height = 0.5 + 0.22 * ((len(lines) - 1) / 2 - number)
+        axes.text(
+            -0.08, height, text, transform=axes.transAxes, ha="right", va="center", fontsize=8, color=colour
+        )  # fmt: skip
+
+
+def plot_sanity(
+    steps: Mapping[str, Mapping[str, Sequence[SanityStep]]], path: str | IO[bytes], *, title: str = "", seed: int = 0
+) -> None:
+    """Draw how alike maps stay while layers become random, a panel a method.
+
+    Parameters
+    ----------
+    steps : mapping
+        ``steps[method][network]``, as ``sanity_check`` gives them.
+    path : str or binary file
+        A PNG, written over if it is there.
+    title : str
+    seed : int
+        Of the bootstrap intervals (95 %).
+
+    Raises
+    ------
+    InputError
+        If there is no method.
+    OSError
+        If the file can't be written.
+    """
+    if not steps:
+        raise InputError("there is nothing to draw: give at least one method.")
+    across = min(3, len(steps))
+    down = -(-len(steps) // across)
+    figure = _new_figure(1.2 + 2.9 * across, 1.5 + 2.5 * down)
+    panels: list[Axes] = list(figure.subplots(down, across, squeeze=False, sharey=True).flat)
+    for axes in panels[len(steps) :]:
+        axes.remove()
+    lowest = -0.25
+    for number, (axes, (method, networks)) in enumerate(zip(panels, steps.items(), strict=False)):
+        for shift, (network, found) in enumerate(networks.items()):
+            intervals = [bootstrap_interval(step.correlation, seed=seed) for step in found]
+            mean, low, high = (np.array([getattr(i, name) for i in intervals]) for name in ("mean", "low", "high"))
+            lowest = min([lowest, *(value - 0.05 for value in low if np.isfinite(value))])
+            axes.errorbar(
+                np.arange(len(found)) + 0.08 * (shift - 0.5),
+                mean,
+                [mean - low, high - mean],
+                color=_COLOURS.get(network),
+                marker=_MARKERS.get(network, "o"),
+                markersize=5,
+                linewidth=1,
+                capsize=2,
+                label=LABELS.get(network, network),
+            )
+        names = {tuple(step.randomised for step in found) for found in networks.values()}
+        # Networks of different kinds have different modules: then steps are counted.
+        labels = next(iter(names)) if len(names) == 1 else range(max(map(len, names)))
+        ticks = [str(label) or "none" for label in labels]
+        axes.set_xticks(range(len(ticks)), ["none", *(f"+ {tick}" for tick in ticks[1:])], rotation=30, fontsize=8)
+        axes.set_title(METHOD_NAMES.get(method, method), fontsize=10)
+        axes.axhline(0.0, color="0.6", linewidth=0.8)
+        axes.grid(axis="y", color="0.9")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        if number % across == 0:
+            axes.set_ylabel("rank correlation\nwith the trained map", fontsize=9)
+    panels[0].set_ylim(lowest, 1.08)
+    figure.supxlabel("layers made random, from the top", fontsize=10)
+    handles, labels_ = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels_, loc="outside upper right", ncols=2, frameon=False, fontsize=9)
+    if title:
+        figure.suptitle(_plain(title), fontsize=11, x=0.01, ha="left")
+    figure.savefig(path, format="png", dpi=_DPI)
