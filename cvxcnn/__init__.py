@@ -2,8 +2,10 @@
 
 from .block import Certificate, ConvexConvBlock
 from .estimator import ConvexCNNClassifier, ConvexCNNRegressor
+from .path import RegPath, reg_path
 from .persistence import load_model, save_model
-from .pricing import PricingOptions
+from .polish import Polished, polish
+from .pricing import PricedGates, PricingOptions
 from .program import nonconvex_objective
 from .stack import LayerwiseCNN
 
@@ -15,8 +17,13 @@ __all__ = [
     "ConvexCNNRegressor",
     "ConvexConvBlock",
     "LayerwiseCNN",
+    "Polished",
+    "PricedGates",
     "PricingOptions",
+    "RegPath",
     "load_model",
     "nonconvex_objective",
+    "polish",
+    "reg_path",
     "save_model",
 ]

@@ -23,7 +23,16 @@ from .losses import get_loss
 from .neurons import GatedConv, Neurons, convolution, pooling, read_neurons, to_module
 from .patches import Patches, PatchGeometry
 from .penalties import DensePenalty, Penalty, get_penalty
-from .pricing import PricedSolution, PricingOptions, global_bound, searched_reg_max, solve_priced, solve_priced_gates
+from .priced_patterns import solve_priced_patterns
+from .pricing import (
+    PricedGates,
+    PricedSolution,
+    PricingOptions,
+    global_bound,
+    searched_reg_max,
+    solve_priced,
+    solve_priced_gates,
+)
 from .program import Program, filter_program, gated_program, relative_gap, relu_program
 from .solvers import Callback, SolveResult, Status, get_solver
 from .solvers.base import is_number
@@ -113,12 +122,13 @@ class ConvexConvBlock(BaseEstimator):
         A sum over images and outputs, not a mean.
     reg : float
         lam > 0.
-    gates : int, array (P, d), gate sampler, or "priced"
-        A number of Gaussian gates; given vectors; a sampler such as ``PatchGates(100)``; or "priced": found by
-        the optimisation itself, until the gap over all gates is small.
+    gates : int, array (P, d), gate sampler, PricedGates or "priced"
+        A number of Gaussian gates; given vectors; a sampler such as ``PatchGates(100)``; or ``PricedGates(...)``:
+        found by the optimisation itself, until the gap over all gates is small. "priced" is short for
+        ``PricedGates()``, with the options in ``pricing`` if there are any.
     solver : str
         "auto", "working_set", "cone_working_set", "fista", "cvxpy:CLARABEL", "cvxpy:SCS" or "cvxpy:MOSEK".
-        With ``gates="priced"`` only "auto".
+        With priced gates only "auto".
     tol : float
         Relative duality gap over the gates at hand.
     device : str
@@ -131,8 +141,8 @@ class ConvexConvBlock(BaseEstimator):
     max_iter : int or None
         Limit of the solver's iterations; None for its default.
     pricing : PricingOptions or None
-        How hard to search, for ``gates="priced"`` and for the bound over all gates. ``starts=0`` skips the search
-        for fixed gates.
+        How hard to search, for ``gates="priced"`` and, over fixed gates, for the bound over all of them, where
+        ``starts=0`` skips the search. ``PricedGates`` brings its own options.
 
     Attributes
     ----------
@@ -228,14 +238,23 @@ class ConvexConvBlock(BaseEstimator):
             If the solver is missing here, or ended without a point; the block is then as it was.
         """
         patches, expected = self._training_set(images, targets)
-        priced = isinstance(self.gates, str)
+        options = self._priced()
         with torch.no_grad(), coarse_threads():
-            if priced:
-                program, result, certificate = self._fit_priced(patches, expected, callback)
+            if options is None:
+                program, gates = self._fixed_program(patches, expected)
+                self.n_duplicate_gates_, self.n_zero_gates_ = gates.n_duplicates, gates.n_zero
+                result = self._solve_fixed(program, callback=callback)
+                fitted = program, result, self._certify(program, gates, result, self.pricing or PricingOptions())
             else:
-                program, result, certificate = self._fit_fixed(patches, expected, callback)
-            self._store(program, result, certificate, patches, np.ndim(targets) == 1)
+                fitted = self._fit_priced(patches, expected, options, callback=callback)
+            self._store(*fitted, patches, np.ndim(targets) == 1)
         return self
+
+    def _priced(self) -> PricingOptions | None:
+        """Return the options of the pricing, or None if the gates are fixed."""
+        if isinstance(self.gates, PricedGates):
+            return self.gates
+        return (self.pricing or PricingOptions()) if isinstance(self.gates, str) else None
 
     def _check_parameters(self) -> PatchGeometry:
         geometry = PatchGeometry(
@@ -255,7 +274,9 @@ class ConvexConvBlock(BaseEstimator):
             raise InputError(f"reg must be a positive, finite number; got {self.reg!r}.")
         if isinstance(self.gates, str) and self.gates != "priced":
             raise InputError(f'gates must be a number, an array, a sampler or "priced"; got {self.gates!r}.')
-        if isinstance(self.gates, str) and self.solver != "auto":
+        if isinstance(self.gates, PricedGates) and self.pricing is not None:
+            raise InputError('PricedGates brings its own options: leave pricing out, or use gates="priced" with it.')
+        if self._priced() is not None and self.solver != "auto":
             raise InputError(f'gates="priced" brings its own solver: use solver="auto"; got {self.solver!r}.')
         if self.dtype not in DTYPES:
             raise InputError(f"dtype must be one of {sorted(DTYPES)}; got {self.dtype!r}.")
@@ -286,20 +307,24 @@ class ConvexConvBlock(BaseEstimator):
         targets : array-like, shape (n,) or (n, outputs)
         """
         patches, expected = self._training_set(images, targets)
+        options = self._priced()
         with torch.no_grad(), coarse_threads():
-            if not isinstance(self.gates, str):
+            if options is None:
                 return self._fixed_program(patches, expected)[0].reg_max()
-            make = filter_program if self.activation == "relu" else gated_program
-            empty = make(
-                patches,
-                patches.images.new_zeros(0, patches.dim),
-                expected,
-                1.0,
-                penalty=get_penalty(self.penalty),
-                loss=get_loss(self.loss),
-                intercept=self.intercept,
-            )
-            return searched_reg_max(empty, self.pricing or PricingOptions(), self._generator())
+            return self._searched_reg_max(patches, expected, options)
+
+    def _searched_reg_max(self, patches: Patches, targets: Tensor, options: PricingOptions) -> float:
+        make = filter_program if self.activation == "relu" else gated_program
+        empty = make(
+            patches,
+            patches.images.new_zeros(0, patches.dim),
+            targets,
+            1.0,
+            penalty=get_penalty(self.penalty),
+            loss=get_loss(self.loss),
+            intercept=self.intercept,
+        )
+        return searched_reg_max(empty, options, self._generator())
 
     def _fixed_program(self, patches: Patches, targets: Tensor) -> tuple[Program, Gates]:
         gates = resolve(self.gates, patches, int(self.random_state))
@@ -323,27 +348,36 @@ class ConvexConvBlock(BaseEstimator):
         )
         return program, gates
 
-    def _fit_fixed(
-        self, patches: Patches, targets: Tensor, callback: Callback | None
-    ) -> tuple[Program, SolveResult, Certificate]:
-        program, gates = self._fixed_program(patches, targets)
-        self.n_duplicate_gates_, self.n_zero_gates_ = gates.n_duplicates, gates.n_zero
+    def _solve_fixed(
+        self, program: Program, *, start: Tensor | None = None, callback: Callback | None = None
+    ) -> SolveResult:
+        """Solve over fixed gates, from weights of the same program if there are any."""
         solver = get_solver(self.solver, program, tol=self.tol, max_iter=self.max_iter)
-        result = solver.solve(program, callback=callback)
-        options = self.pricing or PricingOptions()
+        return solver.solve(program, start=start, callback=callback)
+
+    def _certify(self, program: Program, gates: Gates, result: SolveResult, search: PricingOptions) -> Certificate:
         certificate = Certificate(result.objective, result.dual_bound, float("nan"), "none")
         if gates.complete and program.cones is not None:
             # Only for cones: a gated network also has the patterns of gates that lie on a patch's hyperplane.
-            certificate = replace(certificate, global_bound=result.dual_bound, kind="proved")
-        elif options.starts:
-            bound = global_bound(program, result.weights, options, self._generator())
-            certificate = replace(certificate, global_bound=bound, kind="searched", n_searched=options.starts)
-        return program, result, certificate
+            return replace(certificate, global_bound=result.dual_bound, kind="proved")
+        if not search.starts:
+            return certificate
+        bound = global_bound(program, result.weights, search, self._generator())
+        return replace(certificate, global_bound=bound, kind="searched", n_searched=search.starts)
 
     def _fit_priced(
-        self, patches: Patches, targets: Tensor, callback: Callback | None
+        self,
+        patches: Patches,
+        targets: Tensor,
+        options: PricingOptions,
+        *,
+        start: Tensor | None = None,
+        callback: Callback | None = None,
     ) -> tuple[Program, SolveResult, Certificate]:
+        """Solve by pricing, from filters or gates (m, d) if there are any."""
         solve = solve_priced if self.activation == "relu" else solve_priced_gates
+        if self.activation == "relu" and self.penalty == "group" and options.neighbours:
+            solve = solve_priced_patterns
         solution: PricedSolution = solve(
             patches,
             targets,
@@ -352,8 +386,9 @@ class ConvexConvBlock(BaseEstimator):
             loss=get_loss(self.loss),
             intercept=self.intercept,
             tol=self.tol,
+            start=start,
             generator=self._generator(),
-            options=self.pricing,
+            options=options,
             callback=callback,
         )
         gap = relative_gap(solution.objective, solution.dual_bound)
@@ -362,7 +397,7 @@ class ConvexConvBlock(BaseEstimator):
             objective=solution.objective,
             dual_bound=solution.dual_bound,
             relative_gap=gap,
-            violation=0.0,
+            violation=solution.program.violation(solution.weights),
             status=(Status.OPTIMAL if gap <= self.tol else Status.INACCURATE).value,
             solver="priced",
             iterations=solution.rounds,

@@ -26,7 +26,7 @@ from .block import DTYPES, Certificate, ConvexConvBlock
 from .errors import CvxcnnError, InputError, ModelFileError
 from .neurons import Neurons
 from .patches import PatchGeometry
-from .pricing import PricingOptions
+from .pricing import PricedGates, PricingOptions
 from .solvers import SolveResult, Status
 from .stack import LayerwiseCNN, Standardizer
 
@@ -184,6 +184,8 @@ def _settings(block: ConvexConvBlock) -> dict[str, Any]:
     gates, pricing = settings["gates"], settings["pricing"]
     if isinstance(gates, (np.ndarray, Tensor, list, tuple)):
         settings["gates"] = "array"
+    elif isinstance(gates, PricedGates):
+        settings["gates"] = asdict(gates)
     elif not isinstance(gates, (Integral, str)):
         settings["gates"] = repr(gates)
     settings["pricing"] = None if pricing is None else asdict(pricing)
@@ -359,6 +361,17 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def _search(kind: type[PricingOptions], table: Mapping[str, Any], name: str) -> PricingOptions:
+    """Return the options of a search, or say what is wrong with them."""
+    if not all(_is_number_or_none(value) for value in table.values()):
+        raise _MisfitError(f"{name} in {CONFIG_FILE} must hold numbers")
+    try:
+        # null stands for infinity, which is the default of the only option that may be infinite.
+        return kind(**{key: value for key, value in table.items() if value is not None})
+    except (TypeError, InputError) as error:
+        raise _MisfitError(f"{name} in {CONFIG_FILE} can't be used: {str(error).rstrip('.')}") from error
+
+
 def _float(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
@@ -514,7 +527,7 @@ class _Reader:
             "bias": (lambda v: isinstance(v, bool), "true or false"),
             "intercept": (lambda v: isinstance(v, bool), "true or false"),
             "tol": (_is_number, "a number"),
-            "gates": (lambda v: _is_int(v) or _is_text(v), "a number or a text"),
+            "gates": (lambda v: _is_int(v) or _is_text(v) or _is_table(v), "a number, a text or an object"),
             "pooling": (_is_text, "a text"),
             "activation": (_is_text, "a text"),
             "penalty": (_is_text, "a text"),
@@ -527,18 +540,13 @@ class _Reader:
         for name, (check, expected) in valid.items():
             if name in settings:
                 _entry(settings, name, check, expected, where)
-        pricing = settings.get("pricing")
-        if pricing is not None:
-            if not all(_is_number_or_none(value) for value in pricing.values()):
-                raise _MisfitError(f"{where}pricing in {CONFIG_FILE} must hold numbers")
-            try:
-                # null stands for infinity, which is the default of the only option that may be infinite.
-                settings["pricing"] = PricingOptions(**{k: v for k, v in pricing.items() if v is not None})
-            except TypeError as error:
-                raise _MisfitError(f"{where}pricing in {CONFIG_FILE} can't be used: {error}") from error
+        if settings.get("pricing") is not None:
+            settings["pricing"] = _search(PricingOptions, settings["pricing"], f"{where}pricing")
         # Gates come back from the tensors; the device is chosen by who loads.
         gates = settings.get("gates", "array")
-        if gates != "priced" and not _is_int(gates):
+        if _is_table(gates):
+            gates = _search(PricedGates, gates, f"{where}gates")
+        elif gates != "priced" and not _is_int(gates):
             gates = np.zeros((0, 0))
         return ConvexConvBlock(**{**settings, "gates": gates, "device": "cpu"})
 

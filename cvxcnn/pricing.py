@@ -31,8 +31,10 @@ from .penalties import DensePenalty, Penalty
 from .program import Program, filter_program, gated_program, relative_gap
 from .search import FilterSearch, GateSearch, Search
 from .solvers import Progress, get_solver
+from .solvers.working_set import WorkingSet
 
 __all__ = [
+    "PricedGates",
     "PricedSolution",
     "PricingOptions",
     "global_bound",
@@ -77,6 +79,9 @@ class PricingOptions:
         Seconds after which no new round is begun.
     gap : float
         Relative gap to the bound over all filters to stop at.
+    neighbours : int
+        For ReLU blocks with ``penalty="group"``: end with Eq. 2 over the patterns of the filters found and of this
+        many neighbours of each, across the hyperplanes nearest to it; 0 ends with the filters themselves.
     """
 
     starts: int = 128
@@ -87,15 +92,36 @@ class PricingOptions:
     max_rounds: int = 40
     time_limit: float = float("inf")
     gap: float = 1e-3
+    neighbours: int = 0
 
     def __post_init__(self) -> None:
         least = {"starts": 0, "ascent_steps": 1, "additions": 1, "improvement_steps": 1, "initial_filters": 1}
-        for name, low in {**least, "max_rounds": 1}.items():
+        for name, low in {**least, "max_rounds": 1, "neighbours": 0}.items():
             value = getattr(self, name)
             if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
                 raise InputError(f"{name} must be an int >= {low}; got {value!r}.")
         if not self.time_limit > 0 or not self.gap > 0:
             raise InputError(f"time_limit and gap must be positive; got {self.time_limit!r} and {self.gap!r}.")
+
+
+@dataclass(frozen=True)
+class PricedGates(PricingOptions):
+    """Gates or filters found by the optimisation itself: ``gates="priced"`` with its search options.
+
+    Solve, search the unit ball for a u with |nu^T sum_k (X_k u)_+| > lam, add it, repeat until none is found; for
+    gated programs, for a gate whose gradient sum_k X_k^T D_k nu is longer than lam. The patches alone don't
+    determine these gates, so this is no ``GateSampler``: a block finds them while it solves.
+
+    Parameters and errors are those of ``PricingOptions``.
+
+    Examples
+    --------
+    >>> from cvxcnn import ConvexConvBlock
+    >>> images = torch.linspace(-1, 1, 90, dtype=torch.float64).view(10, 3, 3)
+    >>> block = ConvexConvBlock(kernel_size=2, gates=PricedGates(starts=16, gap=0.01), penalty="dense", reg=0.1)
+    >>> block.fit(images, images.mean(dim=(1, 2))).certificate_.kind
+    'searched'
+    """
 
 
 @dataclass(frozen=True)
@@ -136,7 +162,7 @@ class PricedSolution:
     converged: bool = True
 
 
-def _distinct(values: Tensor, filters: Tensor, floor: float, count: int) -> Tensor:
+def best_directions(values: Tensor, filters: Tensor, floor: float, count: int) -> Tensor:
     """Return the indices of the best filters above a floor that differ in direction, at most ``count``."""
     order = torch.argsort(values, descending=True)
     order = order[values[order] > floor]
@@ -231,7 +257,7 @@ def _find(
     return found, scores, bound
 
 
-def _price(
+def price(
     program: Program,
     quick: Patches,
     dual: Tensor,
@@ -329,6 +355,7 @@ def solve_priced(
     generator = generator or torch.Generator().manual_seed(0)
     quick = patches.astype(torch.float32)
     history: list[Progress] = []
+    WorkingSet(tol=tol)  # refuses a bad tol before any work
     _check_search(options)
 
     def over(filters: Tensor) -> Program:
@@ -364,7 +391,7 @@ def solve_priced(
         last = rounds == options.max_rounds or time.perf_counter() - began > options.time_limit
         rough = not last and worst >= _NEARLY
         dual = program.dual_point(prediction)
-        found, scores, bound, n_searched = _price(program, quick, dual, objective, options, generator, last, rough)
+        found, scores, bound, n_searched = price(program, quick, dual, objective, options, generator, last, rough)
         worst = float(scores.max())
         progress = Progress(rounds, time.perf_counter() - began, objective, bound)
         history.append(progress)
@@ -382,7 +409,7 @@ def solve_priced(
         converged = relative_gap(objective, bound) <= options.gap
         if converged or last:
             break
-        chosen = _distinct(scores, found, 1 + 1e-9, options.additions)
+        chosen = best_directions(scores, found, 1 + 1e-9, options.additions)
         program, weights = master(torch.cat([program.design.vectors, found[chosen]]))
         before = program.objective(weights)
         improved = _improve(quick, program, weights, options.improvement_steps).to(targets)
@@ -418,13 +445,14 @@ def solve_priced_gates(
     loss: Loss | None = None,
     intercept: bool = False,
     tol: float = 1e-6,
+    start: Tensor | None = None,
     generator: torch.Generator | None = None,
     options: PricingOptions | None = None,
     callback: Callable[[Progress], None] | None = None,
 ) -> PricedSolution:
     """Minimise the gated program over all gates, by pricing: ``solve_priced`` for gated networks.
 
-    Same parameters and result; ``filters`` are the gates.
+    Same parameters and result; ``start`` and ``filters`` are gates.
     """
     began = time.perf_counter()
     options = options or PricingOptions()
@@ -437,13 +465,15 @@ def solve_priced_gates(
         loss_used = loss or SquaredLoss()
         return gated_program(patches, gates, targets, reg, penalty=penalty, loss=loss_used, intercept=intercept)
 
-    program = over(distinct(patches, GaussianGates(1).sample(patches, 20, generator)).vectors)
+    if start is None or not len(start):
+        start = GaussianGates(1).sample(patches, 20, generator)
+    program = over(distinct(patches, start).vectors)
     weights = program.zeros()
     for rounds in range(options.max_rounds + 1):
         last = rounds == options.max_rounds or time.perf_counter() - began > options.time_limit
         solved = get_solver("auto", program, tol=tol).solve(program, start=weights)
         dual = program.dual_point(program.design.predict(solved.weights))
-        found, scores, bound, n_searched = _price(
+        found, scores, bound, n_searched = price(
             program, quick, dual, solved.objective, options, generator, last, rough=False
         )
         history.append(Progress(rounds, time.perf_counter() - began, solved.objective, bound))

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["METRICS", "plot_accuracy", "plot_objective", "render_text", "results_table", "write_metrics"]
+    from .path import RegPath
+
+__all__ = ["METRICS", "plot_accuracy", "plot_objective", "plot_path", "render_text", "results_table", "write_metrics"]
 
 METHODS = ("convex", "nonconvex")
 LABELS = {"convex": "convex", "nonconvex": "non-convex"}
@@ -394,3 +397,63 @@ def plot_accuracy(summary: Mapping[str, Any], path: str | os.PathLike[str]) -> N
         axes.set_ylim(max(-1.0, min(drawn) - 0.15 * spread), min(101.0, max(drawn) + 0.15 * spread))
     axes.ticklabel_format(axis="y", useOffset=False)
     _save(figure, axes, path)
+
+
+def plot_path(path: RegPath, target: str | os.PathLike[str]) -> None:
+    """Draw a regularisation path against reg, on a logarithmic axis: objective and bound, gaps, neurons, accuracy.
+
+    Where there is no accuracy, the last panel has the mean squared error.
+
+    Parameters
+    ----------
+    path : RegPath
+    target : str or path
+        A PNG, 1,050 pixels wide, written over if it is there.
+
+    Raises
+    ------
+    OSError
+        If the file can't be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.0, 9.0), dpi=_DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    panels: list[Axes] = list(figure.subplots(4, sharex=True, height_ratios=(3, 2, 2, 3)))
+    for axes in panels:
+        axes.grid(color="0.9")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    values, gaps, counts, shares = panels
+    values.set_title("regularisation path", fontsize=12)
+    values.set_xscale("log")
+    look: dict[str, Any] = {"marker": "o", "markersize": 4, "linewidth": 1}
+    convex, other = _COLOURS["convex"], _COLOURS["nonconvex"]
+    values.plot(path.regs, path.objective, color=convex, label="objective", **look)
+    values.set_ylabel("training objective")
+    overall = np.isfinite(path.global_bound)
+    # A zero gap has no place on a logarithmic axis; rounding is at least this large.
+    gaps.plot(path.regs, np.maximum(path.relative_gap, 1e-16), color=convex, label="over the gates at hand", **look)
+    if overall.any():
+        kind = " and ".join(sorted({kind for kind in path.kinds if kind != "none"}))
+        bounds, regs = path.global_bound[overall], path.regs[overall]
+        values.plot(regs, bounds, color="black", marker="_", linestyle="none", label=f"bound over all gates ({kind})")
+        label = f"over all gates ({kind})"
+        gaps.plot(regs, np.maximum(path.global_gap[overall], 1e-16), color="black", label=label, **look)
+    gaps.set_yscale("log")
+    gaps.set_ylabel("relative gap")
+    counts.plot(path.regs, path.n_neurons, color=convex, **look)
+    counts.set_ylabel("neurons")
+    parts = {"training": (path.train_accuracy, path.train_error)}
+    if np.isfinite(path.validation_error).any():
+        parts["validation"] = (path.validation_accuracy, path.validation_error)
+    coded = bool(np.isfinite(path.train_accuracy).all())
+    for (name, (accuracy, error)), colour in zip(parts.items(), (convex, other), strict=False):
+        shares.plot(path.regs, 100 * accuracy if coded else error, color=colour, label=f"{name} images", **look)
+    shares.set_ylabel("correct images (%)" if coded else "mean squared error")
+    shares.set_xlabel("reg")
+    figure.align_ylabels(panels)
+    for axes in (values, gaps, shares):
+        axes.legend(frameon=False, fontsize=9)
+    figure.savefig(target, format="png", dpi=_DPI)

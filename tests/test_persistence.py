@@ -24,7 +24,7 @@ from cvxcnn import ConvexConvBlock, LayerwiseCNN, nonconvex_objective
 from cvxcnn.arrangements import PatchGates
 from cvxcnn.errors import InputError, ModelFileError
 from cvxcnn.persistence import CONFIG_FILE, WEIGHTS_FILE, load_model, save_model, write_atomically
-from cvxcnn.pricing import PricingOptions
+from cvxcnn.pricing import PricedGates, PricingOptions
 
 Edit = Callable[[dict[str, Any]], Any]
 
@@ -40,6 +40,10 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], Any]] = {
         {**DENSE, "padding": 1, "pooling": "mean", "pool_cells": 2, "bias": True}, {"downsample": [2, 1]}, TARGETS,
     ),
     "dense priced": ({**DENSE, "gates": "priced", "intercept": True}, {}, TARGETS),
+    "priced gates": (
+        {**DENSE, "gates": PricedGates(starts=8, ascent_steps=5, improvement_steps=5, max_rounds=2), "pricing": None},
+        {"layers": 1}, TARGETS,
+    ),
     "dense float32": ({**DENSE, "dtype": "float32", "tol": 1e-3}, {}, TARGETS),
     "dense given gates": ({**DENSE, "gates": GATES, "kernel_size": (3, 3)}, {"layers": 1}, TARGETS),
     "dense sampler": ({**DENSE, "gates": PatchGates(9), "stride": (1, 2)}, {"layers": 1}, TARGETS[:, 0]),
@@ -108,7 +112,7 @@ def test_a_loaded_model_predicts_to_the_last_bit(name: str, tmp_path: Path) -> N
         assert str(block.certificate_) == str(other.certificate_)
 
 
-@pytest.mark.parametrize("name", ["dense", "dense priced", "dense given gates", "dense sampler"])
+@pytest.mark.parametrize("name", ["dense", "dense priced", "priced gates", "dense given gates", "dense sampler"])
 def test_a_loaded_model_is_fitted_again_to_the_same_objective(name: str, tmp_path: Path) -> None:
     model = fitted(name)
     save_model(model, tmp_path)
@@ -116,6 +120,11 @@ def test_a_loaded_model_is_fitted_again_to_the_same_objective(name: str, tmp_pat
     objectives = [block.result_.objective for block in loaded.blocks_]
     again = loaded.fit(IMAGES, VARIANTS[name][2])
     np.testing.assert_allclose([block.result_.objective for block in again.blocks_], objectives, rtol=1e-3)
+
+
+def test_priced_gates_come_back(tmp_path: Path) -> None:
+    save_model(fitted("priced gates"), tmp_path)
+    assert load_model(tmp_path).blocks_[0].gates == VARIANTS["priced gates"][0]["gates"]
 
 
 def test_settings_and_extra_come_back(model: LayerwiseCNN, saved: Path, tmp_path: Path) -> None:
@@ -306,6 +315,9 @@ def set_at(*path: Any) -> Edit:
         (set_at("layers", 0, "block", "dtype", "float32"), ["must be torch.float32", "it is torch.float64"]),
         (set_at("layers", 0, "block", "pricing", {"hope": 1}), ["pricing", "can't be used"]),
         (set_at("layers", 0, "block", "pricing", {"gap": "x"}), ["pricing", "must hold numbers"]),
+        (set_at("layers", 0, "block", "pricing", {"starts": -1}), ["pricing", "starts must be an int >= 0; got -1"]),
+        (set_at("layers", 0, "block", "gates", {"hope": 1}), ["gates", "can't be used"]),
+        (set_at("layers", 0, "block", "gates", [1]), ["gates", "a number, a text or an object"]),
         (set_at("layers", 0, "n_outputs", 3), ["layers.0.readout must be", "3"]),
         (set_at("layers", 0, "n_outputs", True), ["n_outputs", "must be an int >= 1; it is True"]),
         (set_at("layers", 0, "n_neurons", 1000), ["n_neurons", "is 1000"]),

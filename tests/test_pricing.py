@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.base import clone
 from sklearn.datasets import load_digits
 
-from cvxcnn import ConvexConvBlock, nonconvex_objective
-from cvxcnn.arrangements import EnumeratedGates
+from cvxcnn import ConvexConvBlock, PricedGates, nonconvex_objective
+from cvxcnn.arrangements import EnumeratedGates, distinct
 from cvxcnn.errors import InputError
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.penalties import DensePenalty, GroupPenalty
+from cvxcnn.priced_patterns import hyperplanes, neighbours
 from cvxcnn.pricing import PricingOptions, solve_priced
 from cvxcnn.search import FilterSearch, GateSearch
 
@@ -147,9 +150,78 @@ def test_same_seed_same_result() -> None:
     np.testing.assert_array_equal(first, block.fit(images, targets).predict(images))
 
 
+# PricedGates ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{"penalty": "dense"}, {"penalty": "group"}, {"activation": "gated_relu"}])
+def test_priced_is_short_for_priced_gates(options: dict) -> None:
+    images, targets = small_problem(10, n=15, outputs=2)
+    settings = {"kernel_size": 2, "reg": 0.5, **options}
+    long = ConvexConvBlock(gates=PricedGates(**asdict(QUICK)), **settings)
+    short = ConvexConvBlock(gates="priced", pricing=QUICK, **settings)
+    assert long.reg_max(images, targets) == short.reg_max(images, targets)
+    np.testing.assert_array_equal(long.fit(images, targets).predict(images), short.fit(images, targets).predict(images))
+    assert clone(long).gates == long.gates == PricedGates(**asdict(QUICK))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_patterns_and_their_neighbours_reach_the_proved_optimum(seed: int) -> None:
+    images, targets = small_problem(seed)
+    settings = {"kernel_size": (1, 2), "reg": 0.3, "tol": 1e-8}
+    exact = ConvexConvBlock(gates=EnumeratedGates(), **settings).fit(images, targets)
+    gates = PricedGates(**asdict(replace(QUICK, gap=1e-6, neighbours=4)))
+    priced = ConvexConvBlock(gates=gates, **settings).fit(images, targets)
+    assert priced.result_.objective == pytest.approx(exact.result_.objective, rel=2e-6)
+    assert priced.result_.status == "optimal" and priced.certificate_.global_gap <= 2e-6
+    assert len(priced.gates_) < len(exact.gates_)
+    value = nonconvex_objective(priced.to_torch(), images, targets, 0.3)
+    assert value == pytest.approx(priced.result_.objective, rel=1e-9)
+
+
+def test_patterns_are_no_worse_than_their_filters() -> None:
+    images, targets = small_problem(11, n=8, outputs=2)
+    settings = {"kernel_size": 2, "padding": 1, "pool_cells": 2, "bias": True, "intercept": True, "reg": 0.3}
+    options = replace(QUICK, max_rounds=1)
+    filters = ConvexConvBlock(gates="priced", pricing=options, **settings).fit(images, targets)
+    cells = ConvexConvBlock(gates="priced", pricing=replace(options, neighbours=2), **settings).fit(images, targets)
+    assert cells.result_.objective <= filters.result_.objective * (1 + 1e-6)
+    assert cells.result_.relative_gap <= 1e-6
+    assert cells.certificate_.global_bound <= cells.certificate_.sampled_bound
+    assert nonconvex_objective(cells.to_torch(), images, targets, 0.3) == pytest.approx(cells.result_.objective)
+
+
+def test_neighbours_lie_across_one_hyperplane() -> None:
+    images, _ = small_problem(12)
+    patches = Patches(images, PatchGeometry(2))  # one patch an image, so hyperplanes are in general position
+    filters = F.normalize(torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64), dim=1)
+    normals = hyperplanes(patches)
+    torch.testing.assert_close(normals.norm(dim=1), torch.ones(12, dtype=torch.float64))
+    found = neighbours(normals, filters, 1)
+    nearest = (normals @ filters.T).abs().argmin(dim=0)
+    before, after = normals @ filters.T >= 0, normals @ found.T >= 0
+    assert (before != after)[nearest, torch.arange(5)].all()
+    assert len(distinct(patches, torch.cat([filters, found]))) > 5
+    assert neighbours(normals, filters, 100).shape == (5 * 12, 4)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"pricing": QUICK}, "PricedGates brings its own options: leave pricing out"),
+        ({"solver": "fista"}, 'brings its own solver: use solver="auto"'),
+        ({"gates": PricedGates(starts=0)}, "starts must be at least 1; got 0"),
+        ({"gates": PricedGates}, r"got the class PricedGates; pass an instance, PricedGates\(...\)"),
+    ],
+)
+def test_bad_priced_gates(settings: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ConvexConvBlock(**{"kernel_size": 2, "gates": PricedGates(), **settings}).fit(*small_problem())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"neighbours": -1}, "neighbours must be an int >= 0; got -1"),
         ({"starts": -1}, "starts must be an int >= 0; got -1"),
         ({"max_rounds": 0}, "max_rounds must be an int >= 1; got 0"),
         ({"gap": 0.0}, "time_limit and gap must be positive"),
