@@ -46,7 +46,9 @@ def load(name: str, quick: bool) -> pd.DataFrame:
     points = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
     points.columns = [column.removeprefix("objective_") for column in points.columns]
     points["solver"] = points["solver_name"].str.split("[").str[0]
-    measured = [c for c in ("time", "value", "gap", "error", "violation", "bound", "neurons") if c in points]
+    measured = [
+        c for c in ("time", "value", "gap", "error", "violation", "bound", "neurons", "preparation") if c in points
+    ]
     repetitions = points.groupby(["solver", "solver_name", "stop_val"])["time"].size().rename("repetitions")
     medians = points.groupby(["solver", "solver_name", "stop_val"])[measured].median()
     return medians.join(repetitions).reset_index().sort_values(["solver_name", "time"])
@@ -73,15 +75,16 @@ def rival_time(points: pd.DataFrame, error: float) -> float:
 
 
 def programs_table(part: Part, points: pd.DataFrame) -> list[str]:
-    """Return times to errors and to proven gaps, and the ratio that the part is about."""
+    """Return times to errors and to proven gaps, and the part's ratio; features are not in the times."""
     levels = (1e-2, 1e-4, part.theirs, 1e-8) if part.theirs not in (1e-2, 1e-4) else (1e-2, 1e-4, 1e-6, 1e-8)
     heads = [f"error {level:g}" for level in levels] + [f"gap {part.ours:g}"]
-    rows = [f"| solver | {' | '.join(heads)} | best error | its violation | s | repetitions |"]
-    rows.append("|---" * (len(heads) + 5) + "|")
+    rows = [f"| solver | {' | '.join(heads)} | best error | its violation | s | features, s | repetitions |"]
+    rows.append("|---" * (len(heads) + 6) + "|")
     for solver, group in points.groupby("solver"):
         best = group.loc[group[["error", "violation"]].max(axis=1).idxmin()]
         times = [rival_time(group, level) for level in levels] + [own_time(group, part.ours)]
         accuracy = f"{best['error']:.0e} | {best['violation']:.0e} | {seconds(best['time'])}"
+        accuracy += f" | {seconds(best['preparation'])}"
         rows.append(
             f"| {solver} | {' | '.join(map(seconds, times))} | {accuracy} | {int(group['repetitions'].max())} |"
         )
@@ -95,7 +98,9 @@ def programs_table(part: Part, points: pd.DataFrame) -> list[str]:
     if math.isinf(rivals[fastest]):
         return [*rows, "", f"{goal}; no rival reached error {part.theirs:g}."]
     theirs = f"fastest rival to error {part.theirs:g}, violation counted: {fastest}, {seconds(rivals[fastest])} s"
-    return [*rows, "", f"{goal}; {theirs}; ratio {rivals[fastest] / mine:.2g}."]
+    features = others.loc[others["solver"] == fastest, "preparation"].median()
+    ratios = f"ratio {rivals[fastest] / mine:.2g}, with its features {(rivals[fastest] + features) / mine:.2g}"
+    return [*rows, "", f"{goal}; {theirs}; {ratios}."]
 
 
 def training_table(part: Part, points: pd.DataFrame) -> list[str]:

@@ -41,14 +41,15 @@ class Objective(BaseObjective):
     def get_one_result(self) -> dict[str, np.ndarray]:
         return {"weights": self.problem.zeros}
 
-    def evaluate_result(self, weights: np.ndarray) -> dict[str, float]:
+    def evaluate_result(self, weights: np.ndarray, preparation: float = 0.0) -> dict[str, float]:
         """Return
 
         - ``value``: the objective; cones are not looked at;
         - ``gap``: (value - dual bound) / max(1, value), with the bound at these weights' own residual;
         - ``error``: (|value - best| + best - its bound) / max(1, best), with the best objective known, found by cvxcnn
           at 1e-10 and certified here: kinder than the gap, for a point may be better than its own residual proves;
-        - ``violation``: largest -s_k x_k . u over all rows of all cones.
+        - ``violation``: largest -s_k x_k . u over all rows of all cones;
+        - ``preparation``: seconds for the matrix of features, which ours doesn't take and the time doesn't hold.
         """
         weights = np.asarray(weights, dtype=np.float64)
         prediction = self.problem.predict(weights)
@@ -58,4 +59,5 @@ class Objective(BaseObjective):
             "gap": (value - self.problem.bound(prediction)) / max(1.0, value),
             "error": (abs(value - self.best) + max(0.0, self.best - self.best_bound)) / max(1.0, self.best),
             "violation": self.problem.violation(weights),
+            "preparation": preparation,
         }

@@ -15,7 +15,7 @@ _MOST_ENTRIES = 2.5e7
 
 
 class CvxpySolver(ProgramSolver):
-    """A solver behind cvxpy; modelling is timed with it, the matrix of features is not."""
+    """A solver behind cvxpy; modelling is timed with it, the matrix of features apart."""
 
     backend: str
     requirements = ["pip::cvxpy"]
