@@ -34,6 +34,7 @@ from .pricing import (
     solve_priced_gates,
 )
 from .program import Program, filter_program, gated_program, relative_gap, relu_program
+from .savable import Savable
 from .solvers import Callback, SolveResult, Status, get_solver
 from .solvers.base import is_number
 from .threads import coarse_threads
@@ -94,7 +95,7 @@ class Certificate:
         return f"objective {self.objective:.6g}: {own}; {over}"
 
 
-class ConvexConvBlock(BaseEstimator):
+class ConvexConvBlock(Savable, BaseEstimator):
     """A two-layer CNN, Conv -> ReLU -> pooling -> Linear, trained by convex optimisation.
 
     Solves, over the sign patterns D_i of the patches that the gates give (Eq. 2 of the ReLU program),

@@ -20,6 +20,7 @@ from torch import Tensor
 from .block import DTYPES, ConvexConvBlock
 from .data import check_images, check_targets, one_hot
 from .errors import InputError
+from .savable import Savable
 from .stack import LayerwiseCNN
 
 __all__ = ["ConvexCNNClassifier", "ConvexCNNRegressor"]
@@ -60,7 +61,7 @@ def _nearest_probabilities(outputs: NDArray[Any]) -> NDArray[Any]:
     return np.maximum(outputs - np.take_along_axis(shifts, support[:, None] - 1, axis=1), 0.0)
 
 
-class _ConvexCNN(BaseEstimator):
+class _ConvexCNN(Savable, BaseEstimator):
     """What both estimators share: settings, and images of every accepted shape."""
 
     def __init__(

@@ -20,6 +20,7 @@ from .block import DTYPES, ConvexConvBlock
 from .data import check_images
 from .errors import InputError
 from .neurons import Neurons, convolution, to_module
+from .savable import Savable
 from .solvers import Progress
 
 __all__ = ["LayerwiseCNN", "Standardizer"]
@@ -62,7 +63,7 @@ class Standardizer:
         return layer
 
 
-class LayerwiseCNN(BaseEstimator):
+class LayerwiseCNN(Savable, BaseEstimator):
     """A deep CNN of convex blocks, each trained to its end before the next begins.
 
     Block j is a ``ConvexConvBlock`` fitted to the same targets; its ReLU feature maps, average-pooled and
