@@ -37,7 +37,7 @@ __all__ = ["ResponseBound", "bound_responses"]
 _ROUNDING = 100 * torch.finfo(torch.float64).eps  # times (N + 1000) S
 _LEAST_COSINE = 0.1
 # Undecided (cone, patch) pairs worked on at once: their values stay in a processor's cache.
-_PAIRS_AT_ONCE = 1 << 15
+_PAIRS_AT_ONCE = 1 << 16
 # Bytes of cones that wait, from which on the newest go first (depth first), so that few are added.
 _WAITING_BYTES = 1 << 29
 # Largest rank of the patches: the first cones are 2^rank orthants.
@@ -190,7 +190,7 @@ class _Tree:
         """Yield the 2^r orthants, some at a time."""
         count, rank = len(self.points) - 1, self.points.shape[1]
         signs = torch.tensor(list(product((1.0, -1.0), repeat=rank)), device=self.points.device).to(self.points)
-        for some in torch.split(signs, max(1, 8 * _PAIRS_AT_ONCE // count)):  # type: ignore[no-untyped-call]
+        for some in torch.split(signs, max(1, 8 * _PAIRS_AT_ONCE // count)):
             yield _Cones(
                 torch.diag_embed(some),
                 self.points.new_zeros(len(some), rank, self.coefficients.shape[1]),
@@ -206,13 +206,11 @@ class _Tree:
         ends = torch.tensor(self.edges, device=each.device)[cones.edge]
         middle = F.normalize(cones.corners[each, ends[:, 0]] + cones.corners[each, ends[:, 1]], dim=1)
         heights = (self.points[cones.patches] @ middle.unsqueeze(2)).squeeze(2)
-        halves = []
-        for end in ends.unbind(dim=1):
-            corners, values = cones.corners.clone(), cones.values.clone()
-            corners[each, end] = middle
-            values[each, :, end] = heights
-            halves.append(cones._replace(corners=corners, values=values))
-        return _joined(halves)
+        halves = _Cones(*(torch.cat([part, part]) for part in cones))
+        for end, which in zip(ends.unbind(dim=1), (each, each + len(each)), strict=True):
+            halves.corners[which, end] = middle
+            halves.values[which, :, end] = heights
+        return halves
 
     def settle(self, cones: _Cones) -> _Cones:
         """Return the cones with the patches that have one sign in all of a cone moved to its linear part."""
@@ -263,7 +261,7 @@ class _Tree:
             for step in range(_TANGENT_STEPS):
                 terms.turn(few, weights, 2 / (step + 3))
                 turned, weights = terms.lowered(few)
-                lowest = torch.minimum(lowest, turned)
+                lowest = torch.fmin(lowest, turned)
                 if not (lowest > level).any():
                     break
             upper = upper.index_copy(0, hopeful, lowest)
@@ -273,7 +271,10 @@ class _Tree:
     def _note_closed(self, upper: Tensor, level: float) -> Tensor:
         """Return the indices of the bounds above the level, and note how high the others are."""
         above = ~(upper <= level)
-        self.closed = max(self.closed, float(torch.where(above, 0.0, upper).max()))
+        if not above.all():
+            # With several responses a bound holds for values above the level, so that it proves no more than that.
+            several = self.coefficients.shape[1] > 1
+            self.closed = max(self.closed, level if several else float(torch.where(above, 0.0, upper).max()))
         return above.nonzero().squeeze(1)
 
     def push(self, cones: _Cones) -> None:
