@@ -22,7 +22,7 @@ class Savable:
         folder : str or path
             Made if it isn't there. Its two files are replaced; others in it are left alone.
         extra : dict, optional
-            JSON values to keep beside the model; ``extra_`` of the loaded one. None keeps those that it was loaded with.
+            JSON values to keep beside the model; ``extra_`` of the loaded one. None keeps those of a loaded model.
 
         Raises
         ------
@@ -56,4 +56,5 @@ class Savable:
         """
         from .persistence import load
 
-        return load(cls, folder, device=device)
+        model: Self = load(cls, folder, device=device)
+        return model

@@ -18,9 +18,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from cvxcnn import ConvexConvBlock, LayerwiseCNN, nonconvex_objective
+from cvxcnn import (
+    ConvexCNNClassifier,
+    ConvexCNNRegressor,
+    ConvexConvBlock,
+    LayerwiseCNN,
+    nonconvex_objective,
+    persistence,
+)
 from cvxcnn.arrangements import PatchGates
 from cvxcnn.errors import InputError, ModelFileError
 from cvxcnn.persistence import CONFIG_FILE, WEIGHTS_FILE, load_model, save_model, write_atomically
@@ -32,6 +40,7 @@ RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.normal(size=(24, 2, 6, 7))
 GATES = RANDOM.normal(size=(9, 18))
 TARGETS = np.stack([IMAGES.max(axis=(1, 2, 3)), IMAGES.mean(axis=(1, 2, 3))], axis=1)
+ONE_HOT = np.eye(3)[np.arange(24) % 3]
 QUICK = PricingOptions(starts=8, ascent_steps=5, improvement_steps=5, max_rounds=2)
 DENSE: dict[str, Any] = {"penalty": "dense", "gates": 12, "pricing": QUICK, "reg": 0.2, "tol": 1e-4}
 
@@ -50,6 +59,9 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], Any]] = {
     "group": ({**DENSE, "penalty": "group", "reg": 4.0}, {"layers": 1, "standardize": False}, TARGETS[:, 0]),
     "gated group": ({**DENSE, "penalty": "group", "activation": "gated_relu", "intercept": True}, {}, TARGETS),
     "gated nuclear": ({**DENSE, "penalty": "nuclear", "activation": "gated_relu", "reg": 4.0}, {"layers": 1}, TARGETS),
+    "softmax": ({**DENSE, "loss": "softmax", "bias": True, "tol": 1e-3}, {}, ONE_HOT),
+    "logistic": ({**DENSE, "loss": "logistic", "pool_cells": 2}, {"layers": 1}, 2 * ONE_HOT - 1),
+    "priced options": ({**DENSE, "gates": PricedGates(starts=8, max_rounds=2), "pricing": None}, {}, TARGETS[:, 0]),
     "zero": ({**DENSE, "reg": 1e6}, {"layers": 1}, TARGETS),
     "gated zero": ({**DENSE, "reg": 1e6, "penalty": "group", "activation": "gated_relu"}, {"layers": 1}, TARGETS),
 }  # fmt: skip
@@ -127,6 +139,88 @@ def test_priced_gates_come_back(tmp_path: Path) -> None:
     assert load_model(tmp_path).blocks_[0].gates == VARIANTS["priced gates"][0]["gates"]
 
 
+@pytest.mark.parametrize("name", [name for name in VARIANTS if VARIANTS[name][1].get("layers") == 1])
+def test_a_block_comes_back_to_the_last_bit(name: str, tmp_path: Path) -> None:
+    settings_, _, targets = VARIANTS[name]
+    block = ConvexConvBlock(**settings_).fit(IMAGES, targets)
+    block.save(tmp_path, extra={"by": "hand"})
+    loaded = ConvexConvBlock.load(tmp_path)
+    assert loaded.extra_ == {"by": "hand"}
+    np.testing.assert_array_equal(block.predict(IMAGES), loaded.predict(IMAGES))
+    np.testing.assert_array_equal(block.transform(IMAGES), loaded.transform(IMAGES))
+    inputs = torch.from_numpy(IMAGES).to(block.neurons_.filters)
+    assert torch.equal(block.to_torch()(inputs), loaded.to_torch()(inputs))
+    assert {**loaded.get_params(), "gates": 0} == {**block.get_params(), "gates": 0}
+
+
+LABELS: dict[str, list[Any]] = {
+    "strings": ["blank", "Größe", "a\nb"],
+    "integers": [-1, 2, 1 << 62],
+    "booleans": [False, True],
+    "numbers": [0.0, 1.0, 3.0],
+}
+
+
+@pytest.mark.parametrize("labels", LABELS)
+@pytest.mark.parametrize("loss", ["squared", "logistic", "softmax"])
+def test_a_classifier_comes_back_to_the_last_bit(labels: str, loss: str, tmp_path: Path) -> None:
+    classes = np.array(LABELS[labels], dtype=np.float32 if labels == "numbers" else None)
+    block = ConvexConvBlock(**{**DENSE, "loss": loss, "padding": 1, "tol": 1e-3, "pricing": PricingOptions(starts=0)})
+    model = ConvexCNNClassifier(block=block, layers=2, downsample=(2, 1)).fit(
+        IMAGES, classes[np.arange(24) % len(classes)]
+    )
+    model.save(tmp_path)
+    loaded = ConvexCNNClassifier.load(tmp_path)
+    for method in ("predict", "decision_function", "predict_proba"):
+        np.testing.assert_array_equal(getattr(model, method)(IMAGES), getattr(loaded, method)(IMAGES))
+    assert loaded.classes_.dtype == model.classes_.dtype
+    assert (loaded.n_features_in_, loaded.downsample) == (84, [2, 1])
+    assert loaded.block.get_params() == block.get_params()
+    assert clone(loaded).fit(IMAGES, model.predict(IMAGES)).classes_.dtype == model.classes_.dtype
+
+
+def test_estimators_of_other_settings_come_back(tmp_path: Path) -> None:
+    flat = IMAGES.reshape(24, -1)
+    quick = {**DENSE, "pricing": PricingOptions(starts=0)}
+    gates = np.random.default_rng(2).normal(size=(6, 18))
+    models: list[Any] = [
+        ConvexCNNRegressor(block=ConvexConvBlock(**quick), image_shape=(2, 6, 7)).fit(flat, TARGETS),
+        ConvexCNNRegressor(block=ConvexConvBlock(**{**quick, "gates": gates})).fit(IMAGES, TARGETS),
+        ConvexCNNRegressor(block=[ConvexConvBlock(**quick)] * 2, layers=2, reg_fraction=None).fit(flat, TARGETS[:, 0]),
+    ]
+    for index, model in enumerate(models):
+        images = flat if index != 1 else IMAGES
+        model.save(tmp_path / str(index))
+        loaded = ConvexCNNRegressor.load(tmp_path / str(index))
+        np.testing.assert_array_equal(loaded.predict(images), model.predict(images))
+        assert (loaded.image_shape, loaded.reg_fraction) == (model.image_shape, model.reg_fraction)
+        again = clone(loaded).fit(images, model.predict(images))
+        assert again.predict(images).shape == model.predict(images).shape
+    models[0].feature_names_in_ = np.array([f"pixel {i}" for i in range(84)], dtype=object)
+    models[0].block = None
+    models[0].save(tmp_path / "named")
+    named = ConvexCNNRegressor.load(tmp_path / "named")
+    assert named.feature_names_in_.tolist() == models[0].feature_names_in_.tolist()
+    assert named.block is None
+
+
+def test_another_kind_of_model_is_refused(model: LayerwiseCNN, saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match=r"holds a LayerwiseCNN, not a ConvexConvBlock. Use LayerwiseCNN.load"):
+        ConvexConvBlock.load(saved)
+    model.blocks_[0].save(tmp_path)
+    with pytest.raises(ModelFileError, match=r"holds a ConvexConvBlock, not a LayerwiseCNN. Use ConvexConvBlock.load"):
+        load_model(tmp_path)
+
+
+def test_labels_that_are_no_json_are_refused(tmp_path: Path) -> None:
+    block = ConvexConvBlock(**{**DENSE, "pricing": PricingOptions(starts=0)})
+    model = ConvexCNNClassifier(block=block).fit(IMAGES, np.arange(24) % 2)
+    model.classes_ = np.array(["2020-01-01", "2021-01-01"], dtype="datetime64[D]")
+    with pytest.raises(InputError, match=r"labels of dtype datetime64.* can't be written as JSON"):
+        model.save(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_settings_and_extra_come_back(model: LayerwiseCNN, saved: Path, tmp_path: Path) -> None:
     loaded = load_model(saved)
     assert loaded.extra_ == {"classes": ["blank", "Größe"], "reg": 0.2}
@@ -192,10 +286,15 @@ def test_saving_refuses_what_is_no_fitted_stack(tmp_path: Path) -> None:
         save_model(LayerwiseCNN(), tmp_path / "new")
     with pytest.raises(InputError, match="model must be a LayerwiseCNN; got ConvexConvBlock"):
         save_model(ConvexConvBlock(), tmp_path / "new")  # type: ignore[arg-type]
+    for model in (ConvexConvBlock(), LayerwiseCNN(), ConvexCNNClassifier(), ConvexCNNRegressor()):
+        with pytest.raises(NotFittedError, match=f"This {type(model).__name__} isn't fitted yet"):
+            model.save(tmp_path / "new")
+    with pytest.raises(InputError, match=r"model must be one of ConvexConvBlock, .*; got int"):
+        persistence.save(3, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, np.zeros(2)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, np.zeros(2), 10**30])
 def test_saving_refuses_an_extra_that_is_no_json(model: LayerwiseCNN, tmp_path: Path, value: Any) -> None:
     with pytest.raises(InputError, match="extra must hold JSON values"):
         save_model(model, tmp_path / "new", extra={"value": value})
@@ -208,6 +307,27 @@ def test_saving_where_a_file_is_or_under_one(model: LayerwiseCNN, tmp_path: Path
         with pytest.raises(ModelFileError, match="can't be written to"):
             save_model(model, folder)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_failing_write_leaves_no_part_of_a_model(
+    model: LayerwiseCNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace, calls = os.replace, []
+
+    def second_fails(source: Any, target: Any) -> None:
+        calls.append(target)
+        if len(calls) % 2 == 0:
+            raise OSError(5, "Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", second_fails)
+    (tmp_path / "mine").mkdir()
+    for folder in (tmp_path / "new" / "below", tmp_path / "mine"):
+        with pytest.raises(ModelFileError, match=r"can't be written to .*: Input/output error"):
+            model.save(folder)
+    assert len(calls) == 4
+    assert os.listdir(tmp_path) == ["mine"]
+    assert os.listdir(tmp_path / "mine") == []
 
 
 def test_a_failing_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,7 +367,8 @@ def test_a_pipe_is_refused_and_not_waited_for(copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", '{"format": NaN}', "[" * 100_000, '{"format": ' + "9" * 5000 + "}", "\ud800"]
+    "text",
+    ["", "{", '{"format": NaN}', '{"format": 1e999}', '{"a": 1, "a": 1}', "[" * 100_000, "[" + "9" * 5000, "\ud800"],
 )
 def test_a_configuration_that_is_no_json(copy: Path, text: str) -> None:
     (copy / CONFIG_FILE).write_bytes(text.encode("utf-8", "surrogatepass"))
@@ -326,6 +447,11 @@ def set_at(*path: Any) -> Edit:
         (set_at("layers", 0, "result", "status", "fine"), ["layers[0].result.status", "must be one of"]),
         (set_at("layers", 0, "certificate", "kind", "sworn"), ["layers[0].certificate.kind", "must be one of"]),
         (lambda c: c["layers"][0].pop("certificate"), ["has no layers[0].certificate"]),
+        (lambda c: c.pop("kind"), ["has no kind"]),
+        (set_at("kind", ["LayerwiseCNN"]), ["kind", "must be one of ConvexConvBlock, LayerwiseCNN"]),
+        (lambda c: c.pop("config_sha256"), ["has no config_sha256"]),
+        (set_at("layers", 0, "block", "reg", 0.3), ["config.json isn't as it was written"]),
+        (set_at("layers", 0, "result", "seconds", 1e9), ["config.json isn't as it was written"]),
         (set_at("sha256", "0" * 64), ["isn't the one that config.json was written with"]),
     ],
 )

@@ -1,0 +1,256 @@
+"""From a configuration and its tensors to a fitted stack, every piece checked on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import clone
+from torch import Tensor
+
+from ..block import DTYPES, Certificate, ConvexConvBlock
+from ..errors import InputError
+from ..neurons import Neurons
+from ..patches import PatchGeometry
+from ..pricing import PricedGates, PricingOptions
+from ..solvers import SolveResult, Status
+from ..stack import LayerwiseCNN, Standardizer
+from .checks import (
+    MisfitError,
+    entry,
+    is_bool,
+    is_int,
+    is_number,
+    is_number_or_none,
+    is_size,
+    is_table,
+    is_text,
+    number,
+    short,
+)
+from .files import CONFIG_FILE, WEIGHTS_FILE
+from .writing import CERTIFICATE, RESULT
+
+__all__ = ["Reader", "unfitted_block"]
+
+# Without these a block would predict something else, so no default may stand in for them.
+ESSENTIAL = (
+    "kernel_size",
+    "stride",
+    "padding",
+    "pooling",
+    "pool_cells",
+    "bias",
+    "activation",
+    "penalty",
+    "loss",
+    "dtype",
+)
+
+
+class Reader:
+    """Builds the stack from a configuration and its tensors, and checks every piece on the way."""
+
+    def __init__(self, config: dict[str, Any], tensors: dict[str, Tensor], device: str) -> None:
+        self.config = config
+        self.tensors = tensors
+        self.device = device
+        self.used: set[str] = set()
+
+    def model(self) -> LayerwiseCNN:
+        """Return the stack."""
+        stack = entry(self.config, "stack", is_table, "an object", "")
+        layers = entry(self.config, "layers", lambda v: isinstance(v, list) and len(v) > 0, "a list of layers", "")
+        count = entry(stack, "layers", is_size, "an int >= 1", "stack.")
+        if count != len(layers):
+            raise MisfitError(f"stack.layers in {CONFIG_FILE} is {count}, but there are {len(layers)} layers")
+        standardize = entry(stack, "standardize", is_bool, "true or false", "stack.")
+        steps = entry(
+            stack,
+            "downsample",
+            lambda v: is_size(v) or (isinstance(v, list) and len(v) > 0 and all(map(is_size, v))),
+            "an int >= 1 or a list of them",
+            "stack.",
+        )
+        shape = entry(
+            stack, "image_shape", lambda v: isinstance(v, list) and len(v) == 3 and all(map(is_size, v)),
+            "three ints >= 1", "stack.",
+        )  # fmt: skip
+        model = LayerwiseCNN(layers=count, downsample=steps, standardize=standardize)
+        model.image_shape_ = tuple(shape)
+        model.blocks_, model.standardizers_ = [], []
+        channels, height, width = shape
+        for layer, table in enumerate(layers):
+            if not isinstance(table, dict):
+                raise MisfitError(f"layers[{layer}] in {CONFIG_FILE} must be an object; it is {short(table)}")
+            block = self._block(layer, table, (channels, height, width))
+            model.blocks_.append(block)
+            model.standardizers_.append(self._standardizer(layer, block, channels) if standardize else None)
+            step = model.pooling_after(layer)
+            height, width = (side // step for side in block.geometry_.map_shape((height, width)))
+            channels = len(block.neurons_.filters)
+            if min(height, width) < 1 and layer + 1 < count:
+                raise MisfitError(f"the maps of layer {layer} are too small for stack.downsample in {CONFIG_FILE}")
+        unknown = sorted(set(self.tensors) - self.used)
+        if unknown:
+            raise MisfitError(f"{WEIGHTS_FILE} has a tensor {short(unknown[0])} that belongs to no layer")
+        if len({(block.n_outputs_, block.flat_targets_, block.dtype) for block in model.blocks_}) > 1:
+            raise MisfitError(f"the layers in {CONFIG_FILE} differ in their outputs or dtypes")
+        model.block = [clone(block) for block in model.blocks_]
+        return model
+
+    def _tensor(self, layer: int, name: str, dtype: torch.dtype, shape: tuple[int | None, ...]) -> Tensor:
+        """Return a tensor after checking it; None in the shape stands for any size."""
+        key = f"layers.{layer}.{name}"
+        if key not in self.tensors:
+            raise MisfitError(f"{WEIGHTS_FILE} has no tensor {key}")
+        self.used.add(key)
+        tensor = self.tensors[key]
+        fits = tensor.ndim == len(shape) and all(
+            side is None or side == size for side, size in zip(shape, tensor.shape, strict=True)
+        )
+        if not fits or tensor.dtype != dtype:
+            sides = ", ".join("any" if side is None else str(side) for side in shape)
+            raise MisfitError(f"{key} must be {dtype} of shape ({sides}); it is {tensor.dtype} {tuple(tensor.shape)}")
+        if not bool(torch.isfinite(tensor).all()):
+            raise MisfitError(f"{key} has values that are not finite")
+        # Memory of torch's own, aligned as in training: some matrix products depend on that in the last bit.
+        return tensor.clone()
+
+    def _standardizer(self, layer: int, block: ConvexConvBlock, channels: int) -> Standardizer:
+        dtype = DTYPES[block.dtype]
+        mean = self._tensor(layer, "standardizer.mean", dtype, (channels,))
+        scale = self._tensor(layer, "standardizer.scale", dtype, (channels,))
+        if not bool((scale > 0).all()):
+            raise MisfitError(f"layers.{layer}.standardizer.scale has values that are not positive")
+        return Standardizer(self._placed(mean), self._placed(scale))
+
+    def _placed(self, tensor: Tensor) -> Tensor:
+        try:
+            return tensor.to(self.device)
+        # torch raises AssertionError for a device that it was built without.
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).split("\n")[0]
+            raise InputError(f'device {self.device!r} can\'t be used: {reason} Use device="cpu".') from error
+
+    def _block(self, layer: int, table: dict[str, Any], shape: tuple[int, int, int]) -> ConvexConvBlock:
+        """Return layer ``layer``, whose images have this shape."""
+        where = f"layers[{layer}]."
+        block = unfitted_block(entry(table, "block", is_table, "an object", where), f"{where}block.")
+        outputs = entry(table, "n_outputs", is_size, "an int >= 1", where)
+        flat = entry(table, "flat_targets", is_bool, "true or false", where)
+        if flat and outputs != 1:
+            raise MisfitError(f"{where}flat_targets in {CONFIG_FILE} is true, but there are {outputs} outputs")
+        try:
+            geometry: PatchGeometry = block._check_parameters()
+            geometry.map_shape(shape[1:])
+        except InputError as error:
+            raise MisfitError(f"{where}block in {CONFIG_FILE} can't be used: {str(error).rstrip('.')}") from error
+        block.device = self.device
+        block.geometry_, block.image_shape_ = geometry, shape
+        block.n_outputs_, block.flat_targets_ = outputs, flat
+        self._weights(layer, block)
+        saved = entry(table, "n_neurons", is_int, "an int", where)
+        if saved != block.n_neurons_:
+            raise MisfitError(f"{where}n_neurons in {CONFIG_FILE} is {saved}, but there are {block.n_neurons_}")
+        block.result_ = self._result(table, where, block)
+        block.certificate_ = self._certificate(table, where)
+        return block
+
+    def _weights(self, layer: int, block: ConvexConvBlock) -> None:
+        """Put the tensors of a layer into its block."""
+        dtype, outputs, cells = DTYPES[block.dtype], block.n_outputs_, block.geometry_.pool_cells**2
+        kernel = block.geometry_._sizes()[0]
+        dim = block.image_shape_[0] * kernel[0] * kernel[1] + int(block.geometry_.bias)
+        filters = self._tensor(layer, "filters", dtype, (None, dim))
+        if not len(filters):
+            raise MisfitError(f"layers.{layer}.filters has no filter")
+        readout = self._tensor(layer, "readout", dtype, (len(filters), cells, outputs))
+        intercept = self._tensor(layer, "intercept", dtype, (outputs,))
+        gates = self._tensor(layer, "gates", dtype, (None, dim))
+        block.neurons_ = Neurons(self._placed(filters), self._placed(readout), self._placed(intercept))
+        block.n_neurons_ = len(block.neurons_)
+        block.gates_ = gates.numpy()
+        if block.activation == "gated_relu":
+            vectors = self._tensor(layer, "gated_vectors", dtype, (None, dim))
+            if len(filters) != max(1, len(vectors)):
+                raise MisfitError(f"layers.{layer} has {len(filters)} filters for {len(vectors)} gates")
+            weights = self._tensor(layer, "gated_weights", dtype, (len(vectors), cells, dim, outputs))
+            block.gated_vectors_, block.gated_weights_ = self._placed(vectors), self._placed(weights)
+            block.gated_intercept_ = self._placed(self._tensor(layer, "gated_intercept", dtype, (outputs,)))
+            block.n_neurons_ = len(vectors)
+        if isinstance(block.gates, np.ndarray):
+            block.gates = block.gates_
+
+    def _result(self, table: dict[str, Any], where: str, block: ConvexConvBlock) -> SolveResult:
+        table = entry(table, "result", is_table, "an object", where)
+        where += "result."
+        values = {name: number(entry(table, name, is_number_or_none, "a number or null", where)) for name in RESULT}
+        statuses = [status.value for status in Status]
+        return SolveResult(
+            weights=block.neurons_.filters.new_zeros(0),
+            status=entry(table, "status", lambda v: v in statuses, f"one of {statuses}", where),
+            solver=entry(table, "solver", is_text, "a text", where),
+            iterations=entry(table, "iterations", is_int, "an int", where),
+            objective=values["objective"],
+            dual_bound=values["dual_bound"],
+            relative_gap=values["relative_gap"],
+            violation=values["violation"],
+            seconds=values["seconds"],
+        )
+
+    def _certificate(self, table: dict[str, Any], where: str) -> Certificate:
+        table = entry(table, "certificate", is_table, "an object", where)
+        where += "certificate."
+        kinds = ["proved", "searched", "none"]
+        return Certificate(
+            **{name: number(entry(table, name, is_number_or_none, "a number or null", where)) for name in CERTIFICATE},
+            kind=entry(table, "kind", lambda v: v in kinds, f"one of {kinds}", where),
+            n_searched=entry(table, "n_searched", is_int, "an int", where),
+        )
+
+
+def _options(kind: type[PricingOptions], table: dict[str, Any], where: str) -> PricingOptions:
+    """Return options of the pricing."""
+    if not all(is_number_or_none(value) for value in table.values()):
+        raise MisfitError(f"{where} in {CONFIG_FILE} must hold numbers")
+    try:
+        # null stands for infinity, which is the default of the only option that may be infinite.
+        return kind(**{name: value for name, value in table.items() if value is not None})
+    except (TypeError, InputError) as error:
+        raise MisfitError(f"{where} in {CONFIG_FILE} can't be used: {str(error).rstrip('.')}") from error
+
+
+def unfitted_block(table: dict[str, Any], where: str) -> ConvexConvBlock:
+    """Return a block with these settings, on the CPU; one whose gates were an array or a sampler has none yet."""
+    known = ConvexConvBlock().get_params(deep=False)
+    for name in ESSENTIAL:
+        if name not in table:
+            raise MisfitError(f"{CONFIG_FILE} has no {where}{name}")
+    settings: dict[str, Any] = {}
+    for name, value in table.items():
+        if name not in known:
+            raise MisfitError(f"{CONFIG_FILE} has an unknown setting {where}{short(name)}")
+        settings[name] = tuple(value) if isinstance(value, list) else value
+    valid: dict[str, tuple[Callable[[Any], bool], str]] = {
+        **dict.fromkeys(("pooling", "activation", "penalty", "loss", "solver", "dtype"), (is_text, "a text")),
+        **dict.fromkeys(("bias", "intercept"), (is_bool, "true or false")),
+        "tol": (is_number, "a number"),
+        "gates": (lambda v: is_int(v) or is_text(v) or is_table(v), "a number, a text or an object"),
+        "max_iter": (lambda v: v is None or is_size(v), "an int >= 1 or null"),
+        "pricing": (lambda v: v is None or is_table(v), "an object or null"),
+    }
+    for name, (check, expected) in valid.items():
+        if name in settings:
+            entry(settings, name, check, expected, where)
+    if settings.get("pricing") is not None:
+        settings["pricing"] = _options(PricingOptions, settings["pricing"], f"{where}pricing")
+    gates: Any = settings.get("gates", "array")
+    if is_table(gates):
+        gates = _options(PricedGates, gates, f"{where}gates")
+    elif gates != "priced" and not is_int(gates):
+        gates = np.zeros((0, 0))
+    # The device is chosen by who loads.
+    return ConvexConvBlock(**{**settings, "gates": gates, "device": "cpu"})

@@ -1,0 +1,109 @@
+"""From a fitted stack to tensors and a configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..block import ConvexConvBlock
+from ..pricing import PricedGates
+from ..stack import LayerwiseCNN
+
+__all__ = ["CERTIFICATE", "RESULT", "block_settings", "plain", "stack_config", "stack_tensors"]
+
+RESULT = ("objective", "dual_bound", "relative_gap", "violation", "seconds")
+CERTIFICATE = ("objective", "sampled_bound", "global_bound")
+
+
+def stack_tensors(model: LayerwiseCNN) -> dict[str, Tensor]:
+    """Return all tensors by name, on the CPU."""
+    tensors: dict[str, Tensor] = {}
+    for layer, (block, standardizer) in enumerate(zip(model.blocks_, model.standardizers_, strict=True)):
+        own = {
+            "filters": block.neurons_.filters,
+            "readout": block.neurons_.readout,
+            "intercept": block.neurons_.intercept,
+            "gates": torch.from_numpy(block.gates_),
+        }
+        if block.activation == "gated_relu":
+            own["gated_vectors"] = block.gated_vectors_
+            own["gated_weights"] = block.gated_weights_
+            own["gated_intercept"] = block.gated_intercept_
+        if standardizer is not None:
+            own["standardizer.mean"] = standardizer.mean
+            own["standardizer.scale"] = standardizer.scale
+        # Each is written for itself: safetensors refuses tensors that share memory.
+        tensors |= {f"layers.{layer}.{name}": value.detach().cpu().contiguous().clone() for name, value in own.items()}
+    return tensors
+
+
+def plain(value: Any) -> Any:
+    """Return a setting or a result as a JSON value; numbers that are not finite as None."""
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, np.bool_):
+        return bool(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    return str(value)
+
+
+def block_settings(block: ConvexConvBlock) -> dict[str, Any]:
+    """Return a block's parameters as JSON values; gates that are an array or a sampler come back from the tensors."""
+    settings = block.get_params(deep=False)
+    gates, pricing = settings["gates"], settings["pricing"]
+    if isinstance(gates, PricedGates):
+        settings["gates"] = asdict(gates)
+    elif isinstance(gates, (np.ndarray, Tensor, list, tuple)):
+        settings["gates"] = "array"
+    elif not isinstance(gates, (Integral, str)):
+        settings["gates"] = repr(gates)
+    settings["pricing"] = None if pricing is None else asdict(pricing)
+    return {name: plain(value) for name, value in settings.items()}
+
+
+def _layer_config(block: ConvexConvBlock) -> dict[str, Any]:
+    result, certificate = block.result_, block.certificate_
+    return {
+        "block": block_settings(block),
+        "result": {
+            **{name: plain(getattr(result, name)) for name in RESULT},
+            "status": str(result.status),
+            "solver": str(result.solver),
+            "iterations": int(result.iterations),
+        },
+        "certificate": {
+            **{name: plain(getattr(certificate, name)) for name in CERTIFICATE},
+            "kind": certificate.kind,
+            "n_searched": int(certificate.n_searched),
+        },
+        "n_neurons": int(block.n_neurons_),
+        "n_outputs": int(block.n_outputs_),
+        "flat_targets": bool(block.flat_targets_),
+    }
+
+
+def stack_config(model: LayerwiseCNN) -> dict[str, Any]:
+    """Return what the tensors don't say of a fitted stack."""
+    return {
+        "stack": {
+            "layers": len(model.blocks_),
+            "downsample": plain(model.downsample),
+            "standardize": bool(model.standardize),
+            "image_shape": plain(model.image_shape_),
+        },
+        "layers": [_layer_config(block) for block in model.blocks_],
+    }
