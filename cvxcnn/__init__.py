@@ -1,6 +1,7 @@
 """Convolutional networks trained by convex optimisation, layer by layer, with certificates."""
 
-from .block import Certificate, ConvexConvBlock
+from .block import ConvexConvBlock
+from .certificate import Certificate
 from .estimator import ConvexCNNClassifier, ConvexCNNRegressor
 from .path import RegPath, reg_path
 from .persistence import load_model, save_model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -16,6 +16,7 @@ from sklearn.exceptions import NotFittedError
 from torch import Tensor, nn
 
 from .arrangements import Gates, resolve
+from .certificate import Certificate
 from .cones import Cones
 from .data import check_images, check_targets
 from .errors import InputError
@@ -39,60 +40,11 @@ from .solvers import Callback, SolveResult, Status, get_solver
 from .solvers.base import is_number
 from .threads import coarse_threads
 
-__all__ = ["Certificate", "ConvexConvBlock"]
+__all__ = ["ConvexConvBlock"]
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """How good a block is, and how sure that is.
-
-    Attributes
-    ----------
-    objective : float
-        Eq. 1 (or the gated program's objective) on the training images.
-    sampled_bound : float
-        Proved lower bound of the program over the gates or filters at hand.
-    global_bound : float
-        Lower bound over ALL gates: of the non-convex problem with any number of neurons.
-    kind : {"proved", "searched", "none"}
-        "proved": all patterns were enumerated. "searched": valid unless some direction is worse than the worst
-        that the search found: evidence, not proof. "none": no search was asked for (``global_bound`` is nan).
-    n_searched : int
-        Starts of that search; 0 unless "searched".
-    """
-
-    objective: float
-    sampled_bound: float
-    global_bound: float
-    kind: str
-    n_searched: int = 0
-
-    @property
-    def sampled_gap(self) -> float:
-        """Relative gap to the bound over the gates at hand."""
-        return relative_gap(self.objective, self.sampled_bound)
-
-    @property
-    def global_gap(self) -> float:
-        """Relative gap to the bound over all gates."""
-        return relative_gap(self.objective, self.global_bound)
-
-    def __str__(self) -> str:
-        """Say it in words that claim no more than was done."""
-        over = {
-            "proved": f"at most {self.global_gap:.1e} above the best of all networks (proved)",
-            "searched": (
-                f"at most {self.global_gap:.1e} above the best of all networks if none of the directions that a "
-                f"search from {self.n_searched} starts missed is worse than those it found"
-            ),
-            "none": "not compared with other gates",
-        }[self.kind]
-        own = f"{self.sampled_gap:.1e} from optimal over its own gates (proved)"
-        return f"objective {self.objective:.6g}: {own}; {over}"
 
 
 class ConvexConvBlock(Savable, BaseEstimator):
@@ -119,8 +71,9 @@ class ConvexConvBlock(Savable, BaseEstimator):
     penalty : {"group", "nuclear", "dense"}
         "group": each neuron feeds one (cell, output). "dense": each feeds them all, as in an ordinary network;
         the gates are then the directions of its filters. "nuclear": gated networks with shared filters.
-    loss : {"squared"}
-        A sum over images and outputs, not a mean.
+    loss : {"squared", "logistic", "softmax"}
+        A sum over images, not a mean. "logistic" takes targets of -1 and +1, "softmax" one-hot targets; the outputs
+        are then log-odds.
     reg : float
         lam > 0.
     gates : int, array (P, d), gate sampler, PricedGates or "priced"
@@ -363,7 +316,9 @@ class ConvexConvBlock(Savable, BaseEstimator):
             return replace(certificate, global_bound=result.dual_bound, kind="proved")
         if not search.starts:
             return certificate
-        bound = global_bound(program, result.weights, search, self._generator())
+        bound, proved = global_bound(program, result.weights, search, self._generator())
+        if proved:
+            return replace(certificate, global_bound=bound, kind="proved")
         return replace(certificate, global_bound=bound, kind="searched", n_searched=search.starts)
 
     def _fit_priced(
@@ -405,10 +360,7 @@ class ConvexConvBlock(Savable, BaseEstimator):
             seconds=solution.seconds,
             history=solution.history,
         )
-        certificate = Certificate(
-            solution.objective, solution.dual_bound, solution.global_bound, "searched", solution.n_searched
-        )
-        return solution.program, result, certificate
+        return solution.program, result, solution.certificate
 
     def _store(
         self, program: Program, result: SolveResult, certificate: Certificate, patches: Patches, flat: bool

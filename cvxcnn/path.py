@@ -304,6 +304,7 @@ def _light(options: PricingOptions) -> PricingOptions:
         improvement_steps=max(10, options.improvement_steps // 3),
         max_rounds=min(3, options.max_rounds),
         gap=max(1e-2, options.gap),
+        prove_up_to=0,
     )
 
 

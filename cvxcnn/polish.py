@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .arrangements import gates_of
-from .block import Certificate
+from .certificate import Certificate
 from .data import check_images, check_targets
 from .errors import InputError
 from .losses import get_loss
@@ -146,12 +146,11 @@ def polish(
         own = _neurons(convolution, linear)
         neurons = Neurons(own.filters * own.readout.flatten(1).any(dim=1, keepdim=True), own.readout, own.intercept)
         objective = before
-    certificate = Certificate(
-        objective,
-        min(solution.dual_bound, objective),
-        min(solution.global_bound, objective),
-        "searched",
-        solution.n_searched,
+    certificate = replace(
+        solution.certificate,
+        objective=objective,
+        sampled_bound=min(solution.dual_bound, objective),
+        global_bound=min(solution.global_bound, objective),
     )
     return Polished(found if improved else copy.deepcopy(given), before, objective, certificate, len(neurons), improved)
 

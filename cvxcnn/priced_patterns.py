@@ -121,9 +121,8 @@ def solve_priced_patterns(
         last = rounds == options.max_rounds or time.perf_counter() - began > options.time_limit
         solved = get_solver("auto", program, tol=tol).solve(program, start=weights)
         dual = program.dual_point(program.design.predict(solved.weights))
-        found, scores, bound, n_searched = price(
-            program, quick, dual, solved.objective, options, generator, last, rough=False
-        )
+        priced = price(program, quick, dual, solved.objective, options, generator, last, rough=False)
+        found, scores, bound = priced.directions, priced.scores, priced.bound
         seconds = time.perf_counter() - began
         history.append(Progress(first.rounds + 1 + rounds, seconds, solved.objective, bound))
         if callback is not None:
@@ -150,6 +149,7 @@ def solve_priced_patterns(
     return replace(
         first, filters=program.design.vectors[:count], weights=solved.weights, program=program,
         objective=final.objective, dual_bound=final.dual_bound, global_bound=min(bound, final.objective),
-        n_searched=n_searched, rounds=first.rounds + 1 + rounds, seconds=time.perf_counter() - began, history=history,
+        n_searched=priced.n_searched, proved=priced.proved,
+        rounds=first.rounds + 1 + rounds, seconds=time.perf_counter() - began, history=history,
         converged=converged,
     )  # fmt: skip

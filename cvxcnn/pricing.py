@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from numbers import Integral
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from .arrangements import GaussianGates, distinct
 from .baseline import train_baseline
+from .certificate import Certificate, Proof, prove
 from .design import GatedDesign
 from .errors import InputError
 from .losses import Loss, SquaredLoss
@@ -52,6 +54,8 @@ _SAME_DIRECTION = 0.99
 _NEARLY = 1.1
 # The ascent of a search works on at most this many patches: it takes about a hundred passes over them.
 _SEARCH_PATCHES = 1 << 18
+# A proof looks at every patch in every region of the sphere.
+_PROOF_PATCHES = 1 << 15
 # Minibatch steps of the ordinary training that pricing begins with.
 _INITIAL_STEPS = 1000
 
@@ -79,6 +83,10 @@ class PricingOptions:
         Seconds after which no new round is begun.
     gap : float
         Relative gap to the bound over all filters to stop at.
+    prove_up_to : int
+        Patch dimension (bias included) up to which the last bound of a ReLU block is proved, by branch and bound
+        over the whole sphere, if there are at most 32,768 patches; otherwise, or with 0, it is searched. Dimension 4
+        takes seconds to a minute, 5 takes minutes, 6 was not closed in five.
     neighbours : int
         For ReLU blocks with ``penalty="group"``: end with Eq. 2 over the patterns of the filters found and of this
         many neighbours of each, across the hyperplanes nearest to it; 0 ends with the filters themselves.
@@ -92,11 +100,12 @@ class PricingOptions:
     max_rounds: int = 40
     time_limit: float = float("inf")
     gap: float = 1e-3
+    prove_up_to: int = 4
     neighbours: int = 0
 
     def __post_init__(self) -> None:
         least = {"starts": 0, "ascent_steps": 1, "additions": 1, "improvement_steps": 1, "initial_filters": 1}
-        for name, low in {**least, "max_rounds": 1, "neighbours": 0}.items():
+        for name, low in {**least, "max_rounds": 1, "prove_up_to": 0, "neighbours": 0}.items():
             value = getattr(self, name)
             if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
                 raise InputError(f"{name} must be an int >= {low}; got {value!r}.")
@@ -119,8 +128,8 @@ class PricedGates(PricingOptions):
     >>> from cvxcnn import ConvexConvBlock
     >>> images = torch.linspace(-1, 1, 90, dtype=torch.float64).view(10, 3, 3)
     >>> block = ConvexConvBlock(kernel_size=2, gates=PricedGates(starts=16, gap=0.01), penalty="dense", reg=0.1)
-    >>> block.fit(images, images.mean(dim=(1, 2))).certificate_.kind
-    'searched'
+    >>> block.fit(images, images.mean(dim=(1, 2))).certificate_.kind  # patches of 4 numbers are few enough for a proof
+    'proved'
     """
 
 
@@ -141,6 +150,8 @@ class PricedSolution:
         Over all filters, given the worst one found in the search.
     n_searched : int
         Starts of the search that gave ``global_bound``.
+    proved : bool
+        Whether ``global_bound`` holds for all filters without exception.
     rounds : int
     seconds : float
     history : list of Progress
@@ -160,6 +171,13 @@ class PricedSolution:
     seconds: float
     history: list[Progress] = field(default_factory=list)
     converged: bool = True
+    proved: bool = False
+
+    @property
+    def certificate(self) -> Certificate:
+        """Both bounds, and how sure the one over all filters is."""
+        kind, n_searched = ("proved", 0) if self.proved else ("searched", self.n_searched)
+        return Certificate(self.objective, self.dual_bound, self.global_bound, kind, n_searched)
 
 
 def best_directions(values: Tensor, filters: Tensor, floor: float, count: int) -> Tensor:
@@ -257,6 +275,16 @@ def _find(
     return found, scores, bound
 
 
+class Priced(NamedTuple):
+    """What a round's search, and its proof if there was one, found at a dual point."""
+
+    directions: Tensor  # (m, d), unit
+    scores: Tensor  # (m,), dual norm / reg
+    bound: float
+    n_searched: int
+    proved: bool
+
+
 def price(
     program: Program,
     quick: Patches,
@@ -266,18 +294,34 @@ def price(
     generator: torch.Generator,
     last: bool,
     rough: bool,
-) -> tuple[Tensor, Tensor, float, int]:
-    """Return (directions, scores / reg, bound, starts) of a round's search; a bound that is kept is searched twice."""
+) -> Priced:
+    """Search at a dual point; a bound that is kept is searched twice, and proved where patches are small."""
     steps = options.ascent_steps // 3 + 1 if rough else options.ascent_steps
     found, scores, bound = _find(program, quick, dual, options.starts, steps, generator)
     if not last and relative_gap(objective, bound) > options.gap:
-        return found, scores, bound, options.starts
+        return Priced(found, scores, bound, options.starts, False)
+    proof = _prove(program, dual, found, scores, options)
+    if proof is not None:
+        # What the search missed is among these, and goes into the next round like the rest.
+        found, scores = torch.cat([found, proof.directions]), torch.cat([scores, proof.scores])
+        return Priced(found, scores, proof.bound, options.starts, True)
     more, more_scores, more_bound = _find(program, quick, dual, 2 * options.starts, options.ascent_steps, generator)
-    return torch.cat([found, more]), torch.cat([scores, more_scores]), min(bound, more_bound), 3 * options.starts
+    found, scores = torch.cat([found, more]), torch.cat([scores, more_scores])
+    return Priced(found, scores, min(bound, more_bound), 3 * options.starts, False)
 
 
-def global_bound(program: Program, weights: Tensor, options: PricingOptions, generator: torch.Generator) -> float:
-    """Return the lower bound over ALL gates at a solution of a program over some, as far as a search can tell.
+def _prove(program: Program, dual: Tensor, found: Tensor, scores: Tensor, options: PricingOptions) -> Proof | None:
+    """Return a proved bound over all filters, ten times as tight as the gap asked for, or None if there is none."""
+    patches = program.design.patches
+    if patches.dim > options.prove_up_to or patches.n_images * patches.n_patches > _PROOF_PATCHES:
+        return None
+    return prove(program, dual, found[scores.topk(min(len(scores), 64)).indices], tol=0.1 * options.gap)
+
+
+def global_bound(
+    program: Program, weights: Tensor, options: PricingOptions, generator: torch.Generator
+) -> tuple[float, bool]:
+    """Return the lower bound over ALL gates at a solution of a program over some, and whether it is proved.
 
     Parameters
     ----------
@@ -285,15 +329,17 @@ def global_bound(program: Program, weights: Tensor, options: PricingOptions, gen
     weights : Tensor, shape (blocks, cells, rows, outputs)
         Its solution; the dual point is that of its prediction.
     options : PricingOptions
-        ``starts`` and ``ascent_steps`` of the search.
+        ``starts`` and ``ascent_steps`` of the search, and ``prove_up_to``.
     generator : torch.Generator
     """
     prediction = program.design.predict(weights)
     dual = program.dual_point(prediction)
-    _, _, bound = _find(
-        program, program.design.patches.astype(torch.float32), dual, options.starts, options.ascent_steps, generator
-    )
-    return min(bound, program.dual_bound(prediction))
+    quick = program.design.patches.astype(torch.float32)
+    found, scores, bound = _find(program, quick, dual, options.starts, options.ascent_steps, generator)
+    proof = _prove(program, dual, found, scores, options)
+    if proof is not None:
+        return proof.bound, True
+    return min(bound, program.dual_bound(prediction)), False
 
 
 def searched_reg_max(program: Program, options: PricingOptions, generator: torch.Generator) -> float:
@@ -391,7 +437,8 @@ def solve_priced(
         last = rounds == options.max_rounds or time.perf_counter() - began > options.time_limit
         rough = not last and worst >= _NEARLY
         dual = program.dual_point(prediction)
-        found, scores, bound, n_searched = price(program, quick, dual, objective, options, generator, last, rough)
+        priced = price(program, quick, dual, objective, options, generator, last, rough)
+        found, scores, bound = priced.directions, priced.scores, priced.bound
         worst = float(scores.max())
         progress = Progress(rounds, time.perf_counter() - began, objective, bound)
         history.append(progress)
@@ -428,11 +475,12 @@ def solve_priced(
         objective=final.objective,
         dual_bound=final.dual_bound,
         global_bound=min(bound, final.objective),
-        n_searched=n_searched,
+        n_searched=priced.n_searched,
         rounds=rounds,
         seconds=time.perf_counter() - began,
         history=history,
         converged=converged,
+        proved=priced.proved,
     )
 
 
@@ -473,9 +521,8 @@ def solve_priced_gates(
         last = rounds == options.max_rounds or time.perf_counter() - began > options.time_limit
         solved = get_solver("auto", program, tol=tol).solve(program, start=weights)
         dual = program.dual_point(program.design.predict(solved.weights))
-        found, scores, bound, n_searched = price(
-            program, quick, dual, solved.objective, options, generator, last, rough=False
-        )
+        priced = price(program, quick, dual, solved.objective, options, generator, last, rough=False)
+        scores, bound = priced.scores, priced.bound
         history.append(Progress(rounds, time.perf_counter() - began, solved.objective, bound))
         if callback is not None:
             callback(history[-1])
@@ -488,7 +535,9 @@ def solve_priced_gates(
         if converged or last or not len(order):
             break
         # Active gates come first, so that a pattern found again is dropped and not its twin in use.
-        merged = distinct(patches, torch.cat([gates, found[order]])).vectors[: len(gates) + options.additions]
+        merged = distinct(patches, torch.cat([gates, priced.directions[order]])).vectors[
+            : len(gates) + options.additions
+        ]
         if len(merged) == len(gates):
             break
         program = over(merged)
@@ -501,7 +550,7 @@ def solve_priced_gates(
         objective=final.objective,
         dual_bound=final.dual_bound,
         global_bound=min(bound, final.objective),
-        n_searched=n_searched,
+        n_searched=priced.n_searched,
         rounds=rounds,
         seconds=time.perf_counter() - began,
         history=history,

@@ -19,8 +19,8 @@ from cvxcnn.errors import InputError, SolverError
 from cvxcnn.pricing import PricingOptions
 from cvxcnn.solvers import Progress
 
-NO_SEARCH = PricingOptions(starts=0)
-QUICK = PricingOptions(starts=8, ascent_steps=10, improvement_steps=10, max_rounds=3, gap=1e-2)
+NO_search = PricingOptions(starts=0)
+QUICK = PricingOptions(starts=8, ascent_steps=10, improvement_steps=10, max_rounds=3, gap=1e-2, prove_up_to=0)
 
 
 def data(n: int = 12, channels: int = 1, side: int = 5, outputs: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -32,7 +32,7 @@ def data(n: int = 12, channels: int = 1, side: int = 5, outputs: int = 1) -> tup
 
 
 def block(**options: Any) -> ConvexConvBlock:
-    return ConvexConvBlock(**{"kernel_size": 2, "gates": 4, "reg": 0.5, "pricing": NO_SEARCH, **options})
+    return ConvexConvBlock(**{"kernel_size": 2, "gates": 4, "reg": 0.5, "pricing": NO_search, **options})
 
 
 def module_outputs(module: nn.Module, images: np.ndarray) -> np.ndarray:
@@ -207,7 +207,8 @@ def test_enumerated_patterns_are_a_proof() -> None:
 
 def test_what_is_not_a_proof() -> None:
     images, targets = plane()
-    searched = block(kernel_size=(1, 2), gates=4, pricing=PricingOptions(starts=8, ascent_steps=5)).fit(images, targets)
+    search = PricingOptions(starts=8, ascent_steps=5, prove_up_to=0)
+    searched = block(kernel_size=(1, 2), gates=4, pricing=search).fit(images, targets)
     certificate = searched.certificate_
     assert (certificate.kind, certificate.n_searched) == ("searched", 8)
     assert certificate.global_bound <= certificate.sampled_bound + 1e-12

@@ -17,7 +17,7 @@ from cvxcnn.errors import InputError
 from cvxcnn.report import plot_path
 
 NO_SEARCH = PricingOptions(starts=0)
-QUICK = PricedGates(starts=16, ascent_steps=15, improvement_steps=15, initial_filters=16, max_rounds=4)
+QUICK = PricedGates(starts=16, ascent_steps=15, improvement_steps=15, initial_filters=16, max_rounds=4, prove_up_to=0)
 
 
 def data(n: int = 15, outputs: int = 1, side: int = 4) -> tuple[np.ndarray, np.ndarray]:
@@ -95,7 +95,7 @@ def test_all_patterns_prove_every_point_and_a_search_comes_last() -> None:
     exact = ConvexConvBlock(kernel_size=(1, 2), gates=EnumeratedGates())
     path = reg_path(images, targets, block=exact, points=3)
     assert path.kinds == ["proved"] * 3 and (path.global_gap <= 1e-6).all()
-    search = PricingOptions(starts=8, ascent_steps=5)
+    search = PricingOptions(starts=8, ascent_steps=5, prove_up_to=0)
     sampled = reg_path(images, targets, block=exact.set_params(gates=4, pricing=search), points=3)
     assert sampled.kinds == ["none", "none", "searched"]
 

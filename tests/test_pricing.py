@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 
 from cvxcnn import ConvexConvBlock, PricedGates, nonconvex_objective
 from cvxcnn.arrangements import EnumeratedGates, distinct
+from cvxcnn.baseline import train_baseline
 from cvxcnn.errors import InputError
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.penalties import DensePenalty, GroupPenalty
@@ -36,11 +37,41 @@ def test_priced_block_reaches_the_proved_optimum_of_all_patterns() -> None:
     settings = {"kernel_size": (1, 2), "reg": 0.3, "tol": 1e-8}
     exact = ConvexConvBlock(gates=EnumeratedGates(), **settings).fit(images, targets)
     assert exact.certificate_.kind == "proved"
-    priced = ConvexConvBlock(gates="priced", pricing=QUICK, **settings).fit(images, targets)
-    assert priced.result_.objective >= exact.result_.dual_bound - 1e-9
-    assert priced.result_.objective == pytest.approx(exact.result_.objective, rel=2e-3)
-    assert priced.certificate_.kind == "searched"
-    assert priced.certificate_.global_bound <= exact.result_.objective * (1 + 1e-6)
+    for up_to, kind in ((0, "searched"), (4, "proved")):
+        options = replace(QUICK, prove_up_to=up_to)
+        priced = ConvexConvBlock(gates="priced", pricing=options, **settings).fit(images, targets)
+        assert priced.result_.objective >= exact.result_.dual_bound - 1e-9
+        assert priced.result_.objective == pytest.approx(exact.result_.objective, rel=2e-3)
+        assert priced.certificate_.kind == kind
+        assert priced.certificate_.global_bound <= exact.result_.objective * (1 + 1e-6)
+    assert priced.certificate_.global_gap <= QUICK.gap
+    assert "(proved)" in str(priced.certificate_).partition("best of all networks")[2]
+
+
+@pytest.mark.parametrize(("penalty", "loss"), [("group", "squared"), ("dense", "squared"), ("dense", "softmax")])
+def test_two_by_two_patches_are_proved(penalty: str, loss: str) -> None:
+    """Four dimensions can't be enumerated; branch and bound proves what the search found."""
+    images, _ = small_problem(3, n=12)
+    targets = torch.nn.functional.one_hot((images.sum(dim=(1, 2, 3)) > 0).long(), 2).to(images)
+    block = ConvexConvBlock(
+        kernel_size=2, padding=1, pooling="mean", pool_cells=2, gates="priced", penalty=penalty, loss=loss, reg=0.05
+    ).fit(images, targets)
+    certificate = block.certificate_
+    assert (certificate.kind, certificate.n_searched) == ("proved", 0)
+    assert certificate.global_gap <= 1e-3
+    trained = train_baseline(
+        Patches(images, block.geometry_), targets, 0.05, 20, connect=penalty, epochs=200, loss=loss
+    )
+    assert trained.objective >= certificate.global_bound
+
+
+def test_a_proof_is_of_relu_networks_only() -> None:
+    images, targets = small_problem(2, n=10)
+    gated = ConvexConvBlock(kernel_size=2, activation="gated_relu", gates="priced", reg=0.3, pricing=QUICK)
+    assert gated.fit(images, targets).certificate_.kind == "searched"
+    fixed = ConvexConvBlock(kernel_size=2, gates=5, reg=0.3, pricing=QUICK).fit(images, targets)
+    assert fixed.certificate_.kind == "proved"
+    assert fixed.certificate_.global_bound <= fixed.certificate_.sampled_bound * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("penalty", ["dense", "group"])
@@ -123,7 +154,8 @@ def test_search_finds_a_planted_direction() -> None:
 
 def test_a_search_on_some_images_is_scored_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
     images, targets = small_problem(7, n=40)
-    block = ConvexConvBlock(kernel_size=2, padding=1, gates=10, reg=0.5)
+    search = PricingOptions(prove_up_to=0)
+    block = ConvexConvBlock(kernel_size=2, padding=1, gates=10, reg=0.5, pricing=search)
     everything = block.fit(images, targets).certificate_.sampled_bound
     monkeypatch.setattr("cvxcnn.pricing._SEARCH_PATCHES", 90)
     some = block.fit(images, targets).certificate_

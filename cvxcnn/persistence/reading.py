@@ -10,7 +10,8 @@ import torch
 from sklearn.base import clone
 from torch import Tensor
 
-from ..block import DTYPES, Certificate, ConvexConvBlock
+from ..block import DTYPES, ConvexConvBlock
+from ..certificate import Certificate
 from ..errors import InputError
 from ..neurons import Neurons
 from ..patches import PatchGeometry

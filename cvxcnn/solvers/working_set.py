@@ -132,8 +132,8 @@ class WorkingSet(Solver):
     Notes
     -----
     Memory: n * (active groups) * (group size) for the features, and up to 1,500 columns their Gram matrix;
-    independent of the number of gates. Above that (300 columns, of single patches), Newton systems are solved by conjugate gradients, and features
-    of single patches (a fully connected network) are kept as masks and patches.
+    independent of the number of gates. Above that (300 columns where an image is a single patch), Newton systems
+    are solved by conjugate gradients. Features of single patches are kept as masks and patches.
     """
 
     name = "working_set"
