@@ -6,6 +6,8 @@ added when they are violated. Identical patches give identical rows, so distinct
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from scipy.optimize import nnls
@@ -16,6 +18,9 @@ from .patches import Patches
 __all__ = ["Cones"]
 
 Array = np.ndarray
+
+# What is kept of patterns that were computed.
+_SIGN_BYTES = 1 << 27
 
 
 class Cones:
@@ -40,13 +45,17 @@ class Cones:
         self.rows: Array = distinct[distinct.any(dim=1)].cpu().double().numpy()
         self.lengths: Array = np.linalg.norm(self.rows, axis=1)
         self.gates: Array = gates.cpu().double().numpy()
-        self._signs: dict[int, Array] = {}
+        # A few recent ones, so that memory doesn't grow with patches times gates.
+        keep = max(8, _SIGN_BYTES // max(self.lengths.nbytes, 1))
+        self._recent_signs = lru_cache(maxsize=keep)(self._signs)
+
+    def _signs(self, gate: int) -> Array:
+        signs: Array = np.where(self.rows @ self.gates[gate] >= 0, 1.0, -1.0)
+        return signs
 
     def signs(self, gate: int) -> Array:
         """Return the diagonal of 2 D_i - I on ``rows``, shape (N,)."""
-        if gate not in self._signs:
-            self._signs[gate] = np.where(self.rows @ self.gates[gate] >= 0, 1.0, -1.0)
-        return self._signs[gate]
+        return self._recent_signs(gate)
 
     def violation(self, gate: int, vectors: Array) -> float:
         """Return max(0, -min_k s_k x_k . u) over rows k and columns u of ``vectors`` (d, m), as is."""
