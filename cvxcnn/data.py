@@ -359,7 +359,8 @@ def load_data(source: str | os.PathLike[str]) -> tuple[ImageSet, ImageSet]:
         it), or else ``data/cifar10`` of the working directory.
         Otherwise a path: a folder with ``train*.parquet`` and ``test*.parquet`` in the Hugging Face layout; an
         ``.npz`` file with ``x_train, y_train, x_test, y_test``; a folder with the IDX files of MNIST; a folder with
-        the CIFAR-10 binary batches; or a folder of images as ``train/<class>/`` and ``test/<class>/``.
+        the CIFAR-10 binary or python batches, or one of its two official ``.tar.gz``; or a folder of images as
+        ``train/<class>/`` and ``test/<class>/``.
 
     Returns
     -------

@@ -22,6 +22,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from test_cifar10_python import write_archive, write_batches
 
 from cvxcnn.data import ImageSet, check_images, check_targets, limit, load_data, one_hot, split
 from cvxcnn.errors import CvxcnnError, DataError, InputError
@@ -804,6 +805,8 @@ LAYOUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "idx": (write_idx, "train-images-idx3-ubyte"),
     "idx.gz": (lambda folder: write_idx(folder, compress=True), "train-images-idx3-ubyte.gz"),
     "images": (write_folders, "train/a/1.png"),
+    "cifar10 python": (write_batches, "data_batch_1"),
+    "cifar10.tar.gz": (lambda folder: write_archive(folder / "cifar.tar.gz").parent, "cifar.tar.gz"),
 }
 
 
@@ -814,7 +817,7 @@ def damageable(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     write, name = LAYOUTS[request.param]
     write(folder)
     file = folder / name
-    return (file if request.param == "npz" else folder), file, file.read_bytes()
+    return (file if request.param in ("npz", "cifar10.tar.gz") else folder), file, file.read_bytes()
 
 
 @given(st.data())

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError
-from . import cifar10, folders, idx, npz, parquet
+from . import cifar10, cifar10_archive, cifar10_python, folders, idx, npz, parquet
 from .raw import RawSplit, encode_labels, reading, to_pixels
 
 __all__ = ["READERS", "RawSplit", "Reader", "encode_labels", "read", "reading", "to_pixels"]
@@ -32,6 +32,12 @@ READERS = (
     Reader("an .npz file with x_train, y_train, x_test and y_test", npz.recognises, npz.read),
     Reader("a folder with the four IDX files of MNIST", idx.recognises, idx.read),
     Reader("a folder with the CIFAR-10 binary batches", cifar10.recognises, cifar10.read),
+    Reader(
+        "a folder with the CIFAR-10 python batches, data_batch_1 to 5 and test_batch",
+        cifar10_python.recognises,
+        cifar10_python.read,
+    ),
+    Reader("one of the two official .tar.gz of CIFAR-10", cifar10_archive.recognises, cifar10_archive.read),
     Reader("a folder of images as train/<class>/<image> and test/<class>/<image>", folders.recognises, folders.read),
 )
 """The formats that ``read`` knows, tried in this order."""

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import DataError
 from .raw import DAMAGED, RawSplit, files, reading
@@ -19,6 +20,17 @@ def recognises(path: Path) -> bool:
     return any(re.fullmatch(r"(data_batch_\d+|test_batch)\.bin", p.name) for p in files(path))
 
 
+def parse(content: NDArray[np.uint8], origin: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return the images (n, 3, 32, 32) and labels (n,) of one batch; DataError if it has another size."""
+    if len(content) == 0 or len(content) % CIFAR10_RECORD:
+        raise DataError(
+            f"{origin} has {len(content)} bytes, not a positive multiple of the {CIFAR10_RECORD} of a CIFAR-10 "
+            f"image. {DAMAGED}"
+        )
+    records = content.reshape(-1, CIFAR10_RECORD)
+    return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0]
+
+
 def _read_split(folder: Path, pattern: str, wanted: str) -> RawSplit:
     paths = [p for p in files(folder) if re.fullmatch(pattern, p.name)]
     if not paths:
@@ -27,15 +39,9 @@ def _read_split(folder: Path, pattern: str, wanted: str) -> RawSplit:
     for path in paths:
         with reading(path):
             content = np.fromfile(path, dtype=np.uint8)
-        if len(content) == 0 or len(content) % CIFAR10_RECORD:
-            raise DataError(
-                f"{path} has {len(content)} bytes, not a positive multiple of the {CIFAR10_RECORD} of a CIFAR-10 "
-                f"image. {DAMAGED}"
-            )
-        batches.append(content.reshape(-1, CIFAR10_RECORD))
-    records = np.concatenate(batches)
-    images = records[:, 1:].reshape(-1, 3, 32, 32)
-    return RawSplit(images, records[:, 0], str(paths[0] if len(paths) == 1 else folder), CIFAR10_CLASSES)
+        batches.append(parse(content, str(path)))
+    images, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    return RawSplit(images, labels, str(paths[0] if len(paths) == 1 else folder), CIFAR10_CLASSES)
 
 
 def read(folder: Path) -> tuple[RawSplit, RawSplit]:

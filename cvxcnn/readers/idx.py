@@ -27,17 +27,20 @@ def recognises(path: Path) -> bool:
 
 def _read_file(path: Path) -> NDArray[np.uint8]:
     with reading(path):
-        content = path.read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
-        kind, axes = content[2], content[3]
-        if kind != 8:
-            raise ValueError(f"it holds numbers of type {kind:#x}, not unsigned bytes (0x8)")
-        start = 4 + 4 * axes
-        shape = tuple(int(size) for size in np.frombuffer(content[4:start], dtype=">u4"))
-        if len(shape) != axes or len(content) - start != math.prod(shape):
-            raise ValueError(f"it announces shape {shape} and holds {max(len(content) - start, 0)} bytes")
-        return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
+        with path.open("rb") as start:
+            compressed = start.read(2) == b"\x1f\x8b"
+        with (gzip.open if compressed else open)(path, "rb") as file:
+            head = file.read(4)
+            kind, axes = head[2], head[3]
+            if kind != 8:
+                raise ValueError(f"it holds numbers of type {kind:#x}, not unsigned bytes (0x8)")
+            shape = tuple(int(size) for size in np.frombuffer(file.read(4 * axes), dtype=">u4"))
+            # One byte more than announced: it shows a longer file, and a gzip file ends with a checksum.
+            content = file.read(math.prod(shape) + 1)
+        if len(shape) != axes or len(content) != math.prod(shape):
+            found = "more" if len(content) > math.prod(shape) else len(content)
+            raise ValueError(f"it announces shape {shape} and holds {found} bytes")
+        return np.frombuffer(content, dtype=np.uint8).reshape(shape)
 
 
 def read(folder: Path) -> tuple[RawSplit, RawSplit]:

@@ -27,6 +27,10 @@ def read(path: Path) -> tuple[RawSplit, RawSplit]:
             raise ValueError("it is not a zip archive")
         # Opened here: numpy leaves a file that it opened itself open when the archive is bad.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            for name in archive.zip.namelist():
+                # Nothing is extracted, so such a path does no harm; but no such file comes from numpy.
+                if name.startswith("/") or ".." in name.split("/") or "\\" in name:
+                    raise ValueError(f"it has a member with the path {name[:60]!r}")
             for name in ("x_train", "y_train", "x_test", "y_test"):
                 if name not in archive.files:
                     raise DataError(
