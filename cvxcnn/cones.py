@@ -55,7 +55,8 @@ class Cones:
 
     def signs(self, gate: int) -> Array:
         """Return the diagonal of 2 D_i - I on ``rows``, shape (N,)."""
-        return self._recent_signs(gate)
+        signs: Array = self._recent_signs(gate)
+        return signs
 
     def violation(self, gate: int, vectors: Array) -> float:
         """Return max(0, -min_k s_k x_k . u) over rows k and columns u of ``vectors`` (d, m), as is."""
