@@ -99,7 +99,7 @@ class PricingOptions:
     initial_filters: int = 128
     max_rounds: int = 40
     time_limit: float = float("inf")
-    gap: float = 1e-3
+    gap: float = 1e-4
     prove_up_to: int = 4
     neighbours: int = 0
 
