@@ -32,6 +32,7 @@ from cvxcnn import (
 from cvxcnn.arrangements import PatchGates
 from cvxcnn.errors import InputError, ModelFileError
 from cvxcnn.persistence import CONFIG_FILE, WEIGHTS_FILE, load_model, save_model, write_atomically
+from cvxcnn.persistence.files import config_checksum
 from cvxcnn.pricing import PricedGates, PricingOptions
 
 Edit = Callable[[dict[str, Any]], Any]
@@ -42,6 +43,7 @@ GATES = RANDOM.normal(size=(9, 18))
 TARGETS = np.stack([IMAGES.max(axis=(1, 2, 3)), IMAGES.mean(axis=(1, 2, 3))], axis=1)
 ONE_HOT = np.eye(3)[np.arange(24) % 3]
 QUICK = PricingOptions(starts=8, ascent_steps=5, improvement_steps=5, max_rounds=2)
+SEARCH = PricedGates(starts=8, ascent_steps=5, improvement_steps=5, max_rounds=2)
 DENSE: dict[str, Any] = {"penalty": "dense", "gates": 12, "pricing": QUICK, "reg": 0.2, "tol": 1e-4}
 
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], Any]] = {
@@ -61,7 +63,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], Any]] = {
     "gated nuclear": ({**DENSE, "penalty": "nuclear", "activation": "gated_relu", "reg": 4.0}, {"layers": 1}, TARGETS),
     "softmax": ({**DENSE, "loss": "softmax", "bias": True, "tol": 1e-3}, {}, ONE_HOT),
     "logistic": ({**DENSE, "loss": "logistic", "pool_cells": 2}, {"layers": 1}, 2 * ONE_HOT - 1),
-    "priced options": ({**DENSE, "gates": PricedGates(starts=8, max_rounds=2), "pricing": None}, {}, TARGETS[:, 0]),
+    "priced options": ({**DENSE, "gates": SEARCH, "pricing": None}, {}, TARGETS[:, 0]),
     "zero": ({**DENSE, "reg": 1e6}, {"layers": 1}, TARGETS),
     "gated zero": ({**DENSE, "reg": 1e6, "penalty": "group", "activation": "gated_relu"}, {"layers": 1}, TARGETS),
 }  # fmt: skip
@@ -82,6 +84,14 @@ def model() -> LayerwiseCNN:
 def saved(model: LayerwiseCNN, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saved")
     save_model(model, folder, extra={"classes": ["blank", "Größe"], "reg": 0.2})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("classifier")
+    block = ConvexConvBlock(**{**DENSE, "padding": 1, "tol": 1e-3, "gates": SEARCH, "pricing": None})
+    ConvexCNNClassifier(block=block, layers=2).fit(IMAGES, np.array(["a", "b"])[np.arange(24) % 2]).save(folder)
     return folder
 
 
@@ -202,6 +212,46 @@ def test_estimators_of_other_settings_come_back(tmp_path: Path) -> None:
     named = ConvexCNNRegressor.load(tmp_path / "named")
     assert named.feature_names_in_.tolist() == models[0].feature_names_in_.tolist()
     assert named.block is None
+
+
+@pytest.mark.parametrize("loss", ["squared", "logistic", "softmax"])
+@pytest.mark.parametrize(
+    ("activation", "penalty"),
+    [("relu", "group"), ("relu", "dense"), ("gated_relu", "group"), ("gated_relu", "nuclear")],
+)
+@settings(max_examples=5)
+@given(
+    geometry=st.fixed_dictionaries(
+        {
+            "kernel_size": st.sampled_from([1, 2, (1, 3)]),
+            "stride": st.sampled_from([1, (1, 2)]),
+            "padding": st.sampled_from([0, (1, 0)]),
+            "pooling": st.sampled_from(["sum", "mean"]),
+            "pool_cells": st.sampled_from([1, 2]),
+            "bias": st.booleans(),
+            "intercept": st.booleans(),
+            "dtype": st.sampled_from(["float64", "float32"]),
+        }
+    )
+)
+def test_every_combination_comes_back_to_the_last_bit(
+    tmp_path_factory: pytest.TempPathFactory, activation: str, penalty: str, loss: str, geometry: dict[str, Any]
+) -> None:
+    images = IMAGES[:10, :, :4, :4]
+    targets = {"squared": TARGETS[:10, 0], "logistic": np.resize([1.0, -1.0], 10), "softmax": ONE_HOT[:10]}[loss]
+    block = ConvexConvBlock(
+        activation=activation, penalty=penalty, loss=loss, gates=4, reg=0.3, tol=1e-2, pricing=PricingOptions(starts=0),
+        **geometry,
+    )  # fmt: skip
+    try:
+        block.fit(images, targets)
+    except InputError:
+        return  # a combination that no solver takes
+    folder = tmp_path_factory.getbasetemp() / "combination"
+    block.save(folder)
+    loaded = ConvexConvBlock.load(folder)
+    np.testing.assert_array_equal(block.predict(IMAGES[:, :, :4, :4]), loaded.predict(IMAGES[:, :, :4, :4]))
+    assert loaded.get_params() == block.get_params()
 
 
 def test_another_kind_of_model_is_refused(model: LayerwiseCNN, saved: Path, tmp_path: Path) -> None:
@@ -534,6 +584,44 @@ def test_a_changed_byte_of_the_configuration_is_refused_or_harmless(
     except ModelFileError:
         return
     assert loaded.blocks_[-1].n_outputs_ == model.blocks_[-1].n_outputs_
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False)
+    | st.sampled_from([-1, 0, 1, 2, 3, 1e9, "", "1", "cuda", "priced", "array", "float32", "gated_relu", "nuclear"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=5,
+)  # fmt: skip
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_any_value_at_any_place_is_refused_or_understood(
+    classifier: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "edited"
+    shutil.copytree(classifier, folder, dirs_exist_ok=True)
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    place: Any = config
+    while True:
+        name = data.draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
+        if not isinstance(place[name], (dict, list)) or not place[name] or data.draw(st.integers(0, 5)) == 0:
+            break
+        place = place[name]
+    place[name] = data.draw(VALUES)
+    config["config_sha256"] = config_checksum(config)
+    (folder / CONFIG_FILE).write_text(json.dumps(config))
+    try:
+        loaded = ConvexCNNClassifier.load(folder)
+    except ModelFileError as error:
+        assert "\n" not in str(error)
+        return
+    loaded.get_params()
+    try:
+        assert len(loaded.predict(IMAGES)) == 24
+    except InputError:
+        # The shape of the images, say, can be another one.
+        assert place is not config
 
 
 def test_a_device_that_is_not_there_is_no_damage(saved: Path) -> None:
