@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from rich import box
@@ -63,6 +63,7 @@ _NAME_WIDTH = 40
 _LONG_NAME = 24
 _LOG_RANGE = 20.0
 _DPI = 150
+_WIDTH = 7.0
 
 
 def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
@@ -214,7 +215,9 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _figure(summary: Mapping[str, Any], title: str, heights: Sequence[float]) -> tuple[Figure, list[Axes]]:
+def _figure(
+    summary: Mapping[str, Any], title: str, heights: Sequence[float], width: float
+) -> tuple[Figure, list[Axes]]:
     """Return a figure of its own, outside pyplot's, with panels one above the other and one tick a layer."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -222,7 +225,7 @@ def _figure(summary: Mapping[str, Any], title: str, heights: Sequence[float]) ->
     layers = sorted({layer for layer, _, _ in _rows(summary)})
     if not layers:
         raise InputError("summary has no finished layer to draw. Train one layer at least.")
-    figure = Figure(figsize=(7.0, sum(heights)), dpi=_DPI, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(width, sum(heights)), dpi=_DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     panels: list[Axes] = list(figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)[:, 0])
     for axes in panels:
@@ -266,9 +269,10 @@ def _bounds(summary: Mapping[str, Any]) -> list[_Bound]:
     return bounds
 
 
-def _save(figure: Figure, axes: Axes, path: str | os.PathLike[str]) -> None:
+def _save(figure: Figure, axes: Axes, path: str | os.PathLike[str] | IO[bytes]) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(2, len(labels)), frameon=False)
+    columns = 2 if len(labels) > 1 and figure.get_figwidth() >= _WIDTH else 1
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
     figure.savefig(path, format="png", dpi=_DPI)
 
 
@@ -281,7 +285,9 @@ def _logarithmic(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def plot_objective(summary: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+def plot_objective(
+    summary: Mapping[str, Any], path: str | os.PathLike[str] | IO[bytes], *, width: float = _WIDTH
+) -> None:
     """Draw objective.png: Eq. 1 of each layer, convex and non-convex, with the lower bound.
 
     Above, the objectives themselves, on a logarithmic axis if the largest is more than twenty times the
@@ -292,8 +298,10 @@ def plot_objective(summary: Mapping[str, Any], path: str | os.PathLike[str]) -> 
     ----------
     summary : dict
         As in ``summary.json``.
-    path : str or path
-        A PNG, 1,050 pixels wide, written over if it is there.
+    path : str, path or binary file
+        A PNG, written over if it is there.
+    width : float
+        Inches of 150 pixels.
 
     Raises
     ------
@@ -303,7 +311,7 @@ def plot_objective(summary: Mapping[str, Any], path: str | os.PathLike[str]) -> 
         If the file can't be written.
     """
     bounds = _bounds(summary)
-    figure, panels = _figure(summary, "training objective of each layer", (3.8, 2.2) if bounds else (4.6,))
+    figure, panels = _figure(summary, "training objective of each layer", (3.8, 2.2) if bounds else (4.6,), width)
     axes = panels[0]
     axes.set_ylabel("training objective (Eq. 1)")
     drawn = [bound.value for bound in bounds]
@@ -356,15 +364,19 @@ def plot_objective(summary: Mapping[str, Any], path: str | os.PathLike[str]) -> 
     _save(figure, axes, path)
 
 
-def plot_accuracy(summary: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+def plot_accuracy(
+    summary: Mapping[str, Any], path: str | os.PathLike[str] | IO[bytes], *, width: float = _WIDTH
+) -> None:
     """Draw accuracy.png: training and test accuracy of each layer in per cent, convex and non-convex.
 
     Parameters
     ----------
     summary : dict
         As in ``summary.json``; accuracies in [0, 1].
-    path : str or path
-        A PNG, 1,050 pixels wide, written over if it is there.
+    path : str, path or binary file
+        A PNG, written over if it is there.
+    width : float
+        Inches of 150 pixels.
 
     Raises
     ------
@@ -373,7 +385,7 @@ def plot_accuracy(summary: Mapping[str, Any], path: str | os.PathLike[str]) -> N
     OSError
         If the file can't be written.
     """
-    figure, (axes,) = _figure(summary, "accuracy after each layer", (4.6,))
+    figure, (axes,) = _figure(summary, "accuracy after each layer", (4.6,), width)
     axes.set_ylabel("correct images (%)")
     drawn: list[float] = []
     for method in METHODS:

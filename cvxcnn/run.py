@@ -20,7 +20,9 @@ from . import __version__
 from .baseline import BaselineResult, train_baseline
 from .block import ConvexConvBlock
 from .data import ImageSet, limit, load_data, one_hot
-from .errors import InputError
+from .errors import CvxcnnError, InputError
+from .history import HISTORY_FILE, Point, history_of, write_history
+from .html_report import QUICK_FILE, REPORT_FILE, write_report
 from .neurons import Neurons
 from .patches import Patches
 from .persistence import save_model
@@ -195,6 +197,7 @@ class LayerRecords:
     reporter: Reporter
     summaries: list[dict[str, Any]] = field(default_factory=list)
     baselines: list[BaselineResult] = field(default_factory=list)
+    history: list[Point] = field(default_factory=list)
     _test_inputs: Iterator[tuple[ConvexConvBlock, Tensor]] | None = None
 
     def on_layer(self, layer: int, block: ConvexConvBlock, inputs: Tensor) -> None:
@@ -210,6 +213,7 @@ class LayerRecords:
             f"{_percent(convex['test_accuracy'])} test accuracy, {block.result_.seconds:.1f} s"
         )
         nonconvex = self._nonconvex(layer, block, inputs, test_inputs) if self.settings.baseline else None
+        self.history += history_of(layer + 1, block, self.baselines[-1] if nonconvex else None)
         self.summaries.append({"layer": layer + 1, "reg": float(block.reg), "convex": convex, "nonconvex": nonconvex})
 
     def _convex(self, block: ConvexConvBlock, inputs: Tensor, test_inputs: Tensor) -> dict[str, Any]:
@@ -235,12 +239,17 @@ class LayerRecords:
         connect = "group" if block.penalty == "group" else "dense"
         result = self._train_baseline(layer, block, patches, connect)
         self.baselines.append(result)
+        outputs = predict(result, test_patches)
+        own, other = (part.argmax(axis=1) == self.test.labels for part in (block.predict(test_inputs), outputs))
         found: dict[str, Any] = {
             "objective": finite(result.objective),
             "n_neurons": int(result.filters.any(dim=1).sum()),
             "train_accuracy": accuracy(predict(result, patches), self.train.labels),
-            "test_accuracy": accuracy(predict(result, test_patches), self.test.labels),
+            "test_accuracy": accuracy(outputs, self.test.labels),
             "seconds": finite(result.seconds),
+            # How sure it is that one is better rests on the images where they differ.
+            "only_convex_right": int((own & ~other).sum()),
+            "only_nonconvex_right": int((other & ~own).sum()),
         }
         self.reporter.say(
             f"layer {layer + 1} in torch: objective {result.objective:.6g}, {found['n_neurons']} neurons, "
@@ -340,9 +349,11 @@ def run(settings: Settings, console: Console | None = None) -> dict[str, Any]:
             )
         summary = summarise(settings, records)
         write_run(folder.partial, records, summary)
+        _draw_examples(folder.partial, test, reporter)
+        write_report(folder.partial)
         folder.publish()
     console.print(results_table(summary))
-    reporter.say(f"Written to {folder.path}")
+    reporter.say(f"Written to {folder.path}; open {folder.path / REPORT_FILE} in a browser")
     return summary
 
 
@@ -405,7 +416,19 @@ def write_run(folder: Path, records: LayerRecords, summary: dict[str, Any]) -> N
             tensors[f"layers.{layer}.readout"] = result.readout.cpu().contiguous()
         save_file(tensors, folder / "baseline.safetensors")
     write_metrics(summary, folder / "metrics.csv")
+    write_history(records.history, folder / HISTORY_FILE)
     plot_objective(summary, folder / "objective.png")
     plot_accuracy(summary, folder / "accuracy.png")
     text = json.dumps(summary, indent=2, allow_nan=False)
     (folder / SUMMARY_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _draw_examples(folder: Path, test: ImageSet, reporter: Reporter) -> None:
+    """Draw a few explanations for the report; a run isn't lost for the lack of them."""
+    # Here, because it brings captum.
+    from .explain.runs import explain_quickly
+
+    try:
+        explain_quickly(folder, test, folder / QUICK_FILE)
+    except CvxcnnError as error:
+        reporter.say(f"no explanations: {error}")

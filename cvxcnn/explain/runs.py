@@ -19,6 +19,7 @@ from torch import nn
 from .. import __version__
 from ..data import ImageSet, load_data
 from ..errors import DataError, InputError, ModelFileError
+from ..html_report import write_report
 from ..neurons import Neurons
 from ..persistence import _read, _read_tensors, load_model, write_atomically
 from ..report import _name
@@ -37,6 +38,9 @@ FILES = ("explanations.png", "sparsity.csv", "sanity.png", "explanations.json")
 MEASURES: dict[str, Callable[[Any], NDArray[np.float64]]] = {"gini": gini, "half_mass_share": half_mass_share}
 COLUMNS = ("layer", "method", "measure", "network", "mean", "low", "high", "n")
 SANITY_IMAGES = 200
+# What a training run shows of itself: methods that every network allows, on a few images.
+QUICK_METHODS = ("gradcam", "gradient")
+QUICK_IMAGES = 5
 # Images that are predicted together.
 BATCH = 256
 
@@ -200,7 +204,8 @@ def explain_run(
     ``explanations.png`` shows test images and their maps; ``sparsity.csv`` has the Gini index and the half-mass share
     over the whole test set, with 95 % bootstrap intervals, of each network and of their difference image by image
     (convex minus non-convex); ``sanity.png`` the cascading randomisation on up to 200 of the test images;
-    ``explanations.json`` all numbers. Each file is written whole, over one of its name; no other file is touched.
+    ``explanations.json`` all numbers. ``report.html`` is written anew with the figures in it. Each file is written
+    whole, over one of its name; no other file is touched.
 
     Parameters
     ----------
@@ -289,4 +294,37 @@ def explain_run(
     }
     for name, content in contents.items():
         write_atomically(source / name, content)
+    write_report(source)
     return found
+
+
+def explain_quickly(folder: str | os.PathLike[str], test: ImageSet, path: str | os.PathLike[str]) -> None:
+    """Draw Grad-CAM and the gradient of a few test images, without numbers and without a sanity check.
+
+    Parameters
+    ----------
+    folder : str or path
+        Of a finished run.
+    test : ImageSet
+        The run's test images.
+    path : str or path
+        A PNG, written over if it is there.
+
+    Raises
+    ------
+    ModelFileError
+        If the folder isn't that of a finished run, or its files are damaged.
+    InputError
+        If the networks can't be explained.
+    OSError
+        If the figure can't be written.
+    """
+    networks, layer, model = load_networks(folder)
+    some = test.subset(_choose(test.labels, QUICK_IMAGES, seed=0))
+    maps = {
+        method: {name: attribute(network, some.images, some.labels, method) for name, network in networks.items()}
+        for method in QUICK_METHODS
+    }
+    predictions = {name: _predictions(network, some.images, model) for name, network in networks.items()}
+    title = f"{_name({'data': {'name': test.name}})}, layer {layer}"
+    plot_explanations(some.images, some.labels, some.classes, maps, predictions, os.fspath(path), title=title)

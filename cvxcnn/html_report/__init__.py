@@ -1,0 +1,93 @@
+"""report.html: a training run on one page that needs no other file, no network and no script."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from ..errors import ModelFileError
+from ..history import HISTORY_FILE, read_history
+from ..persistence import load_model, write_atomically
+from ..report import _name
+from ..run_folder import SUMMARY_FILE
+from . import page
+from .words import headline
+
+__all__ = ["QUICK_FILE", "REPORT_FILE", "headline", "write_report"]
+
+REPORT_FILE = "report.html"
+# The small figure that a training run draws itself.
+QUICK_FILE = "explanations_quick.png"
+PICTURES = {"explanations": "explanations.png", "sanity": "sanity.png", "quick": QUICK_FILE}
+
+
+def write_report(folder: str | os.PathLike[str]) -> None:
+    """Write report.html into the folder of a finished run, from the other files there.
+
+    It shows which method won at each layer and how sure that is, all numbers, objective and accuracy by layer, the
+    convergence of each block, the filters, explanations if there are any, and the settings. Figures are inside it.
+
+    Parameters
+    ----------
+    folder : str or path
+        With ``summary.json`` and the model; ``history.csv`` and the files of ``explain`` are shown if they are there.
+
+    Raises
+    ------
+    ModelFileError
+        If files are missing or damaged.
+    OSError
+        If the report can't be written.
+    """
+    source = Path(folder)
+    summary = _read_json(source / SUMMARY_FILE)
+    if summary is None:
+        raise ModelFileError(f"There is no {SUMMARY_FILE} in {source}. Give the folder of a finished run.")
+    found = _read_json(source / "explanations.json")
+    pictures = {key: path.read_bytes() for key, name in PICTURES.items() if (path := source / name).is_file()}
+    try:
+        content = _page(summary, source, pictures, found)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ModelFileError(
+            f"{source / SUMMARY_FILE} is damaged: {type(error).__name__} {error}. Train the run again."
+        ) from error
+    write_atomically(source / REPORT_FILE, content.encode())
+
+
+def _page(summary: dict[str, Any], source: Path, pictures: dict[str, bytes], found: dict[str, Any] | None) -> str:
+    data = summary["data"]
+    channels, height, width = data["image_shape"]
+    return Template(files(__name__).joinpath("template.html").read_text(encoding="utf-8")).substitute(
+        title=page.text(f"{_name(summary)}: convex and ordinary training, layer by layer"),
+        data=page.text(
+            f"{data['n_train']} training and {data['n_test']} test images of {height} x {width} pixels, "
+            f"{'1 channel' if channels == 1 else f'{channels} channels'}, {data['n_classes']} classes"
+        ),
+        headline=page.text(headline(summary)),
+        comparisons=page.comparisons(summary),
+        certainty=page.certainties(summary),
+        table=page.results(summary),
+        overview=page.overview(summary),
+        convergence=page.convergence(read_history(source / HISTORY_FILE)),
+        filters=page.filters(load_model(source)),
+        explanations=page.explanations(pictures, found),
+        settings=page.settings(summary),
+        footer=page.text(f"Written by cvxcnn {summary['version']} from the files beside it."),
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """Return the object in a file, None if there is no such file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"{path} is damaged: {error}. Train the run again.") from error
+    if not isinstance(content, dict):
+        raise ModelFileError(f"{path} is damaged: it holds no object. Train the run again.")
+    return content

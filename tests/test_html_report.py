@@ -1,0 +1,378 @@
+"""report.html: well-formed, whole in itself, and saying what summary.json says, no more."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cvxcnn import ConvexConvBlock, LayerwiseCNN, load_model, save_model
+from cvxcnn.errors import ModelFileError
+from cvxcnn.history import Point, read_history, write_history
+from cvxcnn.html_report import headline, write_report
+from cvxcnn.html_report.figures import filter_tiles, gaps, plot_gaps, shares
+from cvxcnn.html_report.words import at_most, certainty, comparison, percent
+from cvxcnn.run import Settings, run
+
+VOID = {"meta", "img", "br", "link", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Reads a page, and refuses tags that aren't closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.rows: list[list[str]] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attributes: Any) -> None:
+        self.tags.append((tag, dict(attributes)))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words.append(data)
+        if self.open and self.open[-1] in ("td", "th"):
+            self.rows[-1][-1] += data
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    run(Settings(layers=2, limit_train=60, reg=5.0, rounds=1, baseline_epochs=10, baseline_width=8, output=str(folder)))
+    return folder
+
+
+@pytest.fixture
+def folder(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def page_of(folder: Path) -> Page:
+    return Page((folder / "report.html").read_text(encoding="utf-8"))
+
+
+def test_a_run_writes_a_page_that_needs_nothing_else(finished: Path) -> None:
+    page = page_of(finished)
+    assert page.all("html")[0]["lang"] == "en"
+    assert "width=device-width" in str(page.all("meta")[1]["content"])
+    for name in ("script", "link", "iframe", "object"):
+        assert not page.all(name)
+    for _, attributes in page.tags:
+        assert not {"href", "srcset", "onclick", "onerror"} & set(attributes)
+        assert "src" not in attributes or str(attributes["src"]).startswith("data:image/png;base64,")
+    text = (finished / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"https?:|url\(|@import|file:", text)
+
+
+def test_every_picture_is_there_and_has_words(finished: Path) -> None:
+    pictures = page_of(finished).all("img")
+    # Objective and accuracy, a convergence a layer, filters, the strength on input maps, and examples.
+    assert len(pictures) >= 2 + 2 + 2 + 1 + 1
+    for picture in pictures:
+        assert len(str(picture["alt"])) > 10
+        with Image.open(io.BytesIO(base64.b64decode(str(picture["src"]).split(",")[1]))) as image:
+            image.load()
+            assert (str(image.width), str(image.height)) == (picture["width"], picture["height"])
+    quick = base64.b64encode((finished / "explanations_quick.png").read_bytes()).decode()
+    assert any(str(picture["src"]).endswith(quick) for picture in pictures)
+
+
+def test_headings_go_down_step_by_step_and_tables_have_heads(finished: Path) -> None:
+    page = page_of(finished)
+    levels = [int(name[1]) for name, _ in page.tags if re.fullmatch("h[1-6]", name)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(lower - upper <= 1 for upper, lower in pairwise(levels))
+    assert all(head.get("scope") in ("col", "row") for head in page.all("th"))
+    assert all(region.get("aria-label") for _, region in page.tags if region.get("role") == "region")
+
+
+def test_the_table_has_the_summarys_numbers(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    rows = page_of(finished).rows[1:]
+    expected = [
+        (entry["layer"], name, entry[method])
+        for entry in summary["layers"]
+        for method, name in (("convex", "convex"), ("nonconvex", "non-convex"))
+    ]
+    assert len(rows) == len(expected) == 4
+    for row, (layer, name, values) in zip(rows, expected, strict=True):
+        assert row[:3] == [str(layer), name, f"{values['objective']:.6g}"]
+        if name == "convex":
+            assert row[3] == f"{values['dual_bound']:.6g}" and row[5] == f"{values['global_bound']:.6g}"
+            assert row[4] == f"{100 * values['relative_gap']:.3g} %" and row[7] == f"{100 * values['global_gap']:.3g} %"
+            assert (row[6], row[12]) == ("searched", "optimal")
+        else:
+            assert row[3:8] == ["-"] * 5 and row[12] == "-"
+        assert (
+            row[8] == f"{100 * values['train_accuracy']:.1f} %" and row[9] == f"{100 * values['test_accuracy']:.1f} %"
+        )
+        assert row[10:12] == [str(values["n_neurons"]), f"{values['seconds']:.1f}"]
+
+
+def test_settings_and_words_are_on_the_page(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    text = page_of(finished).text
+    assert headline(summary) in text
+    for entry in summary["layers"]:
+        assert " ".join(comparison(entry, 360)) in text and " ".join(certainty(entry)) in text
+    assert "60 training and 360 test images of 8 x 8 pixels, 1 channel, 10 classes" in text
+    assert "baseline epochs 10" in text and f"reg (lambda) of layer 2 {summary['layers'][1]['reg']:.6g}" in text
+    assert "evidence, not proof" in text
+
+
+HOSTILE = '"><script>alert(1)</script><img src=x onerror=y> & $title \udcff'
+
+
+def test_what_comes_from_outside_is_escaped(folder: Path) -> None:
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["data"]["name"] = HOSTILE
+    summary["settings"]["data"] = summary["settings"]["output"] = HOSTILE
+    summary["settings"]["<b>"] = HOSTILE
+    summary["layers"][0]["convex"]["status"] = "<i>" + HOSTILE
+    summary["version"] = HOSTILE
+    (folder / "summary.json").write_text(json.dumps(summary))
+    found = {"layer": HOSTILE, "methods": [HOSTILE], "target": HOSTILE}
+    save_model(load_model(folder), folder, extra={"classes": [HOSTILE] * 10})
+    shutil.copy(folder / "objective.png", folder / "explanations.png")
+    (folder / "explanations.json").write_text(json.dumps(found))
+    before = [name for name, _ in page_of(folder).tags]
+    write_report(folder)
+    page = page_of(folder)
+    assert not page.all("script") and not page.all("i") and not page.all("b")
+    assert all("onerror" not in attributes for _, attributes in page.tags)
+    assert before.count("table") == len(page.all("table"))
+    assert '"><script>alert(1)</script>' in page.text and "$title" in page.text
+
+
+def test_an_older_folder_without_history_and_examples(folder: Path) -> None:
+    (folder / "history.csv").unlink()
+    (folder / "explanations_quick.png").unlink()
+    write_report(folder)
+    text = page_of(folder).text
+    assert "No history was stored with this run." in text and "No explanations yet" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("summary.json", None, "There is no summary.json"),
+        ("summary.json", "{", "summary.json is damaged"),
+        ("summary.json", "[]", "summary.json is damaged: it holds no object"),
+        ("summary.json", '{"layers": []}', "summary.json is damaged: KeyError"),
+        ("config.json", None, "config.json is missing"),
+        ("history.csv", "layer,method\nx,y\n", "history.csv is damaged"),
+        ("explanations.json", "{", "explanations.json is damaged"),
+    ],
+)
+def test_a_damaged_folder(folder: Path, name: str, content: str | None, message: str) -> None:
+    before = (folder / "report.html").read_bytes()
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_text(content)
+    with pytest.raises(ModelFileError, match=message):
+        write_report(folder)
+    assert (folder / "report.html").read_bytes() == before
+
+
+def test_a_gated_run(tmp_path: Path) -> None:
+    target = tmp_path / "gated"
+    run(Settings(layers=1, limit_train=40, reg=2.0, gates=4, activation="gated_relu", penalty="nuclear", tol=0.1,
+                 baseline_epochs=5, baseline_width=8, output=str(target)))  # fmt: skip
+    text = page_of(target).text
+    assert "of different networks (gated and ReLU)" in text and "not comparable" in text
+    assert "By the same bound" not in text and "raises" not in text
+    assert "over the gates at hand, which is proved" in text
+
+
+# Words.
+
+
+def entry(
+    convex: float, rival: float | None = None, bound: float | None = None, kind: str = "none", **more: Any
+) -> Any:
+    """Return a layer; accuracies 0.9 and 0.8 of 100 test images."""
+    ours = {"objective": convex, "dual_bound": convex, "global_bound": bound, "certificate": kind, "n_searched": 288}
+    theirs = None if rival is None else {"objective": rival, "test_accuracy": 0.8, **more}
+    return {"layer": 1, "convex": {**ours, "test_accuracy": 0.9}, "nonconvex": theirs}
+
+
+def summary_of(*layers: Any) -> dict[str, Any]:
+    numbered = [{**copy.deepcopy(layer), "layer": number} for number, layer in enumerate(layers, 1)]
+    return {"settings": {"activation": "relu"}, "layers": numbered}
+
+
+def test_the_words_of_each_certificate() -> None:
+    searched = " ".join(certainty(entry(200.0, 210.0, 190.0, "searched")))
+    assert (
+        "the best network is at most 5 % lower, unless a direction that the search from 288 starts missed" in searched
+    )
+    assert "(searched: evidence, not proof)" in searched
+    # (210 - 190) / 210, rounded up.
+    assert "ordinary training is at most 9.53 % of its objective above the best" in searched
+    proved = " ".join(certainty(entry(200.0, None, 190.0, "proved")))
+    assert "Over all gates and any number of neurons, the best network is at most 5 % lower (proved)." in proved
+    assert "searched" not in proved and "evidence" not in proved
+    for kind, bound in (("none", None), ("searched", None), ("guessed", 190.0)):
+        none = certainty(entry(200.0, 210.0, bound, kind))
+        assert none[1:] == [
+            "It was not compared with other gates: networks with other gates may be better by any amount."
+        ]
+        assert none[0] == "Over its own gates, the best network is at most 0.001 % lower (proved)."
+
+
+def test_a_small_objective_has_a_difference_for_a_gap() -> None:
+    assert "lower by at most 0.1 (proved)" in " ".join(certainty(entry(0.5, None, 0.4, "proved")))
+
+
+def test_a_bound_that_the_rival_refutes_is_not_kept() -> None:
+    said = " ".join(certainty(entry(200.0, 180.0, 190.0, "searched")))
+    assert "the search missed a worse direction, and the bound doesn't hold" in said
+    assert "contradicts the proof" in " ".join(certainty(entry(200.0, 180.0, 190.0, "proved")))
+    assert "contradicts" not in " ".join(certainty(entry(200.0, 180.0, 190.0, "proved"), same_objective=False))
+
+
+def test_who_won_at_a_layer() -> None:
+    assert comparison(entry(99.0, 100.0), 100) == [
+        "Convex training won in the training objective: 1 % lower (99 against 100).",
+        "Test accuracy: 90.0 % with convex, 80.0 % with ordinary training; convex training is right on 10 images more "
+        "of 100.",
+    ]
+    assert comparison(entry(102.0, 100.0), 100)[0] == (
+        "Ordinary training won in the training objective: 2 % lower (100 against 102)."
+    )
+    assert comparison(entry(100.0, 100.000001), 100)[0] == "Both reached the training objective 100."
+    assert "Ordinary training was left out." in comparison(entry(100.0), 100)[0]
+    same = entry(99.0, 100.0)
+    same["nonconvex"]["test_accuracy"] = 0.9
+    assert comparison(same, 100)[1] == "Test accuracy: both 90.0 % of 100 images."
+
+
+def test_how_sure_a_difference_in_accuracy_is() -> None:
+    # Signs: 2 * 2^-10 for ten of ten; 1/4 for three of three.
+    clear = comparison(entry(99.0, 100.0, only_convex_right=10, only_nonconvex_right=0), 100)[1]
+    assert "10 with convex, 0 with ordinary training. Chance alone gives as large a difference in 0.2 % of" in clear
+    assert clear.endswith("more than chance gives.")
+    vague = comparison(entry(99.0, 100.0, only_convex_right=3, only_nonconvex_right=0), 100)[1]
+    assert "in 25 % of comparisons: neither is shown to be better" in vague
+
+
+def test_the_headline() -> None:
+    assert headline(summary_of(entry(99.0, 100.0), entry(98.0, 100.0))) == (
+        "Convex training reached the lower training objective at both layers, by 1 % to 2 %. "
+        "Test accuracy is higher with convex training at both layers."
+    )
+    assert headline(summary_of(entry(99.0, 100.0), entry(102.0, 100.0), entry(99.0, 100.0))).startswith(
+        "Convex training reached the lower training objective at layers 1 and 3, by 1 %; ordinary training reached the "
+        "lower training objective at layer 2, by 2 %."
+    )
+    assert headline(summary_of(entry(100.0, 100.0))).startswith("Both methods reached the same training objective at")
+    assert headline(summary_of(entry(99.0))).startswith("1 layer trained by convex optimisation, without ordinary")
+    sure, vague = (
+        entry(99.0, 100.0, only_convex_right=10, only_nonconvex_right=0),
+        entry(99.0, 100.0, only_convex_right=12, only_nonconvex_right=2 + 8),
+    )
+    assert headline(summary_of(sure, vague)).endswith("the difference is more than chance gives at layer 1.")
+    assert headline(summary_of(vague)).endswith("the differences are no more than chance gives.")
+
+
+def test_bounds_are_rounded_up() -> None:
+    for share in (1e-12, 0.00123401, 0.0123, 0.999, 0.09996, 12.3456):
+        assert float(at_most(share).removesuffix(" %")) >= 100 * share * (1 - 1e-8)
+    assert (percent(0.0123), at_most(0.01)) == ("1.2 %", "1 %")
+
+
+# History and figures.
+
+
+def test_history_round_trip(tmp_path: Path) -> None:
+    points = [Point(1, "convex", 0.1, 10.0, -np.inf, "all gates"), Point(1, "nonconvex", 1 / 3, 11.0)]
+    write_history(points, tmp_path / "history.csv")
+    first, second = read_history(tmp_path / "history.csv")
+    assert np.isnan(first.bound) and (first.objective, first.bound_over) == (10.0, "all gates")
+    assert (second.seconds, second.method, second.bound_over) == (1 / 3, "nonconvex", "")
+    assert list(read_history(tmp_path / "nothing.csv")) == []
+
+
+def test_gaps_are_to_the_last_bound_where_a_search_refuted_an_earlier_one() -> None:
+    points = [
+        Point(1, "convex", 1.0, 12.0, 6.0, "all gates"),
+        Point(1, "convex", 2.0, 10.0, 9.5, "all gates"),
+        Point(1, "convex", 3.0, 10.0, 9.0, "all gates"),
+        Point(1, "nonconvex", 1.0, 20.0),
+        Point(1, "nonconvex", 2.0, 9.0),
+    ]
+    assert gaps(points, "convex") == [(1.0, 0.5), (2.0, 0.1), (3.0, 0.1)]
+    # At 2 s it is at the bound itself: no gap that a logarithmic axis could show.
+    assert gaps(points, "nonconvex") == [(1.0, 0.55)]
+    own = [Point(1, "convex", p.seconds, p.objective, p.bound, "gates at hand") for p in points[:3]] + points[3:]
+    assert gaps(own, "convex")[1] == (2.0, 0.05)
+    assert gaps(own, "nonconvex") == []
+    for some in (points, own):
+        png = plot_gaps(some)
+        assert png is not None and png.startswith(b"\x89PNG")
+    assert plot_gaps(points[3:]) is None
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_pictures_of_filters(channels: int) -> None:
+    generator = np.random.default_rng(0)
+    images = generator.normal(size=(30, channels, 6, 6))
+    targets = np.stack([images[:, 0, 2, 2], -images[:, 0, 3, 3]], axis=1)
+    block = ConvexConvBlock(gates=20, reg=0.1, penalty="dense", bias=True)
+    stack = LayerwiseCNN(layers=1, block=block).fit(images, targets)
+    fitted = stack.blocks_[0]
+    share = shares(fitted)
+    # Of the penalty: reg/2 (||u||^2 + ||w||^2) is reg ||u|| ||w|| for balanced neurons.
+    squares = fitted.neurons_.filters.square().sum(dim=1) + fitted.neurons_.readout.square().sum(dim=(1, 2))
+    np.testing.assert_allclose(share, (squares / squares.sum()).numpy(), rtol=1e-9)
+    tiles = filter_tiles(fitted, np.argsort(-share))
+    assert [tile.share for tile in tiles] == sorted(share, reverse=True)
+    row = int(np.argmax(share))
+    readout = fitted.neurons_.readout[row].mean(dim=0)
+    assert tiles[0].output == int(readout.abs().argmax())
+    assert tiles[0].sign == (1 if readout[tiles[0].output] > 0 else -1)
+    kernel = fitted.neurons_.filters[row, :-1].reshape(channels, 3, 3).numpy()
+    if channels == 2:
+        assert tiles[0].channel == int(np.square(kernel).sum(axis=(1, 2)).argmax())
+        kernel = kernel[tiles[0].channel]
+    with Image.open(io.BytesIO(tiles[0].png)) as picture:
+        pixels = np.asarray(picture).astype(int)
+    assert pixels.shape == (3, 3, 3)
+    if channels == 3:
+        assert ((pixels > 128) == (kernel.transpose(1, 2, 0) > 0)).mean() > 0.95
+    else:
+        red = pixels[..., 0] > pixels[..., 2]
+        np.testing.assert_array_equal(red, kernel.reshape(3, 3) > 0)
