@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,25 @@ import cvxcnn.run
 from cvxcnn import __version__, nonconvex_objective
 from cvxcnn.data import ImageSet, limit, load_data, one_hot
 from cvxcnn.errors import DataError, InputError, SolverError
+from cvxcnn.history import read_history
 from cvxcnn.patches import Patches
 from cvxcnn.persistence import load_model
 from cvxcnn.run import Settings, accuracy, build_stack, finite, run
 from cvxcnn.run_folder import OutputFolder, default_output
-from cvxcnn.train import build_parser, main, parse_settings
+from cvxcnn.train import build_parser, main, settings_of
 
 QUICK = ["--layers", "1", "--limit-train", "40", "--reg", "10", "--gates", "8"]
-FILES = ["accuracy.png", "config.json", "metrics.csv", "model.safetensors", "objective.png", "summary.json"]
+FILES = [
+    "accuracy.png", "config.json", "explanations_quick.png", "history.csv", "metrics.csv", "model.safetensors",
+    "objective.png", "report.html", "summary.json",
+]  # fmt: skip
 CONVEX = {
     "objective", "dual_bound", "relative_gap", "status", "solver", "n_neurons", "train_accuracy", "test_accuracy",
     "seconds", "global_bound", "global_gap", "certificate", "n_searched",
 }  # fmt: skip
-NONCONVEX = {"objective", "n_neurons", "train_accuracy", "test_accuracy", "seconds"}
+NONCONVEX = {
+    "objective", "n_neurons", "train_accuracy", "test_accuracy", "seconds", "only_convex_right", "only_nonconvex_right",
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -141,6 +148,25 @@ def test_the_baseline_is_eq_1_on_the_same_inputs(
         assert value == pytest.approx(found["objective"], rel=1e-9)
         assert accuracy(predictions[0].numpy(), train.labels) == found["train_accuracy"]
         assert accuracy(predictions[1].numpy(), test.labels) == found["test_accuracy"]
+        convex = block.predict(test_inputs[layer]).argmax(axis=1) == test.labels
+        ordinary = predictions[1].numpy().argmax(axis=1) == test.labels
+        assert found["only_convex_right"] == int((convex & ~ordinary).sum())
+        assert found["only_nonconvex_right"] == int((ordinary & ~convex).sum())
+
+
+def test_the_history_ends_in_the_summarys_numbers(finished: tuple[Path, Settings, dict[str, Any]]) -> None:
+    folder, _, summary = finished
+    points = read_history(folder / "history.csv")
+    for entry in summary["layers"]:
+        for method in ("convex", "nonconvex"):
+            own = [p for p in points if (p.layer, p.method) == (entry["layer"], method)]
+            assert own[-1].objective == entry[method]["objective"]
+            assert own[-1].seconds == entry[method]["seconds"]
+            assert all(first.seconds <= second.seconds for first, second in pairwise(own))
+        # Ten random gates: the bound is over those.
+        convex = [p for p in points if (p.layer, p.method) == (entry["layer"], "convex")]
+        assert {p.bound_over for p in convex} == {"gates at hand"}
+        assert convex[-1].bound == entry["convex"]["dual_bound"]
 
 
 def test_without_a_reg_each_layer_has_its_share_of_its_own_reg_max(
@@ -267,17 +293,17 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_defaults_and_arguments_become_settings() -> None:
-    assert parse_settings([]) == (Settings(), False, False)
-    settings, quiet, verbose = parse_settings(
-        ["--downsample", "3", "2", "1", "--gates", "50", "--no-baseline", "--verbose"]
+    def parse(*arguments: str) -> Settings:
+        return settings_of(vars(build_parser().parse_args(arguments)))
+
+    assert parse() == Settings()
+    assert parse("--downsample", "3", "2", "1", "--gates", "50", "--no-baseline") == Settings(
+        downsample=(3, 2, 1), gates=50, baseline=False
     )
-    assert settings == Settings(downsample=(3, 2, 1), gates=50, baseline=False)
-    assert (quiet, verbose) == (False, True)
-    settings, _, _ = parse_settings(["--reg-fraction", "0.5", "--rounds", "7"])
-    assert settings == Settings(reg_fraction=0.5, rounds=7)
-    assert parse_settings(["--reg", "2"])[0] == Settings(reg=2.0)
-    assert parse_settings(["--activation", "gated_relu"])[0].penalty == "nuclear"
-    assert build_parser().parse_args(["--output", "x"]).output == "x"
+    assert parse("--reg-fraction", "0.5", "--rounds", "7") == Settings(reg_fraction=0.5, rounds=7)
+    assert parse("--reg", "2") == Settings(reg=2.0)
+    assert parse("--activation", "gated_relu").penalty == "nuclear"
+    assert parse("--output", "x").output == "x"
 
 
 BAD = [
