@@ -149,10 +149,9 @@ def test_priced_gates_come_back(tmp_path: Path) -> None:
     assert load_model(tmp_path).blocks_[0].gates == VARIANTS["priced gates"][0]["gates"]
 
 
-@pytest.mark.parametrize("name", [name for name in VARIANTS if VARIANTS[name][1].get("layers") == 1])
+@pytest.mark.parametrize("name", VARIANTS)
 def test_a_block_comes_back_to_the_last_bit(name: str, tmp_path: Path) -> None:
-    settings_, _, targets = VARIANTS[name]
-    block = ConvexConvBlock(**settings_).fit(IMAGES, targets)
+    block = fitted(name).blocks_[0]
     block.save(tmp_path, extra={"by": "hand"})
     loaded = ConvexConvBlock.load(tmp_path)
     assert loaded.extra_ == {"by": "hand"}

@@ -20,9 +20,8 @@ from .files import CONFIG_FILE
 from .reading import unfitted_block
 from .writing import block_settings, plain
 
-__all__ = ["KINDS", "Model", "estimator_config", "fitted_stack", "kind_of", "of_kind"]
+__all__ = ["KINDS", "estimator_config", "fitted_stack", "kind_of", "of_kind"]
 
-Model = ConvexConvBlock | LayerwiseCNN | ConvexCNNClassifier | ConvexCNNRegressor
 KINDS: dict[str, type[Any]] = {
     kind.__name__: kind for kind in (ConvexConvBlock, LayerwiseCNN, ConvexCNNClassifier, ConvexCNNRegressor)
 }
