@@ -164,7 +164,7 @@ class _Machine:
 
 
 def pickled_value(content: bytes, names: Collection[str]) -> Any:
-    """Return the value of a pickle of protocol 0 to 4, calls in it as records.
+    """Return the value of a pickle of protocol 1 to 4, or of 0 by Python 3, calls in it as records.
 
     Parameters
     ----------
