@@ -20,7 +20,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from cvxcnn import ConvexCNNClassifier, ConvexCNNRegressor, ConvexConvBlock, PricingOptions
+from cvxcnn import ConvexCNNClassifier, ConvexCNNRegressor, ConvexConvBlock, PricedGates, PricingOptions
 from cvxcnn.errors import InputError
 from cvxcnn.estimator import _nearest_probabilities
 
@@ -206,7 +206,7 @@ def test_nested_parameters(digits: tuple[np.ndarray, np.ndarray]) -> None:
     assert BLOCK.reg == 1.0
     # The default block is made when one of its parameters is set.
     model = clone(ConvexCNNClassifier()).set_params(block__reg=3.0, layers=2)
-    assert (model.block.reg, model.block.gates, model.layers) == (3.0, "priced", 2)
+    assert (model.block.reg, model.block.gates, model.layers) == (3.0, PricedGates(gap=1e-3), 2)
     with pytest.raises(ValueError, match="Invalid parameter 'colour'"):
         model.set_params(block__colour="red")
 
