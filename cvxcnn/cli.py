@@ -217,10 +217,10 @@ def run_command(
     except SystemExit as leaving:
         # --help and --version have shown what they show.
         return int(leaving.code or 0)
-    except KeyboardInterrupt:
-        return fail(f"interrupted; {unfinished}.", 130)
-    except _TerminatedError:
-        return fail(f"terminated; {unfinished}.", 143)
+    except KeyboardInterrupt as stop:
+        return fail(f"interrupted; {stop.args[0] if stop.args else unfinished}.", 130)
+    except _TerminatedError as stop:
+        return fail(f"terminated; {stop.args[0] if stop.args else unfinished}.", 143)
     except (InputError, ModelFileError) as error:
         return fail(f"error: {error}", 2)
     except CvxcnnError as error:

@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from safetensors.torch import save_file
 from torch import Tensor
 
 from . import __version__
 from .baseline import BaselineResult, train_baseline
 from .block import ConvexConvBlock
+from .checkpoint import State, drop_checkpoints, find_state, read_state, write_checkpoint, write_state
 from .data import ImageSet, limit, load_data, one_hot
-from .errors import CvxcnnError, InputError
-from .history import HISTORY_FILE, Point, history_of, write_history
+from .errors import CvxcnnError, InputError, ModelFileError
+from .history import Point, history_of
 from .html_report import QUICK_FILE, REPORT_FILE, write_report
 from .neurons import Neurons
 from .patches import Patches
-from .persistence import save_model
 from .pricing import PricingOptions
 from .progress import Reporter
 from .report import plot_accuracy, plot_objective, results_table, write_metrics
-from .run_folder import SUMMARY_FILE, OutputFolder, default_output
+from .run_folder import OutputFolder, default_output, hidden_folder
 from .solvers import SOLVERS
 from .stack import LayerwiseCNN
 
-__all__ = ["Settings", "accuracy", "pricing_options", "run"]
+__all__ = ["Settings", "accuracy", "pricing_options", "resume", "run"]
 
 
 @dataclass(frozen=True)
@@ -195,9 +195,11 @@ class LayerRecords:
     train: ImageSet
     test: ImageSet
     reporter: Reporter
+    partial: Path
     summaries: list[dict[str, Any]] = field(default_factory=list)
-    baselines: list[BaselineResult] = field(default_factory=list)
+    rivals: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     history: list[Point] = field(default_factory=list)
+    saved: int = 0
     _test_inputs: Iterator[tuple[ConvexConvBlock, Tensor]] | None = None
 
     def on_layer(self, layer: int, block: ConvexConvBlock, inputs: Tensor) -> None:
@@ -206,15 +208,41 @@ class LayerRecords:
         if self._test_inputs is None:
             # The stack's own iterator goes on to each block as it is added, so test images pass every layer once.
             self._test_inputs = self.stack.layer_inputs(self.test.images)
+            for _ in range(layer):  # of a run that was gone on with
+                next(self._test_inputs)
         _, test_inputs = next(self._test_inputs)
         convex = self._convex(block, inputs, test_inputs)
         self.reporter.say(
             f"layer {layer + 1}: objective {block.result_.objective:.6g}, {block.n_neurons_} neurons, "
             f"{_percent(convex['test_accuracy'])} test accuracy, {block.result_.seconds:.1f} s"
         )
-        nonconvex = self._nonconvex(layer, block, inputs, test_inputs) if self.settings.baseline else None
-        self.history += history_of(layer + 1, block, self.baselines[-1] if nonconvex else None)
+        nonconvex, rival = None, None
+        if self.settings.baseline:
+            nonconvex, rival = self._nonconvex(layer, block, inputs, test_inputs)
+            self.rivals.append((rival.filters, rival.readout))
+        self.history += history_of(layer + 1, block, rival)
         self.summaries.append({"layer": layer + 1, "reg": float(block.reg), "convex": convex, "nonconvex": nonconvex})
+        write_checkpoint(self.partial, self.state(), self.extra())
+        self.saved = len(self.summaries)
+
+    def state(self) -> State:
+        """Return the layers that are finished, as a stack of its own."""
+        count = len(self.summaries)
+        stack = LayerwiseCNN(**{**self.stack.get_params(deep=False), "layers": count})
+        if count:
+            stack.image_shape_ = self.stack.image_shape_
+            stack.blocks_ = self.stack.blocks_[:count]
+            stack.standardizers_ = self.stack.standardizers_[:count]
+        return State(summarise(self.settings, self), stack if count else None, self.rivals[:count], self.history)
+
+    def extra(self) -> dict[str, Any]:
+        """Return what the model's configuration says beside the model."""
+        return {
+            "classes": list(self.train.classes),
+            "data": self.train.name,
+            "targets": "one-hot, 0 and 1",
+            "reg": [float(entry["reg"]) for entry in self.summaries],
+        }
 
     def _convex(self, block: ConvexConvBlock, inputs: Tensor, test_inputs: Tensor) -> dict[str, Any]:
         result, certificate = block.result_, block.certificate_
@@ -234,11 +262,12 @@ class LayerRecords:
             "n_searched": int(certificate.n_searched),
         }
 
-    def _nonconvex(self, layer: int, block: ConvexConvBlock, inputs: Tensor, test_inputs: Tensor) -> dict[str, Any]:
+    def _nonconvex(
+        self, layer: int, block: ConvexConvBlock, inputs: Tensor, test_inputs: Tensor
+    ) -> tuple[dict[str, Any], BaselineResult]:
         patches, test_patches = Patches(inputs, block.geometry_), Patches(test_inputs, block.geometry_)
         connect = "group" if block.penalty == "group" else "dense"
         result = self._train_baseline(layer, block, patches, connect)
-        self.baselines.append(result)
         outputs = predict(result, test_patches)
         own, other = (part.argmax(axis=1) == self.test.labels for part in (block.predict(test_inputs), outputs))
         found: dict[str, Any] = {
@@ -258,7 +287,7 @@ class LayerRecords:
         if connect == "group":
             dense = self._train_baseline(layer, block, patches, "dense")
             found["dense_test_accuracy"] = accuracy(predict(dense, test_patches), self.test.labels)
-        return found
+        return found, result
 
     def _train_baseline(self, layer: int, block: ConvexConvBlock, patches: Patches, connect: str) -> BaselineResult:
         settings = self.settings
@@ -328,9 +357,54 @@ def run(settings: Settings, console: Console | None = None) -> dict[str, Any]:
         If settings, images or the output folder can't be used; no folder is left behind then.
     """
     console = console or Console(quiet=True)
+    path = Path(settings.output if settings.output is not None else default_output(settings.data))
+    return _run(settings, OutputFolder(path), None, console)
+
+
+def resume(path: str | os.PathLike[str], console: Console | None = None) -> dict[str, Any]:
+    """Go on with a run that was interrupted or killed: its settings, its finished layers, the same end.
+
+    Parameters
+    ----------
+    path : str or path
+        The folder that the run was to write to.
+    console : Console, optional
+        Where progress and the table of results go; None for none.
+
+    Returns
+    -------
+    dict
+        What is in ``summary.json``.
+
+    Raises
+    ------
+    CvxcnnError
+        If there is no such run, it is damaged, or its images are no longer those that it began with.
+    """
+    console = console or Console(quiet=True)
+    target = Path(path)
+    try:
+        found = find_state(target, hidden_folder(target))
+        state = read_state(found)
+    except (OSError, ValueError) as error:
+        raise InputError(f"can't read {target}: {getattr(error, 'strerror', None) or error}.") from error
+    names = {entry.name for entry in fields(Settings)}
+    values = {name: value for name, value in state.summary["settings"].items() if name in names}
+    try:
+        settings = replace(Settings(**values), output=str(target), downsample=tuple(values["downsample"]))
+        complete = len(state.summary["layers"]) >= settings.layers
+    except (TypeError, KeyError) as error:
+        raise ModelFileError(f"The settings of the run in {target} are damaged: {error}. Train it again.") from error
+    if found == target and complete:
+        raise InputError(f"the run in {target} is complete: it has all of its {settings.layers} layers.")
+    return _run(settings, OutputFolder(target, resume=True), state, console)
+
+
+def _run(settings: Settings, output: OutputFolder, state: State | None, console: Console) -> dict[str, Any]:
+    """Train the layers that a state doesn't have, and write everything."""
     _check_rest(settings)
     stack = build_stack(settings)
-    with OutputFolder(settings.output if settings.output is not None else default_output(settings.data)) as folder:
+    with output as folder:
         train, test = load_sets(settings)
         check_maps(stack, train.image_shape)
         gap = pricing_options(settings).gap if settings.gates == "priced" else settings.tol
@@ -339,22 +413,77 @@ def run(settings: Settings, console: Console | None = None) -> dict[str, Any]:
             f"{train.name}: {len(train)} training and {len(test)} test images of shape {train.image_shape}, "
             f"{len(train.classes)} classes"
         )
-        records = LayerRecords(settings, stack, train, test, reporter)
-        with reporter.bars:
-            stack.fit(
-                train.images,
-                one_hot(train.labels, len(train.classes)),
-                callback=reporter.solver,
-                on_layer=records.on_layer,
-            )
-        summary = summarise(settings, records)
-        write_run(folder.partial, records, summary)
-        _draw_examples(folder.partial, test, reporter)
-        write_report(folder.partial)
-        folder.publish()
+        records = LayerRecords(settings, stack, train, test, reporter, folder.partial)
+        if state is not None:
+            _take_over(records, state)
+        write_checkpoint(folder.partial, records.state(), records.extra())
+        try:
+            with reporter.bars:
+                stack.fit(
+                    train.images,
+                    one_hot(train.labels, len(train.classes)),
+                    callback=reporter.solver,
+                    on_layer=records.on_layer,
+                    finished=None if state is None else state.stack,
+                )
+            summary = _publish(folder, records)
+        except BaseException as stop:
+            if records.saved:
+                _keep(folder, records, stop)
+            raise
     console.print(results_table(summary))
     reporter.say(f"Written to {folder.path}; open {folder.path / REPORT_FILE} in a browser")
     return summary
+
+
+def _take_over(records: LayerRecords, state: State) -> None:
+    """Make the layers of a state the first of these records."""
+    data = describe(records)
+    known = state.summary.get("data")
+    if data != known:
+        raise InputError(
+            f"the images are not those that the run began with: they were {known}, now they are {data}. Put them back."
+        )
+    records.summaries += state.summary["layers"]
+    records.rivals += state.rivals
+    records.history += state.history
+    records.saved = len(records.summaries)
+    if state.stack is not None:
+        # The checkpoint that is written next is of these, before the first fit.
+        for name in ("image_shape_", "blocks_", "standardizers_"):
+            setattr(records.stack, name, getattr(state.stack, name))
+        for block, entry in zip(state.stack.blocks_, state.summary["layers"], strict=True):
+            block.set_params(reg=entry["reg"], device=resolve_device(records.settings.device))
+        records.reporter.say(f"{len(records.summaries)} of {records.settings.layers} layers are there already")
+
+
+def _keep(folder: OutputFolder, records: LayerRecords, stop: BaseException) -> None:
+    """Leave the finished layers where they can be used, or at least gone on with."""
+    folder.keep()
+    records.summaries = records.summaries[: records.saved]
+    if records.saved < records.settings.layers:
+        # Should this fail too, the hidden folder still has its checkpoint.
+        with suppress(OSError, CvxcnnError):
+            _publish(folder, records)
+    kept = f"{records.saved} of {records.settings.layers} layers are kept; go on with --resume {folder.path}"
+    if isinstance(stop, Exception):
+        records.reporter.say(kept)
+    else:
+        stop.args = (kept,)
+
+
+def _publish(folder: OutputFolder, records: LayerRecords) -> dict[str, Any]:
+    """Write the results of the finished layers, and make them appear."""
+    state = records.state()
+    write_state(folder.partial, state, records.extra())
+    write_metrics(state.summary, folder.partial / "metrics.csv")
+    plot_objective(state.summary, folder.partial / "objective.png")
+    plot_accuracy(state.summary, folder.partial / "accuracy.png")
+    _draw_examples(folder.partial, records.test, records.reporter)
+    write_report(folder.partial)
+    drop_checkpoints(folder.partial)
+    folder.publish()
+    return state.summary
 
 
 def _check_rest(settings: Settings) -> None:
@@ -369,18 +498,23 @@ def _check_rest(settings: Settings) -> None:
         raise InputError(f'solver must be "auto" or one of {sorted(SOLVERS)}; got {settings.solver!r}.')
 
 
-def summarise(settings: Settings, records: LayerRecords) -> dict[str, Any]:
-    """Return the summary of a run."""
+def describe(records: LayerRecords) -> dict[str, Any]:
+    """Return what the summary says of the images."""
     train, test = records.train, records.test
     return {
+        "name": train.name,
+        "n_train": len(train),
+        "n_test": len(test),
+        "image_shape": list(train.image_shape),
+        "n_classes": len(train.classes),
+    }
+
+
+def summarise(settings: Settings, records: LayerRecords) -> dict[str, Any]:
+    """Return the summary of a run."""
+    return {
         "version": __version__,
-        "data": {
-            "name": train.name,
-            "n_train": len(train),
-            "n_test": len(test),
-            "image_shape": list(train.image_shape),
-            "n_classes": len(train.classes),
-        },
+        "data": describe(records),
         "settings": {
             **asdict(settings),
             "downsample": list(settings.downsample),
@@ -390,37 +524,8 @@ def summarise(settings: Settings, records: LayerRecords) -> dict[str, Any]:
             "torch": str(torch.__version__),
             "numpy": str(np.__version__),
         },
-        "layers": records.summaries,
+        "layers": list(records.summaries),
     }
-
-
-def write_run(folder: Path, records: LayerRecords, summary: dict[str, Any]) -> None:
-    """Write the files of a run into a folder.
-
-    Raises
-    ------
-    OSError
-        If they can't be written.
-    """
-    extra = {
-        "classes": list(records.train.classes),
-        "data": records.train.name,
-        "targets": "one-hot, 0 and 1",
-        "reg": [float(block.reg) for block in records.stack.blocks_],
-    }
-    save_model(records.stack, folder, extra=extra)
-    if records.baselines:
-        tensors = {}
-        for layer, result in enumerate(records.baselines):
-            tensors[f"layers.{layer}.filters"] = result.filters.cpu().contiguous()
-            tensors[f"layers.{layer}.readout"] = result.readout.cpu().contiguous()
-        save_file(tensors, folder / "baseline.safetensors")
-    write_metrics(summary, folder / "metrics.csv")
-    write_history(records.history, folder / HISTORY_FILE)
-    plot_objective(summary, folder / "objective.png")
-    plot_accuracy(summary, folder / "accuracy.png")
-    text = json.dumps(summary, indent=2, allow_nan=False)
-    (folder / SUMMARY_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def _draw_examples(folder: Path, test: ImageSet, reporter: Reporter) -> None:

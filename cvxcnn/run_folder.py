@@ -25,6 +25,8 @@ class OutputFolder:
     Parameters
     ----------
     path : str or path
+    resume : bool
+        The folder may hold a run already, and the hidden one what a killed run left: both are gone on with.
 
     Raises
     ------
@@ -32,8 +34,9 @@ class OutputFolder:
         On entering, if the folder holds files already, is a file, or can't be written.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], resume: bool = False) -> None:
         self.path = Path(path)
+        self.resume = resume
         self.partial = Path()
         self._made: list[Path] = []
 
@@ -41,19 +44,22 @@ class OutputFolder:
         try:
             # Resolved, so that the hidden folder is beside what a link points to.
             resolved = self.path.expanduser().resolve()
-            self._check_free(resolved)
-            self.partial = resolved.with_name(f".{resolved.name}.partial")
+            if not self.resume:
+                self._check_free(resolved)
+            self.partial = hidden_folder(resolved)
             parents = [parent for parent in self.partial.parents if not parent.exists()]
             for parent in reversed(parents):
                 parent.mkdir(exist_ok=True)
                 self._made.append(parent)
-            self.partial.mkdir()
-            self._made.append(self.partial)
+            self.partial.mkdir(exist_ok=self.resume)
+            # What a killed run left is not this one's to remove.
+            if not self.resume:
+                self._made.append(self.partial)
         except FileExistsError as error:
             self._remove()
             raise InputError(
                 f"{self.partial} is there already: another run writes to {self.path}, or one was killed. "
-                "Wait for it, delete that folder, or give another --output."
+                f"Wait for it, go on with it by --resume {self.path}, delete that folder, or give another --output."
             ) from error
         except (OSError, ValueError, RuntimeError) as error:
             self._remove()
@@ -89,6 +95,10 @@ class OutputFolder:
             os.replace(self.partial, target)
         self._made = []
 
+    def keep(self) -> None:
+        """Leave what is written where it is, even if the run fails: there is something to go on from."""
+        self._made = []
+
     def _remove(self) -> None:
         """Remove what was made here, and nothing else."""
         for folder in reversed(self._made):
@@ -105,6 +115,12 @@ class OutputFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._remove()
+
+
+def hidden_folder(path: Path) -> Path:
+    """Return the folder in which the run that is to appear at ``path`` is written."""
+    resolved = path.expanduser().resolve()
+    return resolved.with_name(f".{resolved.name}.partial")
 
 
 def default_output(data: str) -> Path:

@@ -148,6 +148,7 @@ class LayerwiseCNN(Savable, BaseEstimator):
         targets: Any,
         callback: Callable[[int, Progress], None] | None = None,
         on_layer: Callable[[int, ConvexConvBlock, Tensor], None] | None = None,
+        finished: LayerwiseCNN | None = None,
     ) -> LayerwiseCNN:
         """Train block after block.
 
@@ -159,6 +160,9 @@ class LayerwiseCNN(Savable, BaseEstimator):
             Called with the layer (from 0) and a ``Progress`` of its solve.
         on_layer : callable, optional
             Called after each layer with its index, its block, and the images that the block was fitted on.
+        finished : LayerwiseCNN, optional
+            A stack of these settings, fitted on these images, whose blocks are the first of this one: they are kept
+            as they are, and ``callback`` and ``on_layer`` hear nothing of them.
         """
         settings = self._settings()
         self.pooling_after(0)
@@ -167,11 +171,15 @@ class LayerwiseCNN(Savable, BaseEstimator):
         self.image_shape_ = tuple(int(side) for side in inputs.shape[1:])
         self.blocks_: list[ConvexConvBlock] = []
         self.standardizers_: list[Standardizer | None] = []
+        kept = [] if finished is None else list(zip(finished.blocks_, finished.standardizers_, strict=True))
         for layer, block in enumerate(settings):
             if layer:
                 inputs = self._hand_on(layer - 1, inputs)
+            if layer < len(kept):
+                self._add(*kept[layer])
+                inputs = self._standardized(inputs)
+                continue
             standardizer = Standardizer.of(inputs) if self.standardize else None
-            self.standardizers_.append(standardizer)
             inputs = standardizer(inputs) if standardizer is not None else inputs
 
             def report(progress: Progress, layer: int = layer) -> None:
@@ -181,11 +189,20 @@ class LayerwiseCNN(Savable, BaseEstimator):
             if self.reg_fraction is not None:
                 block.set_params(reg=self.reg_fraction * block.reg_max(inputs, targets))
             block.fit(inputs, targets, callback=report)
-            self.blocks_.append(block)
+            self._add(block, standardizer)
             logger.info("layer %d: %s", layer + 1, block.certificate_)
             if on_layer is not None:
                 on_layer(layer, block, inputs)
         return self
+
+    def _add(self, block: ConvexConvBlock, standardizer: Standardizer | None) -> None:
+        self.blocks_.append(block)
+        self.standardizers_.append(standardizer)
+
+    def _standardized(self, inputs: Tensor) -> Tensor:
+        """Return inputs as the last block takes them."""
+        standardizer = self.standardizers_[-1]
+        return inputs if standardizer is None else standardizer(inputs)
 
     def _hand_on(self, layer: int, inputs: Tensor) -> Tensor:
         """Return what block ``layer`` hands on from its (standardized) inputs: pooled ReLU maps."""

@@ -10,7 +10,8 @@ from typing import Any
 from rich.console import Console
 
 from .cli import Parser, fraction, integer, one_of, positive, run_command
-from .run import Settings, run
+from .errors import InputError
+from .run import Settings, resume, run
 from .solvers import SOLVERS
 
 __all__ = ["main"]
@@ -44,6 +45,11 @@ def build_parser(prog: str = PROGRAM) -> Parser:
     add(data, "--data", metavar="digits|cifar10|PATH", help="images: a name, or files in a layout that is known")
     add(data, "--limit-train", metavar="N", type=size, help="train on N images, each class in its share (default: all)")
     add(data, "--output", metavar="DIR", help="folder of the results, new or empty (default: runs/<data>-<time>)")
+
+    data.add_argument(
+        "--resume", metavar="DIR",
+        help="go on with the run that was to write to DIR: its settings, its finished layers",
+    )  # fmt: skip
 
     model = parser.add_argument_group("network")
     add(model, "--layers", metavar="N", type=size, help="number of blocks")
@@ -116,7 +122,15 @@ def main(argv: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
     """
 
     def work(options: dict[str, Any], console: Console) -> None:
-        run(settings_of(options), console)
+        folder = options.pop("resume", None)
+        if folder is None:
+            run(settings_of(options), console)
+            return
+        given = [name for name, value in options.items() if value != getattr(Settings, name, None)]
+        if given:
+            flag = f"--{given[0].replace('_', '-')}"
+            raise InputError(f"--resume takes the settings of the run in {folder}. Leave out {flag}.")
+        resume(folder, console)
 
     return run_command(
         build_parser(prog), argv, work, remedy="Use --limit-train, a larger --reg, or more --downsample."

@@ -427,16 +427,14 @@ def test_settings_from_python_are_checked_too(settings: Settings, text: str) -> 
     ("error", "code", "text", "step"),
     [
         (KeyboardInterrupt(), 130, "interrupted; nothing was written.", "train_baseline"),
-        (KeyboardInterrupt(), 130, "interrupted; nothing was written.", "plot_accuracy"),
         (SolverError("It diverged."), 1, "error: It diverged.", "train_baseline"),
         (DataError("It is damaged."), 1, "error: It is damaged.", "load_sets"),
-        (OSError(28, "Disk full"), 1, "error: can't write the results: Disk full.", "save_model"),
-        (OSError(28, "Disk full"), 1, "error: can't write the results: Disk full.", "plot_accuracy"),
+        (OSError(28, "Disk full"), 1, "error: can't write the results: Disk full.", "write_checkpoint"),
         (MemoryError(), 1, "error: out of memory.", "load_sets"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you"), 1, "error: out of memory.", "train_baseline"),
     ],
 )
-def test_a_run_that_fails_leaves_nothing(
+def test_a_run_that_fails_before_a_layer_is_finished_leaves_nothing(
     error: BaseException, code: int, text: str, step: str,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -456,7 +454,7 @@ def test_a_programming_error_is_not_hidden_and_leaves_nothing(monkeypatch: pytes
     def fail(*arguments: Any, **options: Any) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(cvxcnn.run, "save_model", fail)
+    monkeypatch.setattr(cvxcnn.run, "check_maps", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         main([*QUICK, "--no-baseline", "--output", "out"])
     assert os.listdir() == []

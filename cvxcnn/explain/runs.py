@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .. import __version__
+from ..checkpoint import BASELINE_FILE
 from ..data import ImageSet, load_data
 from ..errors import DataError, InputError, ModelFileError
 from ..html_report import write_report
 from ..neurons import Neurons
-from ..persistence import _read, _read_tensors, load_model, write_atomically
+from ..persistence import load_model, write_atomically
+from ..persistence.files import read_bytes, read_tensors
 from ..report import _name
 from ..run import finite, resolve_device
 from ..run_folder import SUMMARY_FILE
@@ -33,7 +35,6 @@ from .sparsity import Interval, bootstrap_interval, gini, half_mass_share
 
 __all__ = ["explain_run", "load_networks"]
 
-BASELINE_FILE = "baseline.safetensors"
 FILES = ("explanations.png", "sparsity.csv", "sanity.png", "explanations.json")
 MEASURES: dict[str, Callable[[Any], NDArray[np.float64]]] = {"gini": gini, "half_mass_share": half_mass_share}
 COLUMNS = ("layer", "method", "measure", "network", "mean", "low", "high", "n")
@@ -84,7 +85,7 @@ def load_networks(
     networks = {"convex": model.to_torch(layer - 1)}
     path = Path(folder) / BASELINE_FILE
     if path.exists():
-        tensors = _read_tensors(path, _read(path))
+        tensors = read_tensors(path, read_bytes(path))
         try:
             filters, readout = (tensors[f"layers.{layer - 1}.{name}"] for name in ("filters", "readout"))
             like = model.blocks_[layer - 1].neurons_.filters
@@ -104,7 +105,7 @@ def _summary(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ModelFileError(f"{folder} is not a folder. Give the folder of a finished run.")
     try:
-        summary = json.loads(_read(path).decode("utf-8"))
+        summary = json.loads(read_bytes(path).decode("utf-8"))
         _ = str(summary["settings"]["data"]), str(summary["data"]["name"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelFileError(

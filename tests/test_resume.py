@@ -1,0 +1,201 @@
+"""Runs that are broken off: no finished layer is lost, and going on ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from sklearn.datasets import load_digits
+
+import cvxcnn.run
+from cvxcnn import ConvexConvBlock, LayerwiseCNN
+from cvxcnn.errors import InputError, ModelFileError
+from cvxcnn.persistence import load_model
+from cvxcnn.run import Settings, resume, run
+from cvxcnn.run_folder import hidden_folder
+from cvxcnn.train import main
+
+QUICK = Settings(layers=2, limit_train=40, reg=2.0, gates=8, baseline_width=4, baseline_epochs=1, output="out")
+
+
+@pytest.fixture(autouse=True)
+def somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def without_seconds(folder: str) -> dict[str, Any]:
+    summary = json.loads(Path(folder, "summary.json").read_text())
+    for layer in summary["layers"]:
+        for method in ("convex", "nonconvex"):
+            layer[method].pop("seconds")
+    summary["settings"].pop("output")
+    return dict(summary)
+
+
+def break_off(monkeypatch: pytest.MonkeyPatch, error: BaseException, layer: int = 1) -> None:
+    """Make ordinary training fail at a layer, counted from 0."""
+    train, calls = cvxcnn.run.train_baseline, iter(range(100))
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == layer:
+            raise error
+        return train(*arguments, **options)
+
+    monkeypatch.setattr(cvxcnn.run, "train_baseline", fail)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the folder of a run that nothing happened to."""
+    path = str(tmp_path_factory.mktemp("whole") / "run")
+    run(Settings(**{**vars(QUICK), "output": path}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the folder of a run that was interrupted in its second layer."""
+    path = str(tmp_path_factory.mktemp("interrupted") / "run")
+    with pytest.MonkeyPatch.context() as patched:
+        break_off(patched, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            run(Settings(**{**vars(QUICK), "output": path}))
+    return path
+
+
+def same_as(whole: str, folder: str) -> None:
+    assert without_seconds(folder) == without_seconds(whole)
+    for name in ("model.safetensors", "baseline.safetensors"):
+        assert Path(folder, name).read_bytes() == Path(whole, name).read_bytes()
+    assert sorted(os.listdir(folder)) == sorted(os.listdir(whole))
+    assert not hidden_folder(Path(folder)).exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "Disk full"), RuntimeError("a bug")])
+def test_an_interrupted_run_is_usable_and_goes_on(
+    error: BaseException, whole: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        break_off(patched, error)
+        with pytest.raises(type(error)):
+            run(QUICK)
+    assert len(json.loads(Path("out/summary.json").read_text())["layers"]) == 1
+    assert len(load_model("out").blocks_) == 1 and Path("out/report.html").is_file()
+    resume("out")
+    same_as(whole, "out")
+
+
+def test_a_killed_run_goes_on_from_its_last_layer(whole: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = cvxcnn.run.write_checkpoint
+
+    def write_and_copy(partial: Path, *arguments: Any) -> None:
+        write(partial, *arguments)
+        if (partial / "layers-1").exists():
+            (partial / ".draft").mkdir()  # as if it had been killed while it wrote the next
+            shutil.copytree(partial, "copy")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cvxcnn.run, "write_checkpoint", write_and_copy)
+        break_off(patched, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            run(QUICK)
+    shutil.rmtree("out")
+    os.rename("copy", ".out.partial")
+    with pytest.raises(InputError, match=r"go on with it by --resume out"):
+        run(QUICK)
+    resume("out")
+    same_as(whole, "out")
+
+
+def test_a_run_killed_before_its_first_layer_begins_again(whole: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = cvxcnn.run.write_checkpoint
+
+    def write_and_copy(partial: Path, *arguments: Any) -> None:
+        write(partial, *arguments)
+        shutil.copytree(partial, "copy")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cvxcnn.run, "write_checkpoint", write_and_copy)
+        with pytest.raises(KeyboardInterrupt):
+            run(QUICK)
+    assert os.listdir() == ["copy"]
+    os.rename("copy", ".out.partial")
+    resume("out")
+    same_as(whole, "out")
+
+
+def test_a_run_that_fails_at_its_very_end_is_only_written(whole: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise OSError(28, "Disk full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cvxcnn.run, "plot_accuracy", fail)
+        with pytest.raises(OSError, match="Disk full"):
+            run(QUICK)
+    with monkeypatch.context() as patched:
+        patched.setattr(ConvexConvBlock, "fit", fail)
+        resume("out")
+    same_as(whole, "out")
+
+
+def test_command_line(whole: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with monkeypatch.context() as patched:
+        break_off(patched, KeyboardInterrupt())
+        options = "--layers 2 --limit-train 40 --reg 2 --gates 8 --baseline-width 4 --baseline-epochs 1 --output out"
+        assert main(options.split()) == 130
+    assert capsys.readouterr().err == ("cvxcnn.train: interrupted; 1 of 2 layers are kept; go on with --resume out.\n")
+    assert main(["--resume", "out", "--layers", "4"]) == 2
+    assert "--resume takes the settings of the run in out. Leave out --layers." in capsys.readouterr().err
+    assert main(["--resume", "out"]) == 0
+    assert "1 of 2 layers are there already" in capsys.readouterr().out
+    same_as(whole, "out")
+    assert main(["--resume", "out"]) == 2
+    assert "the run in out is complete: it has all of its 2 layers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda: shutil.rmtree("out"), "There is no run to go on with in out"),
+        (lambda: Path("out/summary.json").write_text("{"), "summary.json is damaged: JSONDecodeError"),
+        (lambda: Path("out/summary.json").write_text("[]"), "summary.json is damaged: TypeError"),
+        (lambda: Path("out/model.safetensors").write_bytes(b"x"), "model.safetensors"),
+        (lambda: Path("out/baseline.safetensors").unlink(), "baseline.safetensors is missing"),
+        (lambda: edit("settings", "downsample", 3), "The settings of the run in out are damaged"),
+        (lambda: edit("settings", "layers", "many"), "damaged|layers must be"),
+        (lambda: edit("data", "n_train", 41), "the images are not those that the run began with"),
+    ],
+)
+def test_what_can_not_be_gone_on_with(damage: Any, message: str, interrupted: str) -> None:
+    shutil.copytree(interrupted, "out")
+    damage()
+    with pytest.raises((InputError, ModelFileError), match=message):
+        resume("out", Console(quiet=True))
+
+
+def edit(table: str, name: str, value: Any) -> None:
+    path = Path("out/summary.json")
+    summary = json.loads(path.read_text())
+    summary[table][name] = value
+    path.write_text(json.dumps(summary))
+
+
+def test_a_stack_keeps_finished_blocks() -> None:
+    digits = load_digits()
+    images, targets = digits.images[:60] / 16, np.eye(10)[digits.target[:60]]
+    block = ConvexConvBlock(padding=1, pooling="mean", gates=8, penalty="dense", reg=0.5)
+    first = LayerwiseCNN(layers=1, block=block, downsample=2).fit(images, targets)
+    heard: list[int] = []
+    both = LayerwiseCNN(layers=2, block=block, downsample=2)
+    both.fit(images, targets, finished=first, on_layer=lambda layer, *_: heard.append(layer))
+    assert heard == [1] and both.blocks_[0] is first.blocks_[0]
+    again = LayerwiseCNN(layers=2, block=block, downsample=2).fit(images, targets)
+    assert torch.equal(torch.from_numpy(both.predict(images)), torch.from_numpy(again.predict(images)))
