@@ -27,6 +27,8 @@ MASK_BYTES = 1 << 28
 # Entries of the largest temporary of a chunk: about the second-level cache of a CPU core in float32.
 CHUNK_ENTRIES_CPU = 1 << 18
 CHUNK_ENTRIES_GPU = 1 << 26
+# A thread is not worth waking for fewer patches.
+_SHARE_PATCHES = 1024
 
 Result = TypeVar("Result")
 
@@ -267,7 +269,8 @@ class Patches:
         """Return ``work`` of consecutive shares of the images, one for each thread."""
         if self._total_bytes() <= CACHE_BYTES:
             self.unfold()  # once, before the threads ask for it
-        return map_shares(work, self.n_images, self.images.device)
+        least = -(-_SHARE_PATCHES // self.n_patches)
+        return map_shares(work, self.n_images, self.images.device, least)
 
     def _total_bytes(self) -> int:
         return self.n_images * self.n_patches * self.dim * self.images.element_size()

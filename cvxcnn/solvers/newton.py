@@ -206,7 +206,7 @@ def _block_minimum(values: Array, vectors: Array, pull: Array, reg: float) -> Ar
         slope = (shares * values / shifted).sum() / excess**1.5
         step = (1 - excess**-0.5) / max(slope, 1e-300)
         norm += step
-        if abs(step) <= 1e-15 * max(norm, 1e-300):
+        if abs(step) <= 1e-13 * max(norm, 1e-300):
             break
     result: Array = vectors @ (rotated * (norm / (values * norm + reg))[:, None])
     return result
