@@ -94,13 +94,16 @@ def programs_table(part: Part, points: pd.DataFrame) -> list[str]:
     mine = own_time(ours, part.ours)
     rivals = {solver: rival_time(group, part.theirs) for solver, group in others.groupby("solver")}
     fastest = min(rivals, key=lambda solver: rivals[solver])
+    same = {solver: own_time(group, part.ours) for solver, group in others.groupby("solver")}
+    reached = [f"{solver} {time / mine:.2g}" for solver, time in sorted(same.items()) if not math.isinf(time)]
+    equal = f" Ratios to the same proven gap and violation: {', '.join(reached) or 'no rival reached them'}."
     goal = f"{OURS} to gap {part.ours:g}, violation < 1e-9: {seconds(mine)} s"
     if math.isinf(rivals[fastest]):
-        return [*rows, "", f"{goal}; no rival reached error {part.theirs:g}."]
+        return [*rows, "", f"{goal}; no rival reached error {part.theirs:g}.{equal}"]
     theirs = f"fastest rival to error {part.theirs:g}, violation counted: {fastest}, {seconds(rivals[fastest])} s"
     features = others.loc[others["solver"] == fastest, "preparation"].median()
     ratios = f"ratio {rivals[fastest] / mine:.2g}, with its features {(rivals[fastest] + features) / mine:.2g}"
-    return [*rows, "", f"{goal}; {theirs}; {ratios}."]
+    return [*rows, "", f"{goal}; {theirs}; {ratios}.{equal}"]
 
 
 def training_table(part: Part, points: pd.DataFrame) -> list[str]:

@@ -19,7 +19,7 @@ class Solver(ProgramSolver):
     requirements = ["pip::adelie"]
     # On small problems two threads wait for each other longer than they work.
     parameters = {"threads": [1, 2]}
-    stopping_criterion = Levels((1e-5, 1e-7, 1e-9, 1e-12, 1e-14))
+    stopping_criterion = Levels((1e-5, 1e-7, 1e-9, 1e-12, 1e-14, 1e-15, 1e-16))
 
     def skip(self, problem: Problem) -> tuple[bool, str | None]:
         return problem.kind != "gated", "it has no cones" if problem.kind != "gated" else None

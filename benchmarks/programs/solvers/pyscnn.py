@@ -14,7 +14,7 @@ class Solver(ScnnSolver):
 
     name = "pyscnn"
     kind = "gated"
-    stopping_criterion = Levels((1e-3, 1e-4, 1e-6, 1e-8, 1e-10, 1e-12))
+    stopping_criterion = Levels((1e-3, 1e-4, 1e-6, 1e-8, 1e-10, 1e-12, 1e-13))
 
     def method(self, model: Any, tol: float) -> RFISTA:
         return RFISTA(model, max_iters=50_000, tol=tol)
