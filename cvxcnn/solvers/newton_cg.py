@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import numpy as np
+import torch
 
+from ..threads import map_shares
 from .newton import Quadratic
 
 __all__ = ["DenseFeatures", "FeatureQuadratic", "Features", "MaskedFeatures"]
@@ -15,6 +18,14 @@ Array = np.ndarray
 _MAX_STEPS = 100
 # The preconditioner looks at no more images than this.
 _SAMPLE = 512
+# A thread is not worth waking for fewer entries.
+_SHARE_ENTRIES = 1 << 17
+
+
+def _by_rows(work: Callable[[slice], Array], matrix: Array) -> list[Array]:
+    """Return ``work`` of consecutive shares of the rows, one for each thread where the matrix is large."""
+    least = -(-_SHARE_ENTRIES // max(matrix.shape[1], 1))
+    return map_shares(work, len(matrix), torch.device("cpu"), least)
 
 
 class Features(ABC):
@@ -61,11 +72,11 @@ class DenseFeatures(Features):
         self.n_groups, self.size = values.shape[1:]
 
     def forward(self, weights: Array) -> Array:
-        product: Array = self.flat @ weights.ravel()
-        return product
+        flat = weights.ravel()
+        return np.concatenate(_by_rows(lambda rows: self.flat[rows] @ flat, self.flat))
 
     def adjoint(self, values: Array) -> Array:
-        product: Array = values @ self.flat
+        product: Array = np.sum(_by_rows(lambda rows: values[rows] @ self.flat[rows], self.flat), axis=0)
         return product.reshape(self.n_groups, self.size)
 
     def group_forward(self, group: int, weights: Array) -> Array:
@@ -104,12 +115,21 @@ class MaskedFeatures(Features):
         self.n_groups, self.size = masks.shape[1], patches.shape[1]
 
     def forward(self, weights: Array) -> Array:
-        product: Array = np.einsum("ng,ng->n", self.patches @ weights.T, self.masks)
-        return product
+        columns = weights.T
+
+        def share(rows: slice) -> Array:
+            product: Array = np.einsum("ng,ng->n", self.patches[rows] @ columns, self.masks[rows])
+            return product
+
+        return np.concatenate(_by_rows(share, self.masks))
 
     def adjoint(self, values: Array) -> Array:
-        product: Array = (self.masks * values[:, None]).T @ self.patches
-        return product
+        def share(rows: slice) -> Array:
+            product: Array = (self.masks[rows] * values[rows, None]).T @ self.patches[rows]
+            return product
+
+        total: Array = np.sum(_by_rows(share, self.masks), axis=0)
+        return total
 
     def group_forward(self, group: int, weights: Array) -> Array:
         product: Array = self.masks[:, group] * (self.patches @ weights)

@@ -72,7 +72,8 @@ class Task:
         )
         weights = (readout[kept] * lengths[kept, None, None]).unsqueeze(2)
         generator = torch.Generator().manual_seed(seed)
-        return global_bound(program, weights, PricingOptions(), generator)
+        bound, _ = global_bound(program, weights, PricingOptions(), generator)
+        return bound
 
 
 def all_digits() -> ImageSet:
