@@ -10,7 +10,7 @@ from benchopt import BaseSolver
 
 from cvxcnn.pricing import PricingOptions
 
-_LEVELS = (1e-1, 1e-2, 1e-3)
+_LEVELS = (1e-1, 1e-2, 1e-3, 1e-4)
 
 
 class Solver(BaseSolver):
