@@ -233,7 +233,8 @@ class LayerRecords:
             stack.image_shape_ = self.stack.image_shape_
             stack.blocks_ = self.stack.blocks_[:count]
             stack.standardizers_ = self.stack.standardizers_[:count]
-        return State(summarise(self.settings, self), stack if count else None, self.rivals[:count], self.history)
+        history = [point for point in self.history if point.layer <= count]
+        return State(summarise(self.settings, self), stack if count else None, self.rivals[:count], history)
 
     def extra(self) -> dict[str, Any]:
         """Return what the model's configuration says beside the model."""
@@ -354,7 +355,8 @@ def run(settings: Settings, console: Console | None = None) -> dict[str, Any]:
     Raises
     ------
     CvxcnnError
-        If settings, images or the output folder can't be used; no folder is left behind then.
+        If settings, images or the output folder can't be used. No folder is left behind, unless a layer was finished:
+        what is finished is kept, and ``resume`` goes on from it.
     """
     console = console or Console(quiet=True)
     path = Path(settings.output if settings.output is not None else default_output(settings.data))

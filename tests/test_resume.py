@@ -17,6 +17,7 @@ from sklearn.datasets import load_digits
 import cvxcnn.run
 from cvxcnn import ConvexConvBlock, LayerwiseCNN
 from cvxcnn.errors import InputError, ModelFileError
+from cvxcnn.history import read_history
 from cvxcnn.persistence import load_model
 from cvxcnn.run import Settings, resume, run
 from cvxcnn.run_folder import hidden_folder
@@ -128,6 +129,24 @@ def test_a_run_killed_before_its_first_layer_begins_again(whole: str, monkeypatc
             run(QUICK)
     assert os.listdir() == ["copy"]
     os.rename("copy", ".out.partial")
+    resume("out")
+    same_as(whole, "out")
+
+
+def test_a_layer_whose_checkpoint_fails_is_not_counted(whole: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = cvxcnn.run.write_checkpoint
+
+    def fail_at_two(partial: Path, state: Any, extra: Any) -> None:
+        if len(state.summary["layers"]) == 2:
+            raise OSError(28, "Disk full")
+        write(partial, state, extra)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cvxcnn.run, "write_checkpoint", fail_at_two)
+        with pytest.raises(OSError, match="Disk full"):
+            run(QUICK)
+    assert len(json.loads(Path("out/summary.json").read_text())["layers"]) == 1
+    assert {point.layer for point in read_history("out/history.csv")} == {1}
     resume("out")
     same_as(whole, "out")
 

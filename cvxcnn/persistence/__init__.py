@@ -58,9 +58,6 @@ __all__ = [
     "write_atomically",
 ]
 
-# Their names while persistence was one file.
-_read, _read_tensors = read_bytes, read_tensors
-
 
 def save(model: Any, folder: str | os.PathLike[str], *, extra: Mapping[str, Any] | None = None) -> None:
     """Write a fitted block, stack or estimator into a folder; the ``save`` method of each.
