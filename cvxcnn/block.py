@@ -414,8 +414,12 @@ class ConvexConvBlock(Savable, BaseEstimator):
         InputError
             If the images have another shape or are not finite.
         """
-        prediction = self._predict(self._patches(images))
+        prediction = self.outputs(images)
         return np.asarray((prediction[:, 0] if self.flat_targets_ else prediction).cpu().numpy())
+
+    def outputs(self, images: Any) -> Tensor:
+        """Return ``predict`` as a tensor on the block's device, always of shape (n, outputs)."""
+        return self._predict(self._patches(images))
 
     def _predict(self, patches: Patches) -> Tensor:
         with torch.no_grad():
@@ -432,11 +436,20 @@ class ConvexConvBlock(Savable, BaseEstimator):
         """
         return np.asarray(self.relu_maps(images).cpu().numpy())
 
-    def relu_maps(self, images: Any) -> Tensor:
-        """Return ``transform`` as a tensor, on the block's device."""
+    def relu_maps(self, images: Any, neurons: Tensor | None = None) -> Tensor:
+        """Return ``transform`` as a tensor, on the block's device; of the neurons with these indices, if given."""
         patches = self._patches(images)
+        filters = self.neurons_.filters
         with torch.no_grad():
-            return patches.relu_maps(self.neurons_.filters)
+            return patches.relu_maps(filters if neurons is None else filters[neurons])
+
+    def neuron_norms(self) -> Tensor:
+        """Return how much each neuron of ``neurons_`` contributes: ||u_i|| ||w_i||, or ||z_i|| for a gated block."""
+        if self.activation == "gated_relu" and len(self.gated_weights_):
+            norms: Tensor = self.gated_weights_.flatten(1).norm(dim=1)
+        else:
+            norms = self.neurons_.filters.norm(dim=1) * self.neurons_.readout.flatten(1).norm(dim=1)
+        return norms
 
     def to_torch(self) -> nn.Sequential:
         """Return the block as Conv2d -> ReLU -> pooling -> Flatten -> Linear, with the same predictions.

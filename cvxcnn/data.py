@@ -19,7 +19,7 @@ from .errors import DataError, InputError
 from .readers import encode_labels, read, reading, to_pixels
 from .readers.cifar10 import CIFAR10_CLASSES
 
-__all__ = ["ImageSet", "check_images", "check_targets", "limit", "load_data", "one_hot", "split"]
+__all__ = ["ImageSet", "augmented", "check_images", "check_targets", "limit", "load_data", "one_hot", "split"]
 
 # The digits' test images are the same in every run, whatever its seed.
 DIGITS_TEST_FRACTION = 0.2
@@ -345,6 +345,43 @@ def limit(image_set: ImageSet, n: int, seed: int) -> ImageSet:
         due[members[0]] = 0.0
     order = np.lexsort((random.random(len(labels)), due))
     return image_set.subset(np.sort(order[:count]))
+
+
+def augmented(image_set: ImageSet, seed: int, fraction: float = 0.125) -> ImageSet:
+    """Return the images and, after them, a copy of each that is shifted by some pixels.
+
+    The shift is uniform up to ``fraction`` of the sides in both directions; what comes into view repeats the edge.
+
+    Parameters
+    ----------
+    image_set : ImageSet
+    seed : int
+        >= 0.
+    fraction : float
+        In (0, 1); the shift is at least one pixel at most.
+
+    Returns
+    -------
+    ImageSet
+        Twice as many images.
+
+    Examples
+    --------
+    >>> pair = ImageSet(np.ones((2, 1, 4, 4)), np.array([0, 1]), ("blank", "empty"), "nothing")
+    >>> len(augmented(pair, seed=0))
+    4
+    """
+    images = image_set.images
+    most = [max(1, int(fraction * side)) for side in images.shape[2:]]
+    padded = np.pad(images, ((0, 0), (0, 0), *((m, m) for m in most)), mode="edge")
+    draw = np.random.default_rng(seed)
+    shifted = np.empty_like(images)
+    corners = np.stack([draw.integers(0, 2 * m + 1, len(images)) for m in most], axis=1)
+    height, width = images.shape[2:]
+    for row, (top, left) in enumerate(corners.tolist()):
+        shifted[row] = padded[row, :, top : top + height, left : left + width]
+    both = np.concatenate([images, shifted])
+    return ImageSet(both, np.tile(image_set.labels, 2), image_set.classes, image_set.name)
 
 
 def load_data(source: str | os.PathLike[str]) -> tuple[ImageSet, ImageSet]:

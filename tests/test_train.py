@@ -40,7 +40,7 @@ FILES = [
     "objective.png", "report.html", "summary.json",
 ]  # fmt: skip
 CONVEX = {
-    "objective", "dual_bound", "relative_gap", "status", "solver", "n_neurons", "train_accuracy", "test_accuracy",
+    "objective", "dual_bound", "relative_gap", "status", "solver", "n_neurons", "train_loss", "train_accuracy", "test_accuracy",
     "seconds", "global_bound", "global_gap", "certificate", "n_searched",
 }  # fmt: skip
 NONCONVEX = {
@@ -189,7 +189,7 @@ def test_without_a_reg_each_layer_has_its_share_of_its_own_reg_max(
 
 
 def test_rounds_reach_the_blocks() -> None:
-    assert build_stack(Settings(rounds=2)).block.pricing.max_rounds == 2
+    assert build_stack(Settings(rounds=2)).block[0].pricing.max_rounds == 2
 
 
 def without_seconds(summary: dict[str, Any]) -> dict[str, Any]:
