@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .errors import CvxcnnError, InputError
 
-__all__ = ["all_sum", "broadcast", "gather_rows", "process_group", "rank", "shard", "size"]
+__all__ = ["all_mean", "all_sum", "broadcast", "gather_rows", "process_group", "rank", "row_counts", "shard", "size"]
 
 # A program that uses torch.distributed for its own ends, and fits a block in each process, must not have them summed.
 _joined = False
@@ -66,6 +66,24 @@ def all_sum(tensor: Tensor) -> Tensor:
     return total
 
 
+def all_mean(tensor: Tensor) -> Tensor:
+    """Return the mean of the rows of all processes, shape (n_rank, ...) to (...).
+
+    Raises
+    ------
+    CvxcnnError
+        If another process is gone.
+
+    Examples
+    --------
+    >>> all_mean(torch.tensor([[1.0, 2.0], [3.0, 6.0]])).tolist()
+    [2.0, 4.0]
+    """
+    if not _joined:
+        return tensor.mean(dim=0)
+    return all_sum(tensor.sum(dim=0)) / sum(row_counts(tensor))
+
+
 def broadcast(tensor: Tensor, source: int = 0) -> Tensor:
     """Return the tensor of process ``source``; the others give one of its shape and dtype.
 
@@ -110,8 +128,19 @@ def gather_rows(tensor: Tensor) -> Tensor:
 
 
 def row_counts(tensor: Tensor) -> list[int]:
-    """Return the number of rows in each process."""
-    counts = torch.zeros(size(), dtype=torch.int64, device=tensor.device)
+    """Return the number of rows in each process.
+
+    Raises
+    ------
+    CvxcnnError
+        If another process is gone.
+
+    Examples
+    --------
+    >>> row_counts(torch.zeros(3, 2))
+    [3]
+    """
+    counts = torch.zeros(size(), dtype=torch.int64)
     counts[rank()] = len(tensor)
     return [int(count) for count in all_sum(counts)]
 

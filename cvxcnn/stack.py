@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .block import DTYPES, ConvexConvBlock
 from .data import check_images
+from .distributed import all_mean
 from .errors import InputError
 from .neurons import Neurons, convolution, to_module
 from .savable import Savable
@@ -43,9 +44,10 @@ class Standardizer:
 
     @classmethod
     def of(cls, images: Tensor) -> Standardizer:
-        """Return the standardizer of images (n, C, H, W)."""
-        mean = images.mean(dim=(0, 2, 3))
-        scale = images.std(dim=(0, 2, 3), correction=0)
+        """Return the standardizer of images (n, C, H, W), over those of all processes."""
+        own = images.mean(dim=(2, 3))
+        mean = all_mean(own)
+        scale = all_mean(images.var(dim=(2, 3), correction=0) + (own - mean).square()).sqrt()
         return cls(mean, torch.where(scale > 1e-12 * (1 + mean.abs()), scale, torch.ones_like(scale)))
 
     def __call__(self, images: Tensor) -> Tensor:
