@@ -174,11 +174,12 @@ def process_group(device: str) -> Iterator[None]:
             dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
         except (AttributeError, RuntimeError, ValueError) as error:
             raise CvxcnnError(
-                f"the {os.environ.get('WORLD_SIZE')} processes can't be joined: {_first_line(error)} Start them by "
-                "torchrun, with a version of torch that has torch.distributed."
+                f"the {os.environ['WORLD_SIZE']} processes can't be joined: {_reason(error)}. Start them by torchrun, "
+                "with a torch that has torch.distributed."
             ) from error
     _joined = True
     try:
+        all_sum(torch.zeros(1))  # nobody goes on before all are here
         yield
     finally:
         _joined = False
@@ -202,9 +203,10 @@ def _contact() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise CvxcnnError(
-            f"process {rank()} of {size()} lost contact with another one, which has failed. See its own message."
+            f"process {rank()} of {size()} lost contact with another one: {_reason(error)}. "
+            "If that one failed, its own message says why."
         ) from error
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".") + "."
+def _reason(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")

@@ -40,7 +40,7 @@ def _pool(patches: Patches, generator: torch.Generator) -> Tensor:
     positions = torch.randint(patches.n_patches, (len(drawn), per_image, 1), generator=generator)
     own = drawn - sum(counts[: rank()])
     held = ((own >= 0) & (own < counts[rank()])).nonzero().flatten()
-    pool = patches.images.new_empty(len(held), per_image, patches.dim)
+    pool = patches.pool.new_empty(len(held), per_image, patches.dim)
     if len(held):
         places = positions[held].to(device)
         for rows, chunk in patches.subset(own[held].to(device)).chunks(patches.dim):
