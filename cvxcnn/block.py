@@ -19,6 +19,7 @@ from .arrangements import Gates, resolve
 from .certificate import Certificate
 from .cones import Cones
 from .data import check_images, check_targets
+from .distributed import size
 from .errors import InputError
 from .losses import get_loss
 from .neurons import GatedConv, Neurons, convolution, pooling, read_neurons, to_module
@@ -233,6 +234,8 @@ class ConvexConvBlock(Savable, BaseEstimator):
             raise InputError('PricedGates brings its own options: leave pricing out, or use gates="priced" with it.')
         if self._priced() is not None and self.solver != "auto":
             raise InputError(f'gates="priced" brings its own solver: use solver="auto"; got {self.solver!r}.')
+        if self._priced() is not None and size() > 1:
+            raise InputError(f"priced gates need all images in one process; there are {size()}. Use a number of gates.")
         if self.dtype not in DTYPES:
             raise InputError(f"dtype must be one of {sorted(DTYPES)}; got {self.dtype!r}.")
         try:
@@ -315,7 +318,7 @@ class ConvexConvBlock(Savable, BaseEstimator):
         if gates.complete and program.cones is not None:
             # Only for cones: a gated network also has the patterns of gates that lie on a patch's hyperplane.
             return replace(certificate, global_bound=result.dual_bound, kind="proved")
-        if not search.starts:
+        if not search.starts or size() > 1:  # the search needs all images
             return certificate
         bound, proved = global_bound(program, result.weights, search, self._generator())
         if proved:

@@ -19,7 +19,7 @@ from .errors import DataError, InputError
 from .readers import encode_labels, read, reading, to_pixels
 from .readers.cifar10 import CIFAR10_CLASSES
 
-__all__ = ["ImageSet", "augmented", "check_images", "check_targets", "limit", "load_data", "one_hot", "split"]
+__all__ = ["ImageSet", "check_images", "check_targets", "limit", "load_data", "one_hot", "shifted", "split"]
 
 # The digits' test images are the same in every run, whatever its seed.
 DIGITS_TEST_FRACTION = 0.2
@@ -347,41 +347,36 @@ def limit(image_set: ImageSet, n: int, seed: int) -> ImageSet:
     return image_set.subset(np.sort(order[:count]))
 
 
-def augmented(image_set: ImageSet, seed: int, fraction: float = 0.125) -> ImageSet:
-    """Return the images and, after them, a copy of each that is shifted by some pixels.
+def shifted(images: Tensor, seed: int, first: int = 0, fraction: float = 0.125) -> Tensor:
+    """Return a copy of each image that is shifted by some pixels, uniformly in both directions.
 
-    The shift is uniform up to ``fraction`` of the sides in both directions; what comes into view repeats the edge.
+    What comes into view repeats the edge. The shift of an image depends on the seed and on its number alone.
 
     Parameters
     ----------
-    image_set : ImageSet
+    images : Tensor, shape (n, C, H, W)
     seed : int
         >= 0.
+    first : int
+        Number of the first image.
     fraction : float
-        In (0, 1); the shift is at least one pixel at most.
-
-    Returns
-    -------
-    ImageSet
-        Twice as many images.
+        Of the sides, the largest shift; in (0, 1). It is one pixel at least.
 
     Examples
     --------
-    >>> pair = ImageSet(np.ones((2, 1, 4, 4)), np.array([0, 1]), ("blank", "empty"), "nothing")
-    >>> len(augmented(pair, seed=0))
-    4
+    >>> shifted(torch.ones(2, 1, 4, 4), seed=0).shape
+    torch.Size([2, 1, 4, 4])
     """
-    images = image_set.images
-    most = [max(1, int(fraction * side)) for side in images.shape[2:]]
-    padded = np.pad(images, ((0, 0), (0, 0), *((m, m) for m in most)), mode="edge")
-    draw = np.random.default_rng(seed)
-    shifted = np.empty_like(images)
-    corners = np.stack([draw.integers(0, 2 * m + 1, len(images)) for m in most], axis=1)
     height, width = images.shape[2:]
-    for row, (top, left) in enumerate(corners.tolist()):
-        shifted[row] = padded[row, :, top : top + height, left : left + width]
-    both = np.concatenate([images, shifted])
-    return ImageSet(both, np.tile(image_set.labels, 2), image_set.classes, image_set.name)
+    most = max(1, int(fraction * height)), max(1, int(fraction * width))
+    moved = torch.empty_like(images)
+    rows, columns = torch.arange(height), torch.arange(width)
+    for index, image in enumerate(images):
+        draw = np.random.default_rng((seed, first + index))
+        down, right = (int(draw.integers(-m, m + 1)) for m in most)
+        at = (rows + down).clamp(0, height - 1), (columns + right).clamp(0, width - 1)
+        moved[index] = image[:, at[0]][:, :, at[1]]
+    return moved
 
 
 def load_data(source: str | os.PathLike[str]) -> tuple[ImageSet, ImageSet]:

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from . import __version__
 from .baseline import BaselineResult, train_baseline
 from .block import ConvexConvBlock
 from .checkpoint import State, drop_checkpoints, find_state, read_state, write_checkpoint, write_state
-from .data import ImageSet, augmented, limit, load_data, one_hot
+from .data import ImageSet, limit, load_data, one_hot
+from .distributed import all_sum, process_group, rank, shard, size
 from .errors import CvxcnnError, InputError, ModelFileError
 from .history import Point, history_of
 from .html_report import QUICK_FILE, REPORT_FILE, write_report
@@ -72,7 +73,7 @@ class Settings:
     downsample : sequence of int
         Average pooling after each layer; the last one stands for all further layers.
     baseline : bool
-        Whether each layer is also trained the ordinary way, on the same inputs.
+        Whether each layer is also trained the ordinary way, on the same inputs; not by several processes.
     baseline_width : int
         Its neurons, at least; it gets as many as the convex block if that has more.
     baseline_epochs : int
@@ -199,6 +200,7 @@ def build_stack(settings: Settings) -> LayerwiseCNN:
         project=settings.project,
         hand_on=settings.hand_on,
         mirror="mirror" in settings.augment,
+        crop="crop" in settings.augment,
         validation=settings.validation,
         half_maps=settings.half_maps,
     )
@@ -254,14 +256,18 @@ def load_sets(settings: Settings) -> tuple[ImageSet, ImageSet]:
 
 @dataclass
 class LayerRecords:
-    """Takes each layer as it is finished: judges it, and trains its rival on the same inputs."""
+    """Takes each layer as it is finished: judges it, and trains its rival on the same inputs.
+
+    ``train`` and ``test`` are this process's shares of ``n_images`` images; the first process alone has ``partial``.
+    """
 
     settings: Settings
     stack: LayerwiseCNN
     train: ImageSet
     test: ImageSet
     reporter: Reporter
-    partial: Path
+    partial: Path | None
+    n_images: tuple[int, int]
     summaries: list[dict[str, Any]] = field(default_factory=list)
     rivals: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     history: list[Point] = field(default_factory=list)
@@ -288,8 +294,13 @@ class LayerRecords:
             self.rivals.append((rival.filters, rival.readout))
         self.history += history_of(layer + 1, block, rival)
         self.summaries.append({"layer": layer + 1, "reg": float(block.reg), "convex": convex, "nonconvex": nonconvex})
-        write_checkpoint(self.partial, self.state(), self.extra())
+        self.checkpoint()
         self.saved = len(self.summaries)
+
+    def checkpoint(self) -> None:
+        """Write the layers that are finished; the first process does."""
+        if self.partial is not None:
+            write_checkpoint(self.partial, self.state(), self.extra())
 
     def state(self) -> State:
         """Return the layers that are finished, as a stack of its own."""
@@ -314,8 +325,8 @@ class LayerRecords:
 
     def _convex(self, block: ConvexConvBlock, stage: Stage, tested: Tested) -> dict[str, Any]:
         result, certificate = block.result_, block.certificate_
-        outputs = stage.offset.cpu().numpy() + block.outputs(stage.inputs).cpu().numpy()
-        remaining = stage.targets.cpu().numpy() + stage.offset.cpu().numpy() - outputs
+        outputs = (stage.offset + stage.prediction).cpu().numpy()
+        loss = 0.5 * all_sum((stage.targets.double() - stage.prediction.double()).square().sum())
         return {
             "objective": finite(result.objective),
             "dual_bound": finite(result.dual_bound),
@@ -323,7 +334,7 @@ class LayerRecords:
             "status": str(result.status),
             "solver": str(result.solver),
             "n_neurons": int(block.n_neurons_),
-            "train_loss": finite(0.5 * float(np.square(remaining, dtype=np.float64).sum())),
+            "train_loss": finite(float(loss)),
             "train_accuracy": accuracy(self.stack.averaged(outputs), self._train_labels(stage)),
             "test_accuracy": accuracy(self.stack.averaged(tested.outputs), self.test.labels),
             "seconds": finite(result.seconds),
@@ -417,14 +428,16 @@ def predict(result: BaselineResult, patches: Patches) -> np.ndarray:
 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Return the share of images whose largest output is that of their class.
+    """Return the share of the images, of all processes, whose largest output is that of their class.
 
     Examples
     --------
     >>> accuracy(np.array([[0.1, 0.9], [0.8, 0.3]]), np.array([1, 1]))
     0.5
     """
-    return float((predictions.argmax(axis=1) == labels).mean())
+    own = torch.tensor([int((predictions.argmax(axis=1) == labels).sum()), len(labels)])
+    right, count = all_sum(own).tolist()
+    return float(right / count)
 
 
 def finite(value: float) -> float | None:
@@ -441,6 +454,8 @@ def _percent(share: float) -> str:
 
 def run(settings: Settings, console: Console | None = None) -> dict[str, Any]:
     """Train, compare, and write the results folder.
+
+    Under ``torchrun`` each process takes a share of the images, and the first one writes.
 
     Parameters
     ----------
@@ -461,7 +476,8 @@ def run(settings: Settings, console: Console | None = None) -> dict[str, Any]:
     """
     console = console or Console(quiet=True)
     path = Path(settings.output if settings.output is not None else default_output(settings.data))
-    return _run(settings, OutputFolder(path), None, console)
+    with process_group(resolve_device(settings.device)):
+        return _run(settings, OutputFolder(path), None, console)
 
 
 def resume(path: str | os.PathLike[str], console: Console | None = None) -> dict[str, Any]:
@@ -492,7 +508,7 @@ def resume(path: str | os.PathLike[str], console: Console | None = None) -> dict
     except (OSError, ValueError) as error:
         raise InputError(f"can't read {target}: {getattr(error, 'strerror', None) or error}.") from error
     names = {entry.name for entry in fields(Settings)}
-    values = {
+    values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in state.summary["settings"].items()
         if name in names
@@ -504,44 +520,63 @@ def resume(path: str | os.PathLike[str], console: Console | None = None) -> dict
         raise ModelFileError(f"The settings of the run in {target} are damaged: {error}. Train it again.") from error
     if found == target and complete:
         raise InputError(f"the run in {target} is complete: it has all of its {settings.layers} layers.")
-    return _run(settings, OutputFolder(target, resume=True), state, console)
+    with process_group(resolve_device(settings.device)):
+        return _run(settings, OutputFolder(target, resume=True), state, console)
 
 
 def _run(settings: Settings, output: OutputFolder, state: State | None, console: Console) -> dict[str, Any]:
     """Train the layers that a state doesn't have, and write everything."""
     _check_rest(settings)
     stack = build_stack(settings)
-    with output as folder:
+    if rank():
+        console = Console(quiet=True)
+    if size() > 1 and settings.baseline:
+        if state is not None and state.rivals:
+            raise InputError("several processes train no baseline, and the run has one. Go on with one process.")
+        settings = replace(settings, baseline=False)
+    with output if rank() == 0 else nullcontext() as folder:
         train, test = load_sets(settings)
         check_maps(stack, train.image_shape)
+        n_images = len(train), len(test)
+        train, test = _share(train), _share(test)
         gap = pricing_options(settings).gap if settings.gates == "priced" else settings.tol
         reporter = Reporter(console, gap)
         reporter.say(
-            f"{train.name}: {len(train)} training and {len(test)} test images of shape {train.image_shape}, "
+            f"{train.name}: {n_images[0]} training and {n_images[1]} test images of shape {train.image_shape}, "
             f"{len(train.classes)} classes"
         )
-        records = LayerRecords(settings, stack, train, test, reporter, folder.partial)
+        if size() > 1:
+            reporter.say(f"{size()} processes, each with a share of the images; no ordinary training for comparison")
+        records = LayerRecords(settings, stack, train, test, reporter, folder.partial if folder else None, n_images)
         if state is not None:
             _take_over(records, state)
-        write_checkpoint(folder.partial, records.state(), records.extra())
+        records.checkpoint()
         try:
             with reporter.bars:
-                fitted = augmented(train, settings.seed) if "crop" in settings.augment else train
                 stack.fit(
-                    fitted.images,
-                    one_hot(fitted.labels, len(fitted.classes)),
+                    train.images,
+                    one_hot(train.labels, len(train.classes)),
                     callback=reporter.solver,
                     on_layer=records.on_layer,
                     finished=None if state is None else state.stack,
                 )
-            summary = _publish(folder, records)
+            summary = _publish(folder, records) if folder is not None else records.state().summary
         except BaseException as stop:
-            if records.saved:
+            if records.saved and folder is not None:
                 _keep(folder, records, stop)
             raise
     console.print(results_table(summary))
-    reporter.say(f"Written to {folder.path}; open {folder.path / REPORT_FILE} in a browser")
+    reporter.say(f"Written to {output.path}; open {output.path / REPORT_FILE} in a browser")
     return summary
+
+
+def _share(images: ImageSet) -> ImageSet:
+    """Return this process's share of the images: the whole set if there is one process."""
+    if size() == 1:
+        return images
+    if len(images) < size():
+        raise InputError(f"{len(images)} images can't be shared by {size()} processes. Start as many or fewer.")
+    return images.subset(np.arange(len(images))[shard(len(images), rank(), size())])
 
 
 def _take_over(records: LayerRecords, state: State) -> None:
@@ -608,11 +643,11 @@ def _check_rest(settings: Settings) -> None:
 
 def describe(records: LayerRecords) -> dict[str, Any]:
     """Return what the summary says of the images."""
-    train, test = records.train, records.test
+    train = records.train
     return {
         "name": train.name,
-        "n_train": len(train),
-        "n_test": len(test),
+        "n_train": records.n_images[0],
+        "n_test": records.n_images[1],
         "image_shape": list(train.image_shape),
         "n_classes": len(train.classes),
     }

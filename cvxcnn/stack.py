@@ -17,7 +17,7 @@ from sklearn.exceptions import NotFittedError
 from torch import Tensor, nn
 
 from .block import DTYPES, ConvexConvBlock
-from .data import check_images, check_targets
+from .data import check_images, check_targets, shifted
 from .distributed import all_sum, gather_rows, rank, size
 from .errors import InputError
 from .neurons import Neurons, convolution, to_module
@@ -100,20 +100,18 @@ class Standardizer:
         return layer
 
 
-def _held_out(count: int, share: float) -> Tensor:
-    """Return which of ``count`` images are held out, bool: every so many, whatever process holds them."""
-    before = int(gather_rows(torch.tensor([count]))[: rank()].sum())
-    index = torch.arange(before, before + count, dtype=torch.float64)
+def _first_index(count: int) -> int:
+    """Return the number of the first image of this process, among those of all."""
+    return int(gather_rows(torch.tensor([count]))[: rank()].sum())
+
+
+def _held_out(first: int, count: int, share: float) -> Tensor:
+    """Return which of the images ``first``, ``first + 1``, ... are held out, bool: every so many."""
+    index = torch.arange(first, first + count, dtype=torch.float64)
     held = torch.floor((index + 1) * share) > torch.floor(index * share)
     if not held.any() or held.all():
         raise InputError(f"validation={share:g} of {count} images leaves none to train on or none to judge by.")
     return held
-
-
-def _after(block: ConvexConvBlock, stage: Stage) -> Stage:
-    """Return what a block leaves to fit."""
-    prediction = block.outputs(stage.inputs).to(stage.targets)
-    return Stage(stage.inputs, stage.targets - prediction, stage.offset + prediction)
 
 
 @dataclass(frozen=True)
@@ -128,11 +126,22 @@ class Stage:
         What was left to fit: with ``residual``, the targets minus ``offset``.
     offset : Tensor, shape (n, outputs)
         The predictions of the layers before; zero without ``residual``.
+    prediction : Tensor, shape (n, outputs)
+        The block's own; zero before it is fitted.
     """
 
     inputs: Tensor
     targets: Tensor
     offset: Tensor
+    prediction: Tensor
+
+    def after(self, block: ConvexConvBlock) -> Stage:
+        """Return the stage with the prediction of its block."""
+        return replace(self, prediction=block.outputs(self.inputs).to(self.targets))
+
+    def remainder(self) -> Stage:
+        """Return what the block leaves to fit."""
+        return replace(self, targets=self.targets - self.prediction, offset=self.offset + self.prediction)
 
 
 class LayerwiseCNN(Savable, BaseEstimator):
@@ -169,6 +178,8 @@ class LayerwiseCNN(Savable, BaseEstimator):
         So many neurons hand their maps on, at most: those with the largest output weights. None for all.
     mirror : bool
         Train on images and their mirror images; predictions are the mean over both.
+    crop : bool
+        Train on a copy of each image too that is shifted by up to an eighth of its side (``cvxcnn.data.shifted``).
     validation : float or None
         If given, this share of the images is held out of training, and each block's ``reg`` is that of the lowest
         validation error on a path of ten values from ``reg_max`` down to ``reg_fraction`` (or 0.001) of it.
@@ -214,6 +225,7 @@ class LayerwiseCNN(Savable, BaseEstimator):
         project: int | None = None,
         hand_on: int | None = None,
         mirror: bool = False,
+        crop: bool = False,
         validation: float | None = None,
         half_maps: bool = False,
     ) -> None:
@@ -226,6 +238,7 @@ class LayerwiseCNN(Savable, BaseEstimator):
         self.project = project
         self.hand_on = hand_on
         self.mirror = mirror
+        self.crop = crop
         self.validation = validation
         self.half_maps = half_maps
 
@@ -318,11 +331,17 @@ class LayerwiseCNN(Savable, BaseEstimator):
         self.blocks_: list[ConvexConvBlock] = []
         self.standardizers_: list[Standardizer | PatchPCA | None] = []
         held_out = None
+        first_index = _first_index(len(inputs))
         if self.validation is not None:
-            held = _held_out(len(inputs), self.validation).to(inputs.device)
-            held_out = self._doubled(inputs[held], expected[held])
+            held = _held_out(first_index, len(inputs), self.validation).to(inputs.device)
+            held_out = self._first_stage(inputs[held], expected[held])
             inputs, expected = inputs[~held], expected[~held]
-        training = self._doubled(inputs, expected)
+        if self.crop:
+            copies = shifted(inputs, int(first.random_state), first_index)
+            # Each beside its image, so that the order doesn't depend on which process has which images.
+            inputs = torch.stack([inputs, copies], dim=1).flatten(0, 1)
+            expected = expected.repeat_interleave(2, dim=0)
+        training = self._first_stage(inputs, expected)
         del inputs, expected
         kept = [] if finished is None else list(zip(finished.blocks_, finished.standardizers_, strict=True))
         for layer, block in enumerate(settings):
@@ -334,20 +353,23 @@ class LayerwiseCNN(Savable, BaseEstimator):
                 held_out = replace(held_out, inputs=self._inputs(layer, held_out.inputs))
             block = kept[layer][0] if known else self._fit_block(layer, block, training, held_out, flat, callback)
             self.blocks_.append(block)
+            if self.residual or on_layer is not None:
+                training = training.after(block)
             if not known:
                 logger.info("layer %d: %s", layer + 1, block.certificate_)
                 if on_layer is not None:
                     on_layer(layer, block, training)
-            if self.residual and layer + 1 < len(settings):
-                training = _after(block, training)
-                held_out = None if held_out is None else _after(block, held_out)
+            if self.residual:
+                training = training.remainder()
+                held_out = None if held_out is None else held_out.after(block).remainder()
         return self
 
-    def _doubled(self, images: Tensor, targets: Tensor) -> Stage:
+    def _first_stage(self, images: Tensor, targets: Tensor) -> Stage:
         """Return the first stage of a set of images: with ``mirror``, mirror images follow."""
         if self.mirror:
             images, targets = torch.cat([images, images.flip(3)]), torch.cat([targets, targets])
-        return Stage(images, targets, torch.zeros_like(targets))
+        zero = torch.zeros_like(targets)
+        return Stage(images, targets, zero, zero)
 
     def _fit_block(
         self,
@@ -383,11 +405,11 @@ class LayerwiseCNN(Savable, BaseEstimator):
 
     def _sampled(self, inputs: Tensor) -> Tensor:
         """Return some images of the whole set, evenly spaced: those of them that this process holds."""
-        count = inputs.new_tensor([float(len(inputs))], dtype=torch.float64)
-        counts = gather_rows(count)
-        start, total = int(counts[: rank()].sum()), int(counts.sum())
+        # Mirror images are left out: in which half an image is would depend on the processes.
+        count = len(inputs) // 2 if self.mirror else len(inputs)
+        first, total = _first_index(count), int(all_sum(torch.tensor([count])))
         places = torch.linspace(0, total - 1, min(total, _PROJECTION_IMAGES), dtype=torch.float64).round().long()
-        own = places[(places >= start) & (places < start + len(inputs))] - start
+        own = places[(places >= first) & (places < first + count)] - first
         return inputs[own.to(inputs.device)]
 
     def _standardizer(self, layer: int, inputs: Tensor) -> Standardizer | PatchPCA | None:

@@ -40,8 +40,8 @@ FILES = [
     "objective.png", "report.html", "summary.json",
 ]  # fmt: skip
 CONVEX = {
-    "objective", "dual_bound", "relative_gap", "status", "solver", "n_neurons", "train_loss", "train_accuracy", "test_accuracy",
-    "seconds", "global_bound", "global_gap", "certificate", "n_searched",
+    "objective", "dual_bound", "relative_gap", "status", "solver", "n_neurons", "train_loss", "train_accuracy",
+    "test_accuracy", "seconds", "global_bound", "global_gap", "certificate", "n_searched",
 }  # fmt: skip
 NONCONVEX = {
     "objective", "n_neurons", "train_accuracy", "test_accuracy", "seconds", "only_convex_right", "only_nonconvex_right",

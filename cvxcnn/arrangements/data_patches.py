@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..distributed import gather_rows, rank, row_counts
 from ..errors import InputError
 from ..patches import Patches
 from .base import GateSampler, check_count
@@ -25,20 +26,27 @@ SORT_ENTRIES = 1 << 22
 
 
 def _pool(patches: Patches, generator: torch.Generator) -> Tensor:
-    """Return all patches if they are few, otherwise a random choice of them, shape (N, d), float64."""
+    """Return all patches if they are few, otherwise a random choice of them, shape (N, d), float64.
+
+    They are those of one process with all images: each one draws from all, and extracts what it holds.
+    """
     most = min(POOL_PATCHES, max(1, POOL_ENTRIES // patches.dim))
-    total = patches.n_images * patches.n_patches
-    if total <= most:
-        return patches.unfold().flatten(0, 1).to(torch.float64)
-    per_image = max(min(PATCHES_PER_IMAGE, patches.n_patches), math.ceil(most / patches.n_images))
+    counts = row_counts(patches.images)
+    if sum(counts) * patches.n_patches <= most:
+        return gather_rows(patches.unfold()).flatten(0, 1).to(torch.float64)
+    per_image = max(min(PATCHES_PER_IMAGE, patches.n_patches), math.ceil(most / sum(counts)))
     device = patches.images.device
-    images = torch.randperm(patches.n_images, generator=generator)[: math.ceil(most / per_image)]
-    positions = torch.randint(patches.n_patches, (len(images), per_image, 1), generator=generator).to(device)
-    pool = [
-        torch.gather(chunk, 1, positions[rows].expand(-1, -1, patches.dim)).flatten(0, 1)
-        for rows, chunk in patches.subset(images.to(device)).chunks(patches.dim)
-    ]
-    return torch.cat(pool)[:most].to(torch.float64)
+    drawn = torch.randperm(sum(counts), generator=generator)[: math.ceil(most / per_image)]
+    positions = torch.randint(patches.n_patches, (len(drawn), per_image, 1), generator=generator)
+    own = drawn - sum(counts[: rank()])
+    held = ((own >= 0) & (own < counts[rank()])).nonzero().flatten()
+    pool = patches.pool.new_empty(len(held), per_image, patches.dim)
+    if len(held):
+        places = positions[held].to(device)
+        for rows, chunk in patches.subset(own[held].to(device)).chunks(patches.dim):
+            torch.gather(chunk, 1, places[rows].expand(-1, -1, patches.dim), out=pool[rows])
+    order = torch.argsort(gather_rows(held)).to(device)
+    return gather_rows(pool)[order].flatten(0, 1)[:most].to(torch.float64)
 
 
 def whitening(rows: Tensor, eps: float = 1e-3) -> tuple[Tensor, Tensor]:

@@ -34,6 +34,7 @@ class Fista(Solver):
     """
 
     name = "fista"
+    shares_images = True
 
     def refusal(self, program: Program) -> str | None:
         if program.cones is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..distributed import all_sum
 from ..program import Program
 
 __all__ = ["GramForm"]
@@ -39,7 +40,8 @@ class GramForm:
         columns = program.columns(index).flatten(1)
         targets = program.centre(program.targets)
         shape = (len(index), design.n_cells, design.rows, program.n_outputs)
-        return cls(columns.T @ columns, columns.T @ targets, targets.square().sum(dim=0), shape)
+        gram, linear = all_sum(columns.T @ columns), all_sum(columns.T @ targets)
+        return cls(gram, linear, all_sum(targets.square().sum(dim=0)), shape)
 
     def gap(self, program: Program, weights: Tensor) -> tuple[float, float, Tensor]:
         """Return objective, dual bound and A^T nu of weights (blocks, cells, rows, outputs), without images."""
