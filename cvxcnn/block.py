@@ -275,7 +275,7 @@ class ConvexConvBlock(Savable, BaseEstimator):
         make = filter_program if self.activation == "relu" else gated_program
         empty = make(
             patches,
-            patches.images.new_zeros(0, patches.dim),
+            patches.pool.new_zeros(0, patches.dim),
             targets,
             1.0,
             penalty=get_penalty(self.penalty),
@@ -428,7 +428,7 @@ class ConvexConvBlock(Savable, BaseEstimator):
         with torch.no_grad():
             if self.activation == "gated_relu":
                 if not len(self.gated_vectors_):
-                    return patches.images.new_zeros(patches.n_images, self.n_outputs_) + self.gated_intercept_
+                    return patches.pool.new_zeros(patches.n_images, self.n_outputs_) + self.gated_intercept_
                 return patches.gated_prediction(self.gated_vectors_, self.gated_weights_) + self.gated_intercept_
             return self.neurons_.predict(patches)
 
@@ -512,7 +512,7 @@ class ConvexConvBlock(Savable, BaseEstimator):
             program = relu_program(
                 patches,
                 self.gated_vectors_,
-                patches.images.new_zeros(patches.n_images, self.n_outputs_),
+                patches.pool.new_zeros(patches.n_images, self.n_outputs_),
                 float(self.reg),
             )
             neurons = read_neurons(program, doubled)

@@ -72,7 +72,7 @@ class GateSampler(ABC):
     ...
     ...     def sample(self, patches, count, generator):
     ...         bits = torch.randint(2, (count, patches.dim), generator=generator)
-    ...         return (2 * bits - 1).to(patches.images)
+    ...         return (2 * bits - 1).to(patches.pool)
     >>> patches = Patches(torch.eye(4).view(1, 1, 4, 4), PatchGeometry(kernel_size=2))
     >>> BinaryGates(5).draw(patches, torch.Generator().manual_seed(0)).vectors.shape
     torch.Size([5, 4])
@@ -118,7 +118,7 @@ def check_vectors(vectors: Tensor, patches: Patches) -> Tensor:
             f"gates have {vectors.shape[1]} entries each but the patches have {patches.dim} "
             f"(channels * kernel height * kernel width = {length})."
         )
-    converted = vectors.detach().to(patches.images)
+    converted = vectors.detach().to(patches.pool)
     if vectors.is_complex() or not torch.isfinite(converted).all():
         raise InputError("gates must be finite real numbers; some entries are not. Remove those rows.")
     return converted
@@ -270,7 +270,7 @@ def draw_distinct(
     generator : torch.Generator
         CPU generator.
     """
-    vectors = patches.images.new_empty(0, patches.dim)
+    vectors = patches.pool.new_empty(0, patches.dim)
     prints = torch.empty(0, FINGERPRINT_SUMS, dtype=torch.int64)
     reached = -1
     for _ in range(MAX_ROUNDS):

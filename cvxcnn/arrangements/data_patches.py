@@ -183,6 +183,6 @@ class PatchGates(GateSampler):
         gates = rows[candidates[drawn]] - mean
         gates = normalize(gates @ root @ root if self.whiten else gates)
         if patches.geometry.bias:
-            tie = 64 * torch.finfo(patches.images.dtype).eps
+            tie = 64 * torch.finfo(patches.dtype).eps
             gates = torch.cat([gates, -_thresholds(rows, gates, self.quantile, tie)[:, None]], 1)
-        return gates.to(patches.images)
+        return gates.to(patches.pool)

@@ -275,8 +275,8 @@ def enumerate_gates(patches: Patches, max_points: int = MAX_POINTS) -> Gates:
         raise InputError(f"patterns are enumerated in one process; there are {size()}. Use one, or sample gates.")
     lines, basis = _lines_of(patches, max_points)
     cells = (_cells_line, _cells_plane, _cells_space)[basis.shape[1] - 1](lines @ basis)
-    vectors = torch.from_numpy(cells @ basis.T).to(patches.images)
-    _check_strict(lines, vectors.to("cpu", torch.float64).numpy(), patches.images.dtype)
+    vectors = torch.from_numpy(cells @ basis.T).to(patches.pool)
+    _check_strict(lines, vectors.to("cpu", torch.float64).numpy(), patches.dtype)
     return Gates(vectors, complete=True)
 
 
