@@ -282,7 +282,7 @@ class ConvexConvBlock(Savable, BaseEstimator):
         return searched_reg_max(empty, options, self._generator())
 
     def _fixed_program(self, patches: Patches, targets: Tensor) -> tuple[Program, Gates]:
-        gates = resolve(self.gates, patches, int(self.random_state))
+        gates = resolve(self.gates, patches, int(self.random_state), targets)
         if gates.n_duplicates + gates.n_zero:
             logger.info(
                 "%d gates kept; %d repeated a pattern, %d never active", len(gates), gates.n_duplicates, gates.n_zero
