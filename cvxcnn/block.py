@@ -48,6 +48,12 @@ logger = logging.getLogger(__name__)
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
+def _stored(images: Any, dtype: torch.dtype) -> torch.dtype:
+    """Return the type that images are kept in: float16 tensors stay so beside float32, to half the memory."""
+    halved = isinstance(images, Tensor) and images.dtype == torch.float16 and dtype == torch.float32
+    return torch.float16 if halved else dtype
+
+
 class ConvexConvBlock(Savable, BaseEstimator):
     """A two-layer CNN, Conv -> ReLU -> pooling -> Linear, trained by convex optimisation.
 
@@ -250,8 +256,10 @@ class ConvexConvBlock(Savable, BaseEstimator):
 
     def _training_set(self, images: Any, targets: Any) -> tuple[Patches, Tensor]:
         geometry = self._check_parameters()
-        inputs = check_images(images, dtype=DTYPES[self.dtype], device=torch.device(self.device))
-        return Patches(inputs, geometry), check_targets(targets, len(inputs), dtype=inputs.dtype, device=inputs.device)
+        dtype, device = DTYPES[self.dtype], torch.device(self.device)
+        inputs = check_images(images, dtype=_stored(images, dtype), device=device)
+        expected = check_targets(targets, len(inputs), dtype=dtype, device=device)
+        return Patches(inputs, geometry, dtype), expected
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(int(self.random_state))
@@ -285,7 +293,7 @@ class ConvexConvBlock(Savable, BaseEstimator):
         return searched_reg_max(empty, options, self._generator())
 
     def _fixed_program(self, patches: Patches, targets: Tensor) -> tuple[Program, Gates]:
-        gates = resolve(self.gates, patches, int(self.random_state))
+        gates = resolve(self.gates, patches, int(self.random_state), targets)
         if gates.n_duplicates + gates.n_zero:
             logger.info(
                 "%d gates kept; %d repeated a pattern, %d never active", len(gates), gates.n_duplicates, gates.n_zero
@@ -399,13 +407,13 @@ class ConvexConvBlock(Savable, BaseEstimator):
         if not hasattr(self, "neurons_"):
             raise NotFittedError("This ConvexConvBlock isn't fitted yet. Call fit first.")
         like = self.neurons_.filters
-        inputs = check_images(images, dtype=like.dtype, device=like.device)
+        inputs = check_images(images, dtype=_stored(images, like.dtype), device=like.device)
         if tuple(inputs.shape[1:]) != self.image_shape_:
             raise InputError(
                 f"images must have the shape that the block was fitted on, {self.image_shape_} (c, h, w); "
                 f"got {tuple(inputs.shape[1:])}."
             )
-        return Patches(inputs, self.geometry_)
+        return Patches(inputs, self.geometry_, like.dtype)
 
     def predict(self, images: Any) -> np.ndarray:
         """Return predictions, shape (n,) or (n, outputs) as the targets were, for images of the shape fitted.

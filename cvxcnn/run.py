@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import Tensor
 
 from . import __version__
+from .arrangements import parse_gates
 from .baseline import BaselineResult, train_baseline
 from .block import ConvexConvBlock
 from .checkpoint import State, drop_checkpoints, find_state, read_state, write_checkpoint, write_state
@@ -174,7 +175,7 @@ def build_stack(settings: Settings) -> LayerwiseCNN:
         "activation": settings.activation,
         "penalty": settings.penalty,
         "reg": 1.0 if settings.reg is None else settings.reg,
-        "gates": settings.gates,
+        "gates": parse_gates(settings.gates) if isinstance(settings.gates, str) else settings.gates,
         "solver": settings.solver,
         "tol": settings.tol,
         "device": resolve_device(settings.device),

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from .arrangements import GATES, parse_gates
 from .cli import Parser, fraction, integer, one_of, positive, run_command
 from .errors import InputError
 from .run import RECIPES, Settings, resume, run
@@ -20,12 +21,12 @@ PROGRAM = "python -m cvxcnn.train"
 
 
 def _gates(text: str) -> int | str:
-    if text == "priced":
-        return text
     try:
-        return integer(1)(text)
-    except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f'must be "priced" or an int >= 1; got {text}') from error
+        gates = parse_gates(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("gates ").rstrip(".")) from error
+    # A sampler goes into the settings by its name, which JSON can hold.
+    return gates if isinstance(gates, int) else text
 
 
 class _RecipeParser(Parser):
@@ -95,7 +96,10 @@ def build_parser(prog: str = PROGRAM) -> Parser:
         "--penalty", metavar="|".join(penalties), type=one_of(*penalties),
         help="what a neuron feeds, and what that costs (default: dense; nuclear for gated networks)",
     )  # fmt: skip
-    add(program, "--gates", metavar="priced|N", type=_gates, help="found by the optimisation, or N random ones")
+    add(
+        program, "--gates", metavar="priced|N|KIND:N", type=_gates,
+        help=f"found by the optimisation, N Gaussian ones, or N of a kind: {', '.join(sorted(GATES))}",
+    )  # fmt: skip
     solvers = ("auto", *sorted(SOLVERS))
     add(program, "--solver", metavar="NAME", type=one_of(*solvers), help=f"one of {', '.join(solvers)}")
     add(

@@ -321,7 +321,10 @@ BAD = [
     (["--rounds", "0"], "--rounds must be an int >= 1; got 0"),
     (["--tol", "inf"], "--tol must be a positive, finite number; got inf"),
     (["--seed", "-1"], "--seed must be an int from 0 to 4294967295; got -1"),
-    (["--gates", "0"], '--gates must be "priced" or an int >= 1; got 0'),
+    (
+        ["--gates", "0"],
+        '--gates must be "priced", a number N >= 1, or one of gaussian:N, gradient:N, patches:N, trained:N; got',
+    ),
     (["--solver", "magic"], "--solver must be one of auto, cone_working_set, cvxpy:CLARABEL, "),
     (["--penalty", "sparse"], "--penalty must be one of dense, group, nuclear; got sparse"),
     (["--activation", "tanh"], "--activation must be one of relu, gated_relu; got tanh"),

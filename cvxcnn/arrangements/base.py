@@ -88,15 +88,18 @@ class GateSampler(ABC):
         same gates everywhere.
         """
 
-    def draw(self, patches: Patches, generator: torch.Generator) -> Gates:
-        """Return up to ``count`` gates of distinct patterns; see ``draw_distinct``."""
+    def draw(self, patches: Patches, generator: torch.Generator, targets: Tensor | None = None) -> Gates:
+        """Return up to ``count`` gates of distinct patterns; see ``draw_distinct``.
+
+        ``targets`` (n, outputs) are there for samplers that choose by them (``SupervisedGates``).
+        """
         return draw_distinct(self.sample, patches, self.count, generator)
 
 
-def check_count(count: Any, name: str = "count") -> int:
+def check_count(count: Any, name: str = "count", of: str = "gates") -> int:
     """Return ``count`` as an int >= 1, or raise InputError."""
     if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
-        raise InputError(f"{name} must be an int >= 1, the number of gates; got {count!r}.")
+        raise InputError(f"{name} must be an int >= 1, the number of {of}; got {count!r}.")
     return int(count)
 
 

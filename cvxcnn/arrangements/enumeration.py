@@ -308,7 +308,7 @@ class EnumeratedGates(GateSampler):
         vectors = enumerate_gates(patches, self.max_points).vectors
         return vectors[torch.randint(len(vectors), (count,), generator=generator).to(vectors.device)]
 
-    def draw(self, patches: Patches, generator: torch.Generator) -> Gates:
+    def draw(self, patches: Patches, generator: torch.Generator, targets: Tensor | None = None) -> Gates:
         """Return every pattern but the one that is active on no patch."""
         gates = enumerate_gates(patches, self.max_points)
         return replace(distinct(patches, gates.vectors), complete=True)
