@@ -90,11 +90,11 @@ class GradientGates(SupervisedGates):
         some, residual = some_images(patches, targets, self.images, generator)
         drawn = draw_distinct(self.source.sample, some, self.count * self.candidates, generator)
         if len(drawn) <= self.count:
-            return Gates(drawn.vectors.to(patches.images), drawn.n_duplicates, drawn.n_zero)
+            return Gates(drawn.vectors.to(patches.pool), drawn.n_duplicates, drawn.n_zero)
         features = some.relu_features(drawn.vectors)
         features -= features.mean(dim=0)
         chosen = _greedy(features, residual, self.count, self.rounds)
-        return Gates(drawn.vectors[chosen].to(patches.images), drawn.n_duplicates, drawn.n_zero)
+        return Gates(drawn.vectors[chosen].to(patches.pool), drawn.n_duplicates, drawn.n_zero)
 
 
 def _greedy(features: Tensor, targets: Tensor, count: int, rounds: int) -> Tensor:
