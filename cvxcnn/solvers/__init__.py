@@ -9,12 +9,13 @@ from .cone_working_set import ConeWorkingSet
 from .cvxpy_solver import Clarabel, Mosek, Scs
 from .fista import Fista
 from .proximal_newton import ProximalNewton
+from .streamed import Streamed
 from .working_set import WorkingSet
 
 __all__ = ["SOLVERS", "Callback", "Progress", "SolveResult", "Solver", "Status", "get_solver"]
 
 SOLVERS: dict[str, type[Solver]] = {
-    solver.name: solver for solver in (WorkingSet, ConeWorkingSet, Fista, ProximalNewton, Clarabel, Scs, Mosek)
+    solver.name: solver for solver in (WorkingSet, ConeWorkingSet, Fista, ProximalNewton, Streamed, Clarabel, Scs, Mosek)
 }
 
 # What "auto" tries, in this order: the first that accepts the program runs, and the result records it.
