@@ -38,6 +38,8 @@ _CG_STEPS = (4, 64)
 _CG_TOL = 1e-3
 # The longest step, in multiples of Newton's.
 _LONGEST = 4.0
+# Up to so many active columns, what these steps leave is left to exact ones.
+_DIRECT_COLUMNS = 2000
 # Rounds of sweeps and a step.
 _ROUNDS = 100
 
@@ -144,6 +146,9 @@ def path(form: GramForm, penalty: Penalty, regs: Sequence[float], tol: float) ->
 
 class _LargeQuadratic(GramQuadratic):
     """The quadratic of thousands of columns: steps from one Cholesky factor each."""
+
+    def move_to(self, weights: Array) -> None:
+        self.weights, self.product = weights.copy(), self.gram @ weights
 
     def change(self, rows: slice, delta: Array) -> None:
         self.weights[rows] += delta
@@ -260,4 +265,6 @@ def _solve(quadratic: _LargeQuadratic, reg: float, weights: Array, tol: float, r
         descent.refresh()
         if objective - descent.objective <= 1e-15 * max(abs(objective), 0.5 * quadratic.squared_norm):
             break
-    return group_lasso(quadratic, reg, tol=tol)
+    active = int((descent.norms > 0).sum()) * quadratic.size
+    # Its Newton steps are exact, at the price of an inverse.
+    return group_lasso(quadratic, reg, tol=tol) if active <= _DIRECT_COLUMNS else quadratic.weights
