@@ -1,8 +1,8 @@
 """Designs: the features that a program's weights multiply, never stored for all blocks at once.
 
-A design maps weights of shape (blocks, cells, rows, outputs) to predictions (n, outputs). Three kinds:
-gated patches (rows = d), the same with both signs (the ReLU program), and ReLU responses (rows = 1); any of
-them with each image scaled, or with the outputs stacked.
+A design maps weights of shape (blocks, cells, rows, outputs) to predictions (n, outputs) for the images of this
+process. Three kinds: gated patches (rows = d), the same with both signs (the ReLU program), and ReLU responses
+(rows = 1); any of them with each image scaled, or with the outputs stacked.
 """
 
 from __future__ import annotations

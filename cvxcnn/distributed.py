@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .errors import CvxcnnError, InputError
 
-__all__ = ["all_sum", "broadcast", "gather_rows", "process_group", "rank", "shard", "size"]
+__all__ = ["all_mean", "all_sum", "broadcast", "gather_rows", "process_group", "rank", "row_counts", "shard", "size"]
 
 # A program that uses torch.distributed for its own ends, and fits a block in each process, must not have them summed.
 _joined = False
@@ -66,6 +66,24 @@ def all_sum(tensor: Tensor) -> Tensor:
     return total
 
 
+def all_mean(tensor: Tensor) -> Tensor:
+    """Return the mean of the rows of all processes, shape (n_rank, ...) to (...).
+
+    Raises
+    ------
+    CvxcnnError
+        If another process is gone.
+
+    Examples
+    --------
+    >>> all_mean(torch.tensor([[1.0, 2.0], [3.0, 6.0]])).tolist()
+    [2.0, 4.0]
+    """
+    if not _joined:
+        return tensor.mean(dim=0)
+    return all_sum(tensor.sum(dim=0)) / sum(row_counts(tensor))
+
+
 def broadcast(tensor: Tensor, source: int = 0) -> Tensor:
     """Return the tensor of process ``source``; the others give one of its shape and dtype.
 
@@ -110,8 +128,19 @@ def gather_rows(tensor: Tensor) -> Tensor:
 
 
 def row_counts(tensor: Tensor) -> list[int]:
-    """Return the number of rows in each process."""
-    counts = torch.zeros(size(), dtype=torch.int64, device=tensor.device)
+    """Return the number of rows in each process.
+
+    Raises
+    ------
+    CvxcnnError
+        If another process is gone.
+
+    Examples
+    --------
+    >>> row_counts(torch.zeros(3, 2))
+    [3]
+    """
+    counts = torch.zeros(size(), dtype=torch.int64)
     counts[rank()] = len(tensor)
     return [int(count) for count in all_sum(counts)]
 
@@ -145,11 +174,12 @@ def process_group(device: str) -> Iterator[None]:
             dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
         except (AttributeError, RuntimeError, ValueError) as error:
             raise CvxcnnError(
-                f"the {os.environ.get('WORLD_SIZE')} processes can't be joined: {_first_line(error)} Start them by "
-                "torchrun, with a version of torch that has torch.distributed."
+                f"the {os.environ['WORLD_SIZE']} processes can't be joined: {_reason(error)}. Start them by torchrun, "
+                "with a torch that has torch.distributed."
             ) from error
     _joined = True
     try:
+        all_sum(torch.zeros(1))  # nobody goes on before all are here
         yield
     finally:
         _joined = False
@@ -173,9 +203,10 @@ def _contact() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise CvxcnnError(
-            f"process {rank()} of {size()} lost contact with another one, which has failed. See its own message."
+            f"process {rank()} of {size()} lost contact with another one: {_reason(error)}. "
+            "If that one failed, its own message says why."
         ) from error
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".") + "."
+def _reason(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")

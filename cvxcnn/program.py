@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .cones import Cones
 from .data import check_images, check_targets
 from .design import Design, FilterDesign, GatedDesign, SignedGatedDesign
+from .distributed import all_mean, all_sum, size
 from .errors import InputError
 from .losses import Loss, SquaredLoss, get_loss
 from .patches import Patches
@@ -80,6 +81,11 @@ class Program:
     intercept : bool
         An unregularised output intercept, minimised out exactly (squared loss only): features, targets
         and dual points are centred.
+
+    Notes
+    -----
+    In a process group every process has the program of its own images; what sums over images here is then summed over
+    all of them, for programs of squared loss without cones.
     """
 
     design: Design
@@ -101,6 +107,12 @@ class Program:
                 f'The ReLU program over gates needs penalty="group"; got {self.penalty.name!r}. '
                 'Use penalty="dense" for filters, or activation="gated_relu".'
             )
+        if size() > 1 and (self.cones is not None or not isinstance(self.loss, SquaredLoss)):
+            given = "the ReLU program over gates" if self.cones is not None else f"loss={self.loss.name!r}"
+            raise InputError(
+                f"several processes share the images only for squared loss and no cones; got {given}. Use one process, "
+                'or loss="squared" with penalty="dense" for filters or activation="gated_relu".'
+            )
 
     @property
     def n_outputs(self) -> int:
@@ -113,13 +125,13 @@ class Program:
 
     def centre(self, values: Tensor) -> Tensor:
         """Return values (n, ...) minus their mean over images if there is an intercept."""
-        return values - values.mean(dim=0) if self.intercept else values
+        return values - all_mean(values) if self.intercept else values
 
     def intercepts(self, prediction: Tensor) -> Tensor:
         """Return the optimal intercept (outputs,) for a prediction without it; zeros if not asked for."""
         if not self.intercept:
             return self.targets.new_zeros(self.n_outputs)
-        return (self.targets - prediction).mean(dim=0)
+        return all_mean(self.targets - prediction)
 
     def dual_point(self, prediction: Tensor) -> Tensor:
         """Return nu, minus the loss's gradient at a prediction, feasible for the intercept."""
@@ -127,7 +139,7 @@ class Program:
 
     def correlate(self, dual: Tensor) -> Tensor:
         """Return A^T nu, shape (blocks, cells, rows, outputs)."""
-        return self.design.correlate(dual)
+        return all_sum(self.design.correlate(dual))
 
     def columns(self, blocks: Tensor) -> Tensor:
         """Return the (centred) features of these blocks, shape (n, len(blocks), cells, rows)."""

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..distributed import all_sum, broadcast, rank, size
 from ..errors import InputError
 from ..patches import Patches
 
@@ -27,6 +28,8 @@ MAX_ROUNDS = 10
 # below 2^53, so float64 holds it exactly, and two patterns share all five with probability 2^-120.
 FINGERPRINT_SUMS = 5
 FINGERPRINT_SEED = 20061479
+# Most gates differ on a few images; only those that don't, or are active on none of them, are compared on all.
+FIRST_IMAGES = 256
 # Most responses of one image, K times the gates taken at once.
 RESPONSES_AT_ONCE = 1 << 22
 
@@ -85,15 +88,18 @@ class GateSampler(ABC):
         same gates everywhere.
         """
 
-    def draw(self, patches: Patches, generator: torch.Generator) -> Gates:
-        """Return up to ``count`` gates of distinct patterns; see ``draw_distinct``."""
+    def draw(self, patches: Patches, generator: torch.Generator, targets: Tensor | None = None) -> Gates:
+        """Return up to ``count`` gates of distinct patterns; see ``draw_distinct``.
+
+        ``targets`` (n, outputs) are there for samplers that choose by them (``SupervisedGates``).
+        """
         return draw_distinct(self.sample, patches, self.count, generator)
 
 
-def check_count(count: Any, name: str = "count") -> int:
+def check_count(count: Any, name: str = "count", of: str = "gates") -> int:
     """Return ``count`` as an int >= 1, or raise InputError."""
     if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
-        raise InputError(f"{name} must be an int >= 1, the number of gates; got {count!r}.")
+        raise InputError(f"{name} must be an int >= 1, the number of {of}; got {count!r}.")
     return int(count)
 
 
@@ -151,11 +157,11 @@ def patterns(patches: Patches, vectors: Tensor) -> Tensor:
     return active
 
 
-def _fingerprints(patches: Patches, vectors: Tensor) -> Tensor:
+def _fingerprints(patches: Patches, vectors: Tensor, seed: int = FINGERPRINT_SEED) -> Tensor:
     """Return one fingerprint a gate, equal for equal patterns and zero for no active patch; (P, 5) int64, on the CPU.
 
     Zero patches are left out: they are active for every gate and contribute nothing. Calls with equally many
-    gates can be compared with each other.
+    gates and the same seed can be compared with each other.
     """
     device = patches.images.device
     width = max(1, min(len(vectors), RESPONSES_AT_ONCE // patches.n_patches))
@@ -163,7 +169,7 @@ def _fingerprints(patches: Patches, vectors: Tensor) -> Tensor:
     for start in range(0, len(vectors), width):
         block = vectors[start : start + width].T.contiguous()
         # Every block meets the same chunks, hence the same weights.
-        generator = torch.Generator().manual_seed(FINGERPRINT_SEED)
+        generator = torch.Generator().manual_seed(seed)
         for _, chunk in patches.chunks(width):
             flat = chunk.flatten(0, 1)
             weights = torch.randint(1, 1 << 24, (len(flat), FINGERPRINT_SUMS), generator=generator)
@@ -173,13 +179,39 @@ def _fingerprints(patches: Patches, vectors: Tensor) -> Tensor:
     return prints.cpu()
 
 
+def _first_prints(patches: Patches, vectors: Tensor) -> Tensor:
+    """Return the fingerprints on the first images, shape (P, 5), the same in every process."""
+    if rank():  # another process sees to it
+        return broadcast(torch.empty(len(vectors), FINGERPRINT_SUMS, dtype=torch.int64))
+    few = patches.n_images <= FIRST_IMAGES
+    first = patches if few else patches.subset(torch.arange(FIRST_IMAGES, device=patches.images.device))
+    return broadcast(_fingerprints(first, vectors))
+
+
+def _all_prints(patches: Patches, vectors: Tensor, prints: Tensor) -> Tensor:
+    """Return the fingerprints on the first images, and on all images where those leave a doubt; (P, 5) or (P, 10).
+
+    Rows are equal for equal patterns, and zero for gates that are active on no patch of any process.
+    """
+    if size() == 1 and patches.n_images <= FIRST_IMAGES:
+        return prints
+    _, inverse, counts = torch.unique(prints, dim=0, return_inverse=True, return_counts=True)
+    doubtful = (counts[inverse] > 1) | (prints[:, 0] == 0)
+    further = torch.zeros_like(prints)
+    if doubtful.any():
+        # Weights of its own in each process: the sums are then those of one pattern over the images of all.
+        chosen = vectors[doubtful.to(vectors.device)]
+        further[doubtful] = all_sum(_fingerprints(patches, chosen, FINGERPRINT_SEED + 1 + rank()))
+    return torch.cat([prints, further], dim=1)
+
+
 def _select(prints: Tensor, most: int) -> tuple[Tensor, int, int]:
     """Return the rows of the first ``most`` new patterns, and the duplicates and zeros met on the way to them."""
     count = len(prints)
     _, inverse = torch.unique(prints, dim=0, return_inverse=True)
     order = torch.arange(count)
     first = torch.full((count,), count).scatter_reduce(0, inverse, order, "amin")[inverse] == order
-    zero = prints[:, 0] == 0
+    zero = ~prints.any(dim=1)
     kept = (first & ~zero).nonzero().flatten()[:most]
     seen = int(kept[-1]) + 1 if len(kept) == most else count
     n_zero = int(zero[:seen].sum())
@@ -189,8 +221,9 @@ def _select(prints: Tensor, most: int) -> tuple[Tensor, int, int]:
 def distinct(patches: Patches, vectors: Tensor) -> Gates:
     """Return the gates whose pattern is new and active on some patch, in the order given.
 
-    Patterns are compared over all n * K patches by fingerprints that are summed chunk by chunk, in memory that
-    does not grow with n; two different patterns pass for equal with probability 2^-120.
+    Patterns are compared over the first images, and those that are equal there over all n * K patches, of all
+    processes, by fingerprints that are summed chunk by chunk, in memory that does not grow with n; two different
+    patterns pass for equal with probability 2^-120.
 
     Parameters
     ----------
@@ -213,7 +246,8 @@ def distinct(patches: Patches, vectors: Tensor) -> Gates:
     ([[1.0]], 1, 1)
     """
     vectors = check_vectors(vectors, patches)
-    kept, n_duplicates, n_zero = _select(_fingerprints(patches, vectors), len(vectors))
+    prints = _all_prints(patches, vectors, _first_prints(patches, vectors))
+    kept, n_duplicates, n_zero = _select(prints, len(vectors))
     return Gates(vectors[kept.to(vectors.device)], n_duplicates, n_zero)
 
 
@@ -225,7 +259,8 @@ def draw_distinct(
 ) -> Gates:
     """Return ``count`` gates of distinct patterns, drawing again for those that repeat or are never active.
 
-    It gives up, with fewer gates, after a round that brings nothing new or after ten rounds.
+    It gives up, with fewer gates, after a round that brings nothing new or after ten rounds. Several processes take
+    what the sampler gives in the first.
 
     Parameters
     ----------
@@ -245,9 +280,10 @@ def draw_distinct(
         drawn = check_vectors(sample(patches, count, generator), patches)
         if len(drawn) != count:
             raise InputError(f"a gate sampler returned {len(drawn)} gates where {count} were asked for.")
+        drawn = broadcast(drawn)
         vectors = torch.cat([vectors, drawn])
-        prints = torch.cat([prints, _fingerprints(patches, drawn)])
-        kept, n_duplicates, n_zero = _select(prints, count)
+        prints = torch.cat([prints, _first_prints(patches, drawn)])
+        kept, n_duplicates, n_zero = _select(_all_prints(patches, vectors, prints), count)
         if len(kept) in (count, reached):
             break
         reached = len(kept)

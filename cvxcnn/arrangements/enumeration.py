@@ -20,6 +20,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from ..distributed import size
 from ..errors import InputError
 from ..patches import Patches
 from .base import Gates, GateSampler, distinct
@@ -252,7 +253,8 @@ def enumerate_gates(patches: Patches, max_points: int = MAX_POINTS) -> Gates:
     ------
     InputError
         If the patches span more than three dimensions, have more lines than ``max_points``, are all zero, or lie so
-        close to a degenerate position that their dtype can't hold a gate of every cell.
+        close to a degenerate position that their dtype can't hold a gate of every cell; or if they are shared by
+        several processes.
 
     Notes
     -----
@@ -269,6 +271,8 @@ def enumerate_gates(patches: Patches, max_points: int = MAX_POINTS) -> Gates:
     (14, 14)
     """
     _check_positive("max_points", max_points)
+    if size() > 1:
+        raise InputError(f"patterns are enumerated in one process; there are {size()}. Use one, or sample gates.")
     lines, basis = _lines_of(patches, max_points)
     cells = (_cells_line, _cells_plane, _cells_space)[basis.shape[1] - 1](lines @ basis)
     vectors = torch.from_numpy(cells @ basis.T).to(patches.pool)
@@ -304,7 +308,7 @@ class EnumeratedGates(GateSampler):
         vectors = enumerate_gates(patches, self.max_points).vectors
         return vectors[torch.randint(len(vectors), (count,), generator=generator).to(vectors.device)]
 
-    def draw(self, patches: Patches, generator: torch.Generator) -> Gates:
+    def draw(self, patches: Patches, generator: torch.Generator, targets: Tensor | None = None) -> Gates:
         """Return every pattern but the one that is active on no patch."""
         gates = enumerate_gates(patches, self.max_points)
         return replace(distinct(patches, gates.vectors), complete=True)

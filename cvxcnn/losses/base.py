@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..distributed import all_sum
+
 __all__ = ["Loss"]
 
 
@@ -29,8 +31,8 @@ class Loss(ABC):
         """Return the loss of an (n, outputs) prediction, a sum, as a scalar tensor to differentiate."""
 
     def value(self, prediction: Tensor, targets: Tensor) -> float:
-        """Return the loss of an (n, outputs) prediction, a sum, as a number."""
-        return float(self.tensor(prediction, targets))
+        """Return the loss of an (n, outputs) prediction, a sum over the images of all processes, as a number."""
+        return float(all_sum(self.tensor(prediction, targets)))
 
     @abstractmethod
     def dual_point(self, prediction: Tensor, targets: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..distributed import all_sum
 from .base import Loss
 
 __all__ = ["SquaredLoss"]
@@ -31,8 +32,7 @@ class SquaredLoss(Loss):
         return targets - prediction
 
     def dual_value(self, dual: Tensor, targets: Tensor, largest: Tensor) -> float:
-        linear = (dual * targets).sum(dim=0)
-        square = dual.square().sum(dim=0)
+        linear, square = all_sum(torch.stack([(dual * targets).sum(dim=0), dual.square().sum(dim=0)]))
         # The concave parabola s * linear - s^2 / 2 * square peaks at linear / square.
         best = (linear / square.clamp_min(1e-300)).clamp_min(0.0).minimum(largest)
         return float((best * linear - 0.5 * best.square() * square).sum())

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..distributed import broadcast, size
 from ..errors import InputError, SolverError
 from ..program import Evaluation, Program
 from ..threads import coarse_threads
@@ -119,6 +120,8 @@ class Solver(ABC):
     """
 
     name: str
+    shares_images: bool = False
+    """Whether it works where every process has some of the images only."""
 
     def __init__(self, tol: float = 1e-6, max_iter: int | None = None) -> None:
         if not is_number(tol, Real) or not tol > 0:
@@ -131,6 +134,12 @@ class Solver(ABC):
     @abstractmethod
     def refusal(self, program: Program) -> str | None:
         """Return why this method can't solve the program, with the remedy, or None if it can."""
+
+    def objection(self, program: Program) -> str | None:
+        """Return ``refusal``, or that the method needs all images in one process and there are several."""
+        if size() > 1 and not self.shares_images:
+            return f'it needs all images in one process, and there are {size()}. Use solver="auto".'
+        return self.refusal(program)
 
     @abstractmethod
     def run(self, program: Program, start: Tensor | None, report: Callable[[int, float, float], None]) -> Outcome:
@@ -158,9 +167,9 @@ class Solver(ABC):
         SolverUnavailableError, SolverError
             If the solver is missing here, or ended without a point.
         """
-        refusal = self.refusal(program)
-        if refusal is not None:
-            raise InputError(f"solver {self.name!r} can't solve this program: {refusal}")
+        objection = self.objection(program)
+        if objection is not None:
+            raise InputError(f"solver {self.name!r} can't solve this program: {objection}")
         if start is not None and tuple(start.shape) != program.design.shape(program.n_outputs):
             raise InputError(
                 f"start must have shape {program.design.shape(program.n_outputs)}; got {tuple(start.shape)}."
@@ -181,7 +190,7 @@ class Solver(ABC):
             exact = program.double()
             violation = exact.violation(outcome.weights.double())
             # The weights are made feasible before they are judged: the objective is then Eq. 1's own.
-            weights = exact.repair(outcome.weights.double()).to(outcome.weights)
+            weights = broadcast(exact.repair(outcome.weights.double()).to(outcome.weights))
             final = self.judge(program, weights)
         gap = final.relative_gap
         status = Status.OPTIMAL

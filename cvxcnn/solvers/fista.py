@@ -36,6 +36,7 @@ class Fista(Solver):
     """
 
     name = "fista"
+    shares_images = True
 
     def refusal(self, program: Program) -> str | None:
         if program.cones is not None:

@@ -1,0 +1,296 @@
+"""Two processes with a share of the images each, against one process with all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+
+from cvxcnn import ConvexConvBlock, LayerwiseCNN
+from cvxcnn.arrangements import EnumeratedGates, PatchGates, base, data_patches, distinct, patterns
+from cvxcnn.distributed import all_mean, all_sum, broadcast, gather_rows, process_group, rank, row_counts, shard, size
+from cvxcnn.errors import CvxcnnError, InputError
+from cvxcnn.patches import Patches, PatchGeometry
+from cvxcnn.run import Settings, run
+from cvxcnn.stack import Standardizer
+
+N_IMAGES = 41  # shares of 20 and 21
+SOLVER = {"solver": "fista", "reg": 0.5, "tol": 1e-9, "max_iter": 100_000}
+BLOCKS: dict[str, dict[str, Any]] = {
+    "dense": {"penalty": "dense", "bias": True, "intercept": True, "gates": PatchGates(12), "pooling": "mean"},
+    "group": {"activation": "gated_relu", "gates": 6, "kernel_size": 2, "pool_cells": 2},
+    "nuclear": {"activation": "gated_relu", "penalty": "nuclear", "gates": PatchGates(6), "intercept": True},
+}
+
+
+def data() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(N_IMAGES, 2, 6, 6, generator=generator, dtype=torch.float64)
+    return images, torch.stack([images.mean(dim=(1, 2, 3)), images[:, 0].relu().mean(dim=(1, 2)) + 1], dim=1)
+
+
+def alike(part: slice = slice(None)) -> Patches:
+    """Patches of pixels >= 0, of which the last five images alone tell gates apart: the others have pixels of 1."""
+    images = data()[0].abs()
+    images[: N_IMAGES - 5] = 1.0
+    return Patches(images[part], PatchGeometry(kernel_size=2))
+
+
+def gates_with_copies() -> torch.Tensor:
+    """Eight patterns, six copies, and two gates that are active on no patch of positive pixels."""
+    drawn = torch.randn(8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return torch.cat([drawn, 2 * drawn[:3], drawn[:2] + 1e-13, -torch.ones(2, 8), drawn[4:5]])
+
+
+def fitted(part: slice) -> dict[str, np.ndarray]:
+    """Return everything that is compared, found from these images in this process."""
+    images, targets = (values[part] for values in data())
+    found = {}
+    for name, settings in BLOCKS.items():
+        block = ConvexConvBlock(**SOLVER, **settings)
+        found[f"{name}.reg_max"] = block.reg_max(images, targets)
+        block.fit(images, targets)
+        result = block.result_
+        found[f"{name}.numbers"] = np.array([result.objective, result.dual_bound])
+        found[f"{name}.weights"] = result.weights.numpy()
+        found[f"{name}.gates"] = block.gates_
+        found[f"{name}.prediction"] = gather_rows(torch.from_numpy(block.predict(images))).numpy()
+    block = ConvexConvBlock(gates=10, penalty="dense", padding=1, **{**SOLVER, "reg": 0.01})
+    stack = LayerwiseCNN(layers=2, block=block, downsample=2, reg_fraction=0.05).fit(images, targets)
+    found["stack.regs"] = np.array([block.reg for block in stack.blocks_])
+    found["stack.prediction"] = gather_rows(torch.from_numpy(stack.predict(images))).numpy()
+    chosen = distinct(alike(part), gates_with_copies())
+    found["distinct"] = np.array([len(chosen), chosen.n_duplicates, chosen.n_zero])
+    found["distinct.vectors"] = chosen.vectors.numpy()
+    return found
+
+
+# In each of two processes.
+
+
+def join(number: int, path: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=(path / "meet").as_uri(), rank=number, world_size=2)
+
+
+def sums(number: int) -> None:
+    assert (rank(), size()) == (number, 2)
+    own = torch.full((number, 2), 1.0 + number)
+    assert row_counts(own) == [0, 1]
+    assert gather_rows(own).tolist() == [[2, 2]]
+    own = torch.arange(2 + number).view(-1, 1) + 10 * number
+    assert gather_rows(own).flatten().tolist() == [0, 1, 10, 11, 12]
+    assert gather_rows(own > 0).flatten().tolist() == [False, True, True, True, True]
+    assert all_mean(own.double()).tolist() == [34 / 5]
+    values = torch.tensor([[1, 2], [3, 4]]).T * (1 << 53 + number)
+    before = values.clone()
+    assert torch.equal(all_sum(values), torch.tensor([[1, 3], [2, 4]]) * (3 << 53))
+    assert torch.equal(broadcast(values, source=1), torch.tensor([[1, 3], [2, 4]]) * (1 << 54))
+    assert torch.equal(values, before)
+
+
+def refusals() -> None:
+    images, targets = data()
+
+    def refused(match: str, **settings: Any) -> None:
+        with pytest.raises(InputError, match=match):
+            ConvexConvBlock(**{"reg": 0.5, "gates": 5, **settings}).fit(images, targets.sign())
+
+    refused("priced gates need all images in one process; there are 2", gates="priced")
+    refused("several processes share the images only for .*got the ReLU program over gates", penalty="group")
+    refused("got loss='logistic'", penalty="dense", loss="logistic")
+    refused("'working_set' can't .*needs all images in one process, and there are 2", penalty="dense",
+            solver="working_set")  # fmt: skip
+    refused("'cvxpy:CLARABEL' can't", penalty="dense", solver="cvxpy:CLARABEL")
+    refused("patterns are enumerated in one process", penalty="dense", gates=EnumeratedGates(), kernel_size=1)
+
+
+def work(number: int, path: Path) -> None:
+    join(number, path)
+    with process_group("cpu"):
+        sums(number)
+        refusals()
+        # Small, so that a pool is drawn and images are compared in two stages.
+        data_patches.POOL_PATCHES, base.FIRST_IMAGES = 64, 3
+        np.savez(path / f"{number}.npz", **fitted(shard(N_IMAGES, number, 2)))
+    assert (rank(), size()) == (0, 1)
+    dist.barrier()  # the group that was there before is left as it was
+    with process_group("cpu"):
+        if number == 0:
+            with pytest.raises(CvxcnnError, match="process 0 of 2 lost contact"):
+                all_sum(torch.zeros(1))
+    if number == 0:
+        (path / "told").touch()
+
+
+def in_two_processes(function: Callable[..., None], path: Path) -> None:
+    torch.multiprocessing.spawn(function, args=(path,), nprocs=2)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """What two processes found, and what one did."""
+    path = tmp_path_factory.mktemp("two")
+    in_two_processes(work, path)
+    assert (path / "told").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data_patches, "POOL_PATCHES", 64)
+        one = fitted(slice(None))
+    return [dict(np.load(path / f"{number}.npz")) for number in range(2)], one
+
+
+@pytest.mark.parametrize("what", ["dense", "group", "nuclear", "stack", "distinct"])
+def test_two_processes_find_what_one_finds(what: str, both: Any) -> None:
+    two, one = both
+    names = [name for name in one if name.startswith(what)]
+    assert names
+    for name in names:
+        assert np.array_equal(two[0][name], two[1][name]), name
+        scale = np.abs(one[name]).max()
+        assert two[0][name].shape == np.shape(one[name]), name
+        assert np.abs(two[0][name] - one[name]).max() <= 1e-8 * scale, name
+
+
+def test_the_gates_are_to_the_last_bit_those_of_one_process(both: Any) -> None:
+    two, one = both
+    for name in ("dense.gates", "group.gates", "nuclear.gates", "distinct.vectors"):
+        assert np.array_equal(two[0][name], one[name]), name
+    assert list(one["distinct"]) == [8, 6, 2]
+
+
+def test_the_command_line_with_two_processes(tmp_path: Path) -> None:
+    options = {"layers": 2, "limit_train": 200, "gates": 20, "solver": "fista"}
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "cvxcnn.train"]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", *launch, *arguments, "--output", str(tmp_path / "two")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("layer 2: objective") == 1
+    assert "2 processes, each with a share of the images; no ordinary training for comparison" in done.stdout
+    two = json.loads((tmp_path / "two" / "summary.json").read_text())
+    one = run(Settings(**options, baseline=False, output=str(tmp_path / "one")))
+    assert sorted(os.listdir(tmp_path / "two")) == sorted(os.listdir(tmp_path / "one"))
+    assert two["data"] == one["data"]
+    assert two["settings"]["baseline"] is False
+    for ours, theirs in zip(two["layers"], one["layers"], strict=True):
+        assert ours["reg"] == pytest.approx(theirs["reg"], rel=1e-8)
+        for name in ("objective", "dual_bound", "train_accuracy", "test_accuracy"):
+            assert ours["convex"][name] == pytest.approx(theirs["convex"][name], rel=1e-8), name
+        assert ours["convex"]["n_neurons"] == theirs["convex"]["n_neurons"]
+
+
+# In one process.
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 12, 100])
+@pytest.mark.parametrize("processes", [1, 2, 3, 7])
+def test_shares_are_consecutive_and_balanced(count: int, processes: int) -> None:
+    shares = [range(count)[shard(count, number, processes)] for number in range(processes)]
+    assert [row for share in shares for row in share] == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_one_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with process_group("cpu"):
+        values = torch.arange(6.0).view(3, 2)
+        assert (rank(), size(), row_counts(values)) == (0, 1, [3])
+        assert all(found is values for found in (all_sum(values), gather_rows(values), broadcast(values)))
+        assert all_mean(values).tolist() == [2, 3]
+        assert not dist.is_initialized()
+
+
+def test_a_group_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", init_method=(tmp_path / "meet").as_uri(), rank=0, world_size=1)
+    try:
+        values = torch.ones(2)
+        assert all_sum(values) is values
+        with process_group("cpu"):
+            assert all_sum(values).tolist() == [1, 1]
+        assert all_sum(values) is values
+        assert dist.is_initialized()
+    finally:
+        dist.destroy_process_group()
+
+
+def test_processes_that_cannot_be_joined_are_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(CvxcnnError, match=r"the 2 processes can't be joined: .*RANK.* Start them by torchrun"), \
+            process_group("cpu"):  # fmt: skip
+        pass
+    assert size() == 1
+
+
+def test_each_process_needs_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InputError, match=r"process 2 of this machine has no GPU .*finds 1\. Use --nproc-per-node 1"), \
+            process_group("cuda"):  # fmt: skip
+        pass
+
+
+def test_more_processes_than_images_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("cvxcnn.run.size", lambda: 500)
+    with pytest.raises(InputError, match="40 images can't be shared by 500 processes"):
+        run(Settings(layers=1, limit_train=40, gates=5, output=str(tmp_path / "run")))
+    assert not list(tmp_path.iterdir())
+
+
+def test_standardizer_has_mean_and_deviation_of_all_pixels() -> None:
+    images, _ = data()
+    found = Standardizer.of(images)
+    assert torch.allclose(found.mean, images.mean(dim=(0, 2, 3)), rtol=1e-13, atol=1e-15)
+    assert torch.allclose(found.scale, images.std(dim=(0, 2, 3), correction=0), rtol=1e-13)
+
+
+def test_gates_are_compared_in_two_stages_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    patches, vectors = alike(), gates_with_copies()
+    whole = distinct(patches, vectors)
+    counted = []
+
+    def count(patches: Patches, vectors: torch.Tensor, *seed: int) -> torch.Tensor:
+        counted.append((patches.n_images, len(vectors)))
+        return fingerprints(patches, vectors, *seed)
+
+    fingerprints = base._fingerprints
+    monkeypatch.setattr(base, "_fingerprints", count)
+    for first in (1, 36, 37, 40):
+        monkeypatch.setattr(base, "FIRST_IMAGES", first)
+        counted.clear()
+        staged = distinct(patches, vectors)
+        assert torch.equal(staged.vectors, whole.vectors)
+        assert (staged.n_duplicates, staged.n_zero) == (whole.n_duplicates, whole.n_zero) == (6, 2)
+        met = [tuple(row.tolist()) for row in patterns(patches, vectors)[:, :first].flatten(1)]
+        doubtful = sum(met.count(row) > 1 or not any(row) for row in met)
+        assert counted == [(first, 16), (N_IMAGES, doubtful)]
+    assert doubtful < 16
+
+
+def test_draws_of_rounds_are_compared_in_two_stages_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.randint(-1, 2, (30, 1, 3, 3), generator=torch.Generator().manual_seed(0)).double()
+    patches = Patches(images, PatchGeometry(kernel_size=2))
+
+    def draw(patches: Patches, count: int, generator: torch.Generator) -> torch.Tensor:
+        return torch.randint(-1, 2, (count, patches.dim), generator=generator).double()
+
+    whole = base.draw_distinct(draw, patches, 40, torch.Generator().manual_seed(0))
+    assert whole.n_duplicates > 10
+    for first in (1, 3, 10):
+        monkeypatch.setattr(base, "FIRST_IMAGES", first)
+        staged = base.draw_distinct(draw, patches, 40, torch.Generator().manual_seed(0))
+        assert torch.equal(staged.vectors, whole.vectors)
+        assert (staged.n_duplicates, staged.n_zero) == (whole.n_duplicates, whole.n_zero)
