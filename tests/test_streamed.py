@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from cvxcnn import ConvexConvBlock
 from cvxcnn import design as design_module
 from cvxcnn.errors import InputError, SolverError
 from cvxcnn.patches import Patches, PatchGeometry
+from cvxcnn.path import reg_path
 from cvxcnn.penalties import DensePenalty, GroupPenalty, NuclearPenalty
+from cvxcnn.pricing import PricingOptions
 from cvxcnn.program import Program, filter_program, gated_program, relu_program
 from cvxcnn.solvers import get_solver
 from cvxcnn.solvers import gram as gram_module
@@ -178,3 +181,43 @@ def test_what_it_refuses() -> None:
     cones = relu_program(problem.design.patches, problem.design.vectors, problem.targets, 1.0)
     with pytest.raises(InputError, match="it knows no cones"):
         Streamed().solve(cones)
+
+
+def test_a_block_needs_no_pass_for_its_intercept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The judge has found it already; predictions of the block are then the program's."""
+    problem = program(intercept=True)
+    images, targets = problem.design.patches.images, problem.targets + 3.0
+    block = ConvexConvBlock(
+        kernel_size=3, padding=1, pool_cells=2, bias=True, penalty="dense", reg=2.0, gates=8, intercept=True,
+        solver="streamed", pricing=PricingOptions(starts=0), tol=1e-8,
+    )  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(Program, "intercepts", None)
+        block.fit(images, targets)
+    error = targets - torch.from_numpy(block.predict(images))
+    assert error.mean(dim=0).abs().max() <= 1e-10
+    assert block.result_.objective == pytest.approx(
+        float(0.5 * error.square().sum() + 2.0 * block.result_.weights.flatten(1).norm(dim=1).sum()), rel=1e-9
+    )
+
+
+def test_a_reg_path_makes_one_pass_for_its_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = program()
+    made: list[GramForm] = []
+    original = GramForm.of.__func__  # type: ignore[attr-defined]
+
+    def counted(cls: type[GramForm], given: Program) -> GramForm:
+        made.append(original(cls, given))
+        return made[-1]
+
+    monkeypatch.setattr(GramForm, "of", classmethod(counted))
+    settings: dict[str, Any] = {"kernel_size": 3, "penalty": "dense", "gates": 6, "tol": 1e-8}
+    settings |= {"pricing": PricingOptions(starts=0), "intercept": True}
+    images = problem.design.patches.images
+    paths = [
+        reg_path(images, problem.targets, block=ConvexConvBlock(solver=solver, **settings), points=4)
+        for solver in ("streamed", "working_set")
+    ]
+    assert len(made) == 1
+    assert paths[0].regs == pytest.approx(paths[1].regs, rel=1e-9)
+    assert paths[0].objective == pytest.approx(paths[1].objective, rel=1e-7)

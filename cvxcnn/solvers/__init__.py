@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..cost import choose
+from ..distributed import size
 from ..errors import InputError
 from ..program import Program
 from .base import Callback, Progress, Solver, SolveResult, Status
@@ -21,7 +22,8 @@ SOLVERS: dict[str, type[Solver]] = {
 }
 
 # What "auto" tries, in this order: the first that accepts the program runs, and the result records it. Before them
-# comes ``Streamed``, where it accepts the program and the cost model says that it is cheaper.
+# comes ``Streamed``, where it accepts the program and the cost model says that it is cheaper, or where several
+# processes share the images.
 _AUTO = (WorkingSet, ConeWorkingSet, Fista, ProximalNewton)
 
 
@@ -35,7 +37,7 @@ def get_solver(name: str, program: Program, tol: float = 1e-6, max_iter: int | N
     """
     if name == "auto":
         streamed = Streamed(tol=tol, max_iter=max_iter)
-        if streamed.refusal(program) is None and choose(program):
+        if streamed.refusal(program) is None and (choose(program) or size() > 1):
             return streamed
         for candidate in _AUTO:
             solver = candidate(tol=tol, max_iter=max_iter)

@@ -64,6 +64,7 @@ class Streamed(Solver):
     """
 
     name = "streamed"
+    shares_images = True
 
     def __init__(self, tol: float = 1e-6, max_iter: int | None = None, form: GramForm | None = None) -> None:
         super().__init__(tol, max_iter)
