@@ -94,7 +94,7 @@ class _Network:
 
     def __init__(self, patches: Patches, targets: Tensor, loss: Loss, width: int, connect: str) -> None:
         self.patches = patches
-        self.targets = targets.to(patches.images)
+        self.targets = targets.to(patches.pool)
         self.loss = loss
         self.width = width
         self.outputs = targets.shape[1]
@@ -513,7 +513,7 @@ def train_baseline(
         epochs = max(LEAST_EPOCHS, -(-ALL_STEPS // steps)) if epochs is None else epochs
         cycles = _cycles(epochs, -(-FIRST_CYCLE_STEPS // steps))
         for _ in range(1 + RETRIES):
-            run = _Run(network, exact, targets.to(exact.images), reg, began, callback)
+            run = _Run(network, exact, targets.to(exact.pool), reg, began, callback)
             try:
                 _train(run, start, optimizer, peak, cycles, batch_size, warmup, tol, seed)
             except _DivergedError:

@@ -48,6 +48,12 @@ logger = logging.getLogger(__name__)
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
+def _stored(images: Any, dtype: torch.dtype) -> torch.dtype:
+    """Return the type that images are kept in: float16 tensors stay so beside float32, to half the memory."""
+    halved = isinstance(images, Tensor) and images.dtype == torch.float16 and dtype == torch.float32
+    return torch.float16 if halved else dtype
+
+
 class ConvexConvBlock(Savable, BaseEstimator):
     """A two-layer CNN, Conv -> ReLU -> pooling -> Linear, trained by convex optimisation.
 
@@ -250,8 +256,10 @@ class ConvexConvBlock(Savable, BaseEstimator):
 
     def _training_set(self, images: Any, targets: Any) -> tuple[Patches, Tensor]:
         geometry = self._check_parameters()
-        inputs = check_images(images, dtype=DTYPES[self.dtype], device=torch.device(self.device))
-        return Patches(inputs, geometry), check_targets(targets, len(inputs), dtype=inputs.dtype, device=inputs.device)
+        dtype, device = DTYPES[self.dtype], torch.device(self.device)
+        inputs = check_images(images, dtype=_stored(images, dtype), device=device)
+        expected = check_targets(targets, len(inputs), dtype=dtype, device=device)
+        return Patches(inputs, geometry, dtype), expected
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(int(self.random_state))
@@ -275,7 +283,7 @@ class ConvexConvBlock(Savable, BaseEstimator):
         make = filter_program if self.activation == "relu" else gated_program
         empty = make(
             patches,
-            patches.images.new_zeros(0, patches.dim),
+            patches.pool.new_zeros(0, patches.dim),
             targets,
             1.0,
             penalty=get_penalty(self.penalty),
@@ -285,7 +293,7 @@ class ConvexConvBlock(Savable, BaseEstimator):
         return searched_reg_max(empty, options, self._generator())
 
     def _fixed_program(self, patches: Patches, targets: Tensor) -> tuple[Program, Gates]:
-        gates = resolve(self.gates, patches, int(self.random_state))
+        gates = resolve(self.gates, patches, int(self.random_state), targets)
         if gates.n_duplicates + gates.n_zero:
             logger.info(
                 "%d gates kept; %d repeated a pattern, %d never active", len(gates), gates.n_duplicates, gates.n_zero
@@ -399,13 +407,13 @@ class ConvexConvBlock(Savable, BaseEstimator):
         if not hasattr(self, "neurons_"):
             raise NotFittedError("This ConvexConvBlock isn't fitted yet. Call fit first.")
         like = self.neurons_.filters
-        inputs = check_images(images, dtype=like.dtype, device=like.device)
+        inputs = check_images(images, dtype=_stored(images, like.dtype), device=like.device)
         if tuple(inputs.shape[1:]) != self.image_shape_:
             raise InputError(
                 f"images must have the shape that the block was fitted on, {self.image_shape_} (c, h, w); "
                 f"got {tuple(inputs.shape[1:])}."
             )
-        return Patches(inputs, self.geometry_)
+        return Patches(inputs, self.geometry_, like.dtype)
 
     def predict(self, images: Any) -> np.ndarray:
         """Return predictions, shape (n,) or (n, outputs) as the targets were, for images of the shape fitted.
@@ -417,14 +425,18 @@ class ConvexConvBlock(Savable, BaseEstimator):
         InputError
             If the images have another shape or are not finite.
         """
-        prediction = self._predict(self._patches(images))
+        prediction = self.outputs(images)
         return np.asarray((prediction[:, 0] if self.flat_targets_ else prediction).cpu().numpy())
+
+    def outputs(self, images: Any) -> Tensor:
+        """Return ``predict`` as a tensor on the block's device, always of shape (n, outputs)."""
+        return self._predict(self._patches(images))
 
     def _predict(self, patches: Patches) -> Tensor:
         with torch.no_grad():
             if self.activation == "gated_relu":
                 if not len(self.gated_vectors_):
-                    return patches.images.new_zeros(patches.n_images, self.n_outputs_) + self.gated_intercept_
+                    return patches.pool.new_zeros(patches.n_images, self.n_outputs_) + self.gated_intercept_
                 return patches.gated_prediction(self.gated_vectors_, self.gated_weights_) + self.gated_intercept_
             return self.neurons_.predict(patches)
 
@@ -435,11 +447,20 @@ class ConvexConvBlock(Savable, BaseEstimator):
         """
         return np.asarray(self.relu_maps(images).cpu().numpy())
 
-    def relu_maps(self, images: Any) -> Tensor:
-        """Return ``transform`` as a tensor, on the block's device."""
+    def relu_maps(self, images: Any, neurons: Tensor | None = None) -> Tensor:
+        """Return ``transform`` as a tensor, on the block's device; of the neurons with these indices, if given."""
         patches = self._patches(images)
+        filters = self.neurons_.filters
         with torch.no_grad():
-            return patches.relu_maps(self.neurons_.filters)
+            return patches.relu_maps(filters if neurons is None else filters[neurons])
+
+    def neuron_norms(self) -> Tensor:
+        """Return how much each neuron of ``neurons_`` contributes: ||u_i|| ||w_i||, or ||z_i|| for a gated block."""
+        if self.activation == "gated_relu" and len(self.gated_weights_):
+            norms: Tensor = self.gated_weights_.flatten(1).norm(dim=1)
+        else:
+            norms = self.neurons_.filters.norm(dim=1) * self.neurons_.readout.flatten(1).norm(dim=1)
+        return norms
 
     def to_torch(self) -> nn.Sequential:
         """Return the block as Conv2d -> ReLU -> pooling -> Flatten -> Linear, with the same predictions.
@@ -499,7 +520,7 @@ class ConvexConvBlock(Savable, BaseEstimator):
             program = relu_program(
                 patches,
                 self.gated_vectors_,
-                patches.images.new_zeros(patches.n_images, self.n_outputs_),
+                patches.pool.new_zeros(patches.n_images, self.n_outputs_),
                 float(self.reg),
             )
             neurons = read_neurons(program, doubled)

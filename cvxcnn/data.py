@@ -19,7 +19,7 @@ from .errors import DataError, InputError
 from .readers import encode_labels, read, reading, to_pixels
 from .readers.cifar10 import CIFAR10_CLASSES
 
-__all__ = ["ImageSet", "check_images", "check_targets", "limit", "load_data", "one_hot", "split"]
+__all__ = ["ImageSet", "check_images", "check_targets", "limit", "load_data", "one_hot", "shifted", "split"]
 
 # The digits' test images are the same in every run, whatever its seed.
 DIGITS_TEST_FRACTION = 0.2
@@ -345,6 +345,38 @@ def limit(image_set: ImageSet, n: int, seed: int) -> ImageSet:
         due[members[0]] = 0.0
     order = np.lexsort((random.random(len(labels)), due))
     return image_set.subset(np.sort(order[:count]))
+
+
+def shifted(images: Tensor, seed: int, first: int = 0, fraction: float = 0.125) -> Tensor:
+    """Return a copy of each image that is shifted by some pixels, uniformly in both directions.
+
+    What comes into view repeats the edge. The shift of an image depends on the seed and on its number alone.
+
+    Parameters
+    ----------
+    images : Tensor, shape (n, C, H, W)
+    seed : int
+        >= 0.
+    first : int
+        Number of the first image.
+    fraction : float
+        Of the sides, the largest shift; in (0, 1). It is one pixel at least.
+
+    Examples
+    --------
+    >>> shifted(torch.ones(2, 1, 4, 4), seed=0).shape
+    torch.Size([2, 1, 4, 4])
+    """
+    height, width = images.shape[2:]
+    most = max(1, int(fraction * height)), max(1, int(fraction * width))
+    moved = torch.empty_like(images)
+    rows, columns = torch.arange(height), torch.arange(width)
+    for index, image in enumerate(images):
+        draw = np.random.default_rng((seed, first + index))
+        down, right = (int(draw.integers(-m, m + 1)) for m in most)
+        at = (rows + down).clamp(0, height - 1), (columns + right).clamp(0, width - 1)
+        moved[index] = image[:, at[0]][:, :, at[1]]
+    return moved
 
 
 def load_data(source: str | os.PathLike[str]) -> tuple[ImageSet, ImageSet]:

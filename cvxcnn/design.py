@@ -8,6 +8,7 @@ process. Three kinds: gated patches (rows = d), the same with both signs (the Re
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -15,6 +16,11 @@ from torch import Tensor
 from .patches import Patches
 
 __all__ = ["Design", "FilterDesign", "GatedDesign", "ScaledDesign", "SignedGatedDesign", "StackedDesign"]
+
+
+# Features of so many bytes are held at once where a sum over images is formed in parts.
+PART_BYTES_CPU = 1 << 27
+PART_BYTES_GPU = 1 << 30
 
 
 class Design(ABC):
@@ -29,6 +35,8 @@ class Design(ABC):
     """
 
     rows: int
+    rows_per_image: int = 1
+    """Rows of the prediction that an image has."""
 
     def __init__(self, patches: Patches, vectors: Tensor) -> None:
         self.patches = patches
@@ -39,6 +47,25 @@ class Design(ABC):
     @abstractmethod
     def columns(self, blocks: Tensor) -> Tensor:
         """Return the features of these blocks, shape (n, len(blocks), cells, rows)."""
+
+    @abstractmethod
+    def subset(self, images: slice) -> Design:
+        """Return this design on consecutive images, which it shares."""
+
+    def parts(self) -> Iterator[tuple[slice, Design]]:
+        """Yield (rows of the prediction, design of their images), as many as have features of ``PART_BYTES``."""
+        total = self.patches.n_images
+        most = PART_BYTES_CPU if self.patches.images.device.type == "cpu" else PART_BYTES_GPU
+        width = self.n_blocks * self.n_cells * self.rows * self.rows_per_image * self.patches.pool.element_size()
+        largest = max(1, most // max(width, 1))
+        for start in range(0, total, largest):
+            stop = min(start + largest, total)
+            rows = slice(start * self.rows_per_image, stop * self.rows_per_image)
+            yield rows, self if stop - start == total else self.subset(slice(start, stop))
+
+    def matrix(self) -> Tensor:
+        """Return the features of all blocks as a matrix, shape (n, blocks * cells * rows)."""
+        return self.columns(torch.arange(self.n_blocks, device=self.vectors.device)).flatten(1)
 
     @abstractmethod
     def predict(self, weights: Tensor) -> Tensor:
@@ -63,6 +90,9 @@ class GatedDesign(Design):
     def __init__(self, patches: Patches, gates: Tensor) -> None:
         super().__init__(patches, gates)
         self.rows = patches.dim
+
+    def subset(self, images: slice) -> GatedDesign:
+        return GatedDesign(self.patches.subset(images), self.vectors)
 
     def columns(self, blocks: Tensor) -> Tensor:
         return self.patches.gated_features(self.vectors[blocks])
@@ -89,6 +119,9 @@ class SignedGatedDesign(Design):
     def double(self) -> SignedGatedDesign:
         return SignedGatedDesign(self.patches.astype(torch.float64), self.vectors[: self.n_gates].double())
 
+    def subset(self, images: slice) -> SignedGatedDesign:
+        return SignedGatedDesign(self.patches.subset(images), self.vectors[: self.n_gates])
+
     def signs(self, blocks: Tensor) -> Tensor:
         """Return +1 for blocks of positive output weight and -1 for the others, float, shape (len(blocks),)."""
         return torch.where(blocks < self.n_gates, 1.0, -1.0).to(self.vectors)
@@ -110,16 +143,24 @@ class FilterDesign(Design):
 
     rows = 1
 
+    def subset(self, images: slice) -> FilterDesign:
+        return FilterDesign(self.patches.subset(images), self.vectors)
+
     def columns(self, blocks: Tensor) -> Tensor:
         return self.patches.relu_features(self.vectors[blocks]).transpose(1, 2).unsqueeze(-1)
 
     def predict(self, weights: Tensor) -> Tensor:
-        features = self.patches.relu_features(self.vectors)
-        return torch.einsum("ncm,mco->no", features, weights[:, :, 0])
+        prediction = weights.new_empty(self.patches.n_images, weights.shape[-1])
+        for rows, part in self.parts():
+            features = part.patches.relu_features(self.vectors)
+            prediction[rows] = torch.einsum("ncm,mco->no", features, weights[:, :, 0])
+        return prediction
 
     def correlate(self, dual: Tensor) -> Tensor:
-        features = self.patches.relu_features(self.vectors)
-        return torch.einsum("ncm,no->mco", features, dual).unsqueeze(2)
+        total = dual.new_zeros(self.n_blocks, self.n_cells, dual.shape[1])
+        for rows, part in self.parts():
+            total += torch.einsum("ncm,no->mco", part.patches.relu_features(self.vectors), dual[rows])
+        return total.unsqueeze(2)
 
 
 class ScaledDesign(Design):
@@ -130,6 +171,9 @@ class ScaledDesign(Design):
         self.unscaled = design
         self.scale = scale
         self.rows = design.rows
+
+    def subset(self, images: slice) -> ScaledDesign:
+        return ScaledDesign(self.unscaled.subset(images), self.scale[images])
 
     def double(self) -> ScaledDesign:
         return ScaledDesign(self.unscaled.double(), self.scale.double())
@@ -163,8 +207,12 @@ class StackedDesign(Design):
         self.root = root
         self.separable = separable
         outputs = root.shape[2]
+        self.rows_per_image = root.shape[1]
         self.n_cells = design.n_cells * outputs if separable else 1
         self.rows = design.rows if separable else design.n_cells * design.rows * outputs
+
+    def subset(self, images: slice) -> StackedDesign:
+        return StackedDesign(self.unstacked.subset(images), self.root[images], self.separable)
 
     def double(self) -> StackedDesign:
         return StackedDesign(self.unstacked.double(), self.root.double(), self.separable)

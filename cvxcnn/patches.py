@@ -26,7 +26,9 @@ CACHE_BYTES = 2 << 30
 MASK_BYTES = 1 << 28
 # Entries of the largest temporary of a chunk: about the second-level cache of a CPU core in float32.
 CHUNK_ENTRIES_CPU = 1 << 18
-CHUNK_ENTRIES_GPU = 1 << 26
+CHUNK_ENTRIES_GPU = 1 << 28
+# From this many products an image on, images are convolved one at a time: the responses of one fill the cache.
+CONVOLUTION_PRODUCTS = 1 << 20
 # A thread is not worth waking for fewer patches.
 _SHARE_PATCHES = 1024
 
@@ -146,6 +148,8 @@ class _PooledReLU(torch.autograd.Function):
         ctx.save_for_backward(filters)
         ctx.patches = patches
         pooled = patches.pool.new_empty(patches.n_images, patches.n_cells, count)
+        if not ctx.needs_input_grad[0] and patches.convolves(count):
+            return patches.convolved(filters.detach(), pooled)
         shape = (patches.n_images, patches.n_patches, count) if keep else (0, 0, 0)
         ctx.mask = mask = torch.empty(shape, dtype=torch.bool, device=filters.device)
         weights = filters.detach().T.contiguous()
@@ -188,22 +192,25 @@ class Patches:
     Parameters
     ----------
     images : Tensor, shape (n, C, H, W)
-        Float images, already checked; the patches live on their device and in their dtype.
+        Float images, already checked; the patches live on their device.
     geometry : PatchGeometry
         Kernel, stride, padding, pooling, bias.
+    dtype : torch.dtype or None
+        What patches are computed in; None for the images' own. Images kept in a narrower type, float16 say, are
+        converted chunk by chunk: rounding to that type is then part of the data.
 
     Attributes
     ----------
     n_images, n_patches, n_cells, dim : int
         n, K, number of pooling cells, and patch length d.
     pool : Tensor, shape (n_cells, K)
-        Pooling weights.
+        Pooling weights, in the dtype and on the device of the patches.
 
     Notes
     -----
     Memory: n * K * d numbers are kept when they fit in 2 GiB; otherwise patches are unfolded chunk by
     chunk, and only a few MiB are held beside the images. Every method adds at most its result, and a
-    chunk of 2^18 numbers (2^26 on a GPU).
+    chunk of 2^18 numbers (2^28 on a GPU), or the responses to one image.
 
     Examples
     --------
@@ -214,9 +221,10 @@ class Patches:
     torch.Size([2, 1, 3])
     """
 
-    def __init__(self, images: Tensor, geometry: PatchGeometry) -> None:
+    def __init__(self, images: Tensor, geometry: PatchGeometry, dtype: torch.dtype | None = None) -> None:
         self.images = images
         self.geometry = geometry
+        self.dtype = images.dtype if dtype is None else dtype
         self.kernel, self.stride, self.padding = geometry._sizes()
         n, channels, height, width = images.shape
         self.map_shape = geometry.map_shape((height, width))
@@ -224,19 +232,27 @@ class Patches:
         self.n_patches = self.map_shape[0] * self.map_shape[1]
         self.n_cells = geometry.pool_cells**2
         self.dim = channels * self.kernel[0] * self.kernel[1] + int(geometry.bias)
-        self.pool = geometry.pool_matrix((height, width)).to(images)
+        self.pool = geometry.pool_matrix((height, width)).to(images.device, self.dtype)
         self._cached: Tensor | None = None
+        self._keeps = True
 
     def astype(self, dtype: torch.dtype) -> Patches:
-        """Return the same patches in another dtype (these ones if it is theirs)."""
-        return self if dtype == self.images.dtype else Patches(self.images.to(dtype), self.geometry)
+        """Return the same patches in another dtype (these ones if it is theirs); images are never made wider."""
+        if dtype == self.dtype:
+            return self
+        narrower = torch.finfo(dtype).bits < torch.finfo(self.images.dtype).bits
+        return Patches(self.images.to(dtype) if narrower else self.images, self.geometry, dtype)
 
-    def subset(self, rows: Tensor) -> Patches:
-        """Return the patches of the images with these indices."""
-        return Patches(self.images[rows], self.geometry)
+    def subset(self, rows: Tensor | slice) -> Patches:
+        """Return the patches of the images with these indices; a slice shares memory and keeps no patches."""
+        part = Patches(self.images[rows], self.geometry, self.dtype)
+        if isinstance(rows, slice):
+            part._keeps = False
+            part._cached = None if self._cached is None else self._cached[rows]
+        return part
 
     def _unfold(self, images: Tensor) -> Tensor:
-        columns = F.unfold(images, self.kernel, padding=self.padding, stride=self.stride).transpose(1, 2)
+        columns = F.unfold(images.to(self.dtype), self.kernel, padding=self.padding, stride=self.stride).transpose(1, 2)
         if self.geometry.bias:
             columns = F.pad(columns, (0, 1), value=1.0)
         return columns.contiguous()
@@ -246,9 +262,15 @@ class Patches:
         if self._cached is not None:
             return self._cached
         patches = self._unfold(self.images)
-        if patches.numel() * patches.element_size() <= CACHE_BYTES:
+        if self._keeps and self._total_bytes() <= CACHE_BYTES:
             self._cached = patches
         return patches
+
+    def _whole(self) -> Tensor | None:
+        """Return all patches if they are kept."""
+        if self._keeps and self._total_bytes() <= CACHE_BYTES:
+            self.unfold()
+        return self._cached
 
     def take(self, images: Tensor, places: Tensor) -> Tensor:
         """Return single patches, shape (count, d): patch ``places[i]`` of image ``images[i]``."""
@@ -267,19 +289,18 @@ class Patches:
 
     def map_shares(self, work: Callable[[slice], Result]) -> list[Result]:
         """Return ``work`` of consecutive shares of the images, one for each thread."""
-        if self._total_bytes() <= CACHE_BYTES:
-            self.unfold()  # once, before the threads ask for it
+        self._whole()  # once, before the threads ask for it
         least = -(-_SHARE_PATCHES // self.n_patches)
         return map_shares(work, self.n_images, self.images.device, least)
 
     def _total_bytes(self) -> int:
-        return self.n_images * self.n_patches * self.dim * self.images.element_size()
+        return self.n_images * self.n_patches * self.dim * self.pool.element_size()
 
     def chunks(self, width: int, share: slice | None = None) -> Iterator[tuple[slice, Tensor]]:
         """Yield (rows, patches) with patches (b, K, d), sized for ``width`` responses a patch."""
         entries = CHUNK_ENTRIES_CPU if self.images.device.type == "cpu" else CHUNK_ENTRIES_GPU
         size = max(1, entries // (self.n_patches * max(width, 1)))
-        whole = self.unfold() if self._total_bytes() <= CACHE_BYTES else None
+        whole = self._whole()
         first, last = (0, self.n_images) if share is None else (share.start, share.stop)
         for start in range(first, last, size):
             rows = slice(start, min(start + size, last))
@@ -300,9 +321,43 @@ class Patches:
         pooled: Tensor = _PooledReLU.apply(filters, self)  # type: ignore[no-untyped-call]
         return pooled
 
+    def convolves(self, count: int) -> bool:
+        """Return whether responses to ``count`` filters are cheaper one image at a time than in chunks."""
+        return self.images.device.type == "cpu" and count * self.n_patches * self.dim >= CONVOLUTION_PRODUCTS
+
+    def convolved(self, filters: Tensor, pooled: Tensor) -> Tensor:
+        """Write the pooled ReLU responses into ``pooled`` (n, cells, m), one image at a time, and return it.
+
+        A convolution in float32, which has fast ones; a matrix product otherwise.
+        """
+        count, (height, width), cells = len(filters), self.map_shape, self.geometry.pool_cells
+        flat, bias = (filters[:, :-1], filters[:, -1]) if self.geometry.bias else (filters, None)
+        flat = flat.contiguous()
+        kernels = flat.view(count, self.images.shape[1], *self.kernel)
+        tiled = height % cells == 0 and width % cells == 0
+        scale = cells**2 / self.n_patches if self.geometry.pooling == "mean" else 1.0
+
+        def maps(image: Tensor) -> Tensor:
+            if self.dtype == torch.float32:
+                return F.conv2d(image, kernels, bias, self.stride, self.padding)
+            columns = F.unfold(image, self.kernel, padding=self.padding, stride=self.stride)[0]
+            return flat @ columns if bias is None else torch.addmm(bias[:, None], flat, columns)
+
+        def work(share: slice) -> None:
+            for row in range(share.start, share.stop):
+                responses = maps(self.images[row : row + 1].to(self.dtype)).relu_()
+                if tiled:
+                    parts = responses.view(count, cells, height // cells, cells, width // cells)
+                    pooled[row] = parts.sum(dim=(2, 4)).view(count, -1).T.mul_(scale)
+                else:
+                    torch.mm(self.pool, responses.view(count, -1).T, out=pooled[row])
+
+        map_shares(work, self.n_images, self.images.device)
+        return pooled
+
     def relu_maps(self, filters: Tensor) -> Tensor:
         """Return the unpooled ReLU responses, shape (n, m, H', W'), n * m * H' * W' numbers."""
-        maps = self.images.new_empty(self.n_images, len(filters), self.n_patches)
+        maps = self.pool.new_empty(self.n_images, len(filters), self.n_patches)
 
         def work(share: slice) -> None:
             for rows, chunk in self.chunks(len(filters), share):
@@ -313,7 +368,7 @@ class Patches:
 
     def gated_features(self, gates: Tensor) -> Tensor:
         """Return phi = sum_k P_ck 1[x_jk . g_i >= 0] x_jk, shape (n, P, cells, d)."""
-        features = self.images.new_empty(self.n_images, len(gates), self.n_cells, self.dim)
+        features = self.pool.new_empty(self.n_images, len(gates), self.n_cells, self.dim)
 
         def work(share: slice) -> None:
             for rows, chunk in self.chunks(len(gates) * self.n_cells, share):
@@ -339,7 +394,7 @@ class Patches:
         members = [self.pool[cell].nonzero().flatten() for cell in range(self.n_cells)]
 
         def work(share: slice) -> Tensor:
-            total = self.images.new_zeros(self.n_cells, self.dim, len(gates), outputs)
+            total = self.pool.new_zeros(self.n_cells, self.dim, len(gates), outputs)
             for rows, chunk in self.chunks(len(gates) * outputs, share):
                 patterns = (chunk @ gates.T >= 0).to(chunk.dtype)
                 for cell, places in enumerate(members):
@@ -356,7 +411,7 @@ class Patches:
         """Return f_jo = sum_ikc P_ck D_jk^i x_jk . z_ico, shape (n, outputs), for weights (P, cells, d, outputs)."""
         count, cells, dim, outputs = weights.shape
         columns = weights.permute(2, 0, 1, 3).reshape(dim, -1)
-        prediction = self.images.new_empty(self.n_images, outputs)
+        prediction = self.pool.new_empty(self.n_images, outputs)
 
         def work(share: slice) -> None:
             for rows, chunk in self.chunks(count * cells * outputs, share):

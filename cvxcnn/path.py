@@ -222,11 +222,15 @@ def reg_path(
 class _KeptDesign(Design):
     """A design with its features kept as one matrix: a path multiplies by them hundreds of times."""
 
-    def __init__(self, design: Design) -> None:
+    def __init__(self, design: Design, features: Tensor | None = None) -> None:
         super().__init__(design.patches, design.vectors)
         self.design = design
         self.rows = design.rows
-        self.features = design.columns(torch.arange(design.n_blocks, device=design.vectors.device))
+        every = torch.arange(design.n_blocks, device=design.vectors.device)
+        self.features = design.columns(every) if features is None else features
+
+    def subset(self, images: slice) -> _KeptDesign:
+        return _KeptDesign(self.design.subset(images), self.features[images])
 
     @staticmethod
     def fits(design: Design) -> bool:
@@ -277,7 +281,7 @@ class _Priced:
     ) -> None:
         self.block, self.patches, self.targets = block, patches, targets
         self.search, self.light = search, light
-        self.filters = patches.images.new_zeros(0, patches.dim)
+        self.filters = patches.pool.new_zeros(0, patches.dim)
         self.largest = float("inf")
 
     def reg_max(self) -> float:

@@ -196,7 +196,7 @@ def best_directions(values: Tensor, filters: Tensor, floor: float, count: int) -
 
 def _improve(patches: Patches, program: Program, weights: Tensor, steps: int) -> Tensor:
     """Return filters moved by L-BFGS on Eq. 1, from balanced neurons; shape (m, d), unit length."""
-    dtype = patches.images.dtype
+    dtype = patches.dtype
     lengths = weights.flatten(1).norm(dim=1).sqrt()
     filters = (program.design.vectors * lengths[:, None]).to(dtype).requires_grad_()
     readout = (weights.squeeze(2) / lengths[:, None, None]).to(dtype)

@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import Tensor
 
 from . import __version__
+from .arrangements import parse_gates
 from .baseline import BaselineResult, train_baseline
 from .block import ConvexConvBlock
 from .checkpoint import State, drop_checkpoints, find_state, read_state, write_checkpoint, write_state
@@ -32,9 +33,9 @@ from .progress import Reporter
 from .report import plot_accuracy, plot_objective, results_table, write_metrics
 from .run_folder import OutputFolder, default_output, hidden_folder
 from .solvers import SOLVERS
-from .stack import LayerwiseCNN
+from .stack import LayerwiseCNN, Stage
 
-__all__ = ["Settings", "accuracy", "pricing_options", "resume", "run"]
+__all__ = ["RECIPES", "Settings", "accuracy", "pricing_options", "resume", "run"]
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,26 @@ class Settings:
         Folder of the results; None for runs/<data>-<time>.
     limit_train : int or None
         Training images, every class in its share; None for all.
-    activation, penalty, gates, solver, tol, kernel_size, padding, pool_cells
+    augment : sequence of {"mirror", "crop"}
+        "mirror": train on mirror images too, and predict by the mean over both. "crop": train on a copy of each image
+        too that is shifted by up to an eighth of its side.
+    activation, penalty, gates, solver, tol, pool_cells, dtype, intercept
         Of every ``ConvexConvBlock``; pooling is the mean, and filters have a bias.
+    kernel_size, padding : int or sequence of int
+        Of every block, or of each; the last value stands for all further blocks.
     reg : float or None
         lam of every block; None to take ``reg_fraction`` of each block's own ``reg_max``.
-    reg_fraction : float
-        In (0, 1). The default was chosen on a validation split of the digits (benchmarks/choose_reg.py).
+    reg_fraction : float or sequence of float
+        In (0, 1), for every layer or for each. The default was chosen on a validation split of the digits
+        (benchmarks/choose_reg.py).
+    validation : float or None
+        If given, this share of the training images is held out, and each layer's reg is chosen by its error on them.
     rounds : int
         Pricing rounds of each block, at most.
+    starts : int
+        Of every search for filters, and for the bound over all of them; 0 leaves that bound out over fixed gates.
+    residual, project, hand_on, half_maps
+        Of the ``LayerwiseCNN``.
     downsample : sequence of int
         Average pooling after each layer; the last one stands for all further layers.
     baseline : bool
@@ -79,13 +92,22 @@ class Settings:
     gates: int | str = "priced"
     solver: str = "auto"
     reg: float | None = None
-    reg_fraction: float = 0.01
+    reg_fraction: float | Sequence[float] = 0.01
+    validation: float | None = None
     rounds: int = 3
+    starts: int = 96
     tol: float = 1e-6
-    kernel_size: int = 3
-    padding: int = 1
+    kernel_size: int | Sequence[int] = 3
+    padding: int | Sequence[int] = 1
     pool_cells: int = 2
     downsample: Sequence[int] = (2,)
+    intercept: bool = False
+    residual: bool = False
+    project: int | None = None
+    hand_on: int | None = None
+    augment: Sequence[str] = ()
+    dtype: str = "float64"
+    half_maps: bool = False
     baseline: bool = True
     baseline_width: int = 200
     baseline_epochs: int = 350
@@ -93,12 +115,41 @@ class Settings:
     seed: int = 0
 
 
+# Settings that differ from the defaults, for a kind of problem.
+RECIPES: dict[str, dict[str, Any]] = {
+    "exact": {},
+    # Tens of thousands of photographs: whitened data patches for filters, which the program weighs; each block fitted
+    # to what is left. Chosen on a validation split of CIFAR-10's training images (benchmarks/RESULTS.md).
+    "large": {
+        "layers": 5,
+        "gates": "patches:1024",
+        "reg_fraction": (0.001,),
+        "starts": 0,
+        "tol": 1e-3,
+        "kernel_size": (5, 5, 3),
+        "padding": (2, 2, 1),
+        "downsample": (2, 1, 2, 1),
+        "intercept": True,
+        "residual": True,
+        "project": 96,
+        "hand_on": 256,
+        "augment": ("mirror",),
+        "dtype": "float32",
+        "half_maps": True,
+    },
+}
+
+
 def pricing_options(settings: Settings) -> PricingOptions:
     """Return how hard the blocks of a run search for filters or gates."""
-    return PricingOptions(starts=96, max_rounds=settings.rounds)
+    return PricingOptions(starts=settings.starts, max_rounds=settings.rounds)
 
 
 # From settings to a stack.
+
+
+def _each(value: int | Sequence[int]) -> list[int]:
+    return [value] if isinstance(value, int) else list(value)
 
 
 def build_stack(settings: Settings) -> LayerwiseCNN:
@@ -113,28 +164,46 @@ def build_stack(settings: Settings) -> LayerwiseCNN:
         raise InputError(
             f'solver {settings.solver!r} needs fixed gates: add --gates 100, or leave the solver at "auto".'
         )
-    block = ConvexConvBlock(
-        kernel_size=settings.kernel_size,
-        padding=settings.padding,
-        pooling="mean",
-        pool_cells=settings.pool_cells,
-        bias=True,
-        activation=settings.activation,
-        penalty=settings.penalty,
-        reg=1.0 if settings.reg is None else settings.reg,
-        gates=settings.gates,
-        solver=settings.solver,
-        tol=settings.tol,
-        device=resolve_device(settings.device),
-        random_state=settings.seed,
-        pricing=pricing_options(settings),
-    )
-    block._check_parameters()
+    unknown = sorted(set(settings.augment) - {"mirror", "crop"})
+    if unknown:
+        raise InputError(f'augment must name "mirror", "crop" or both; got {unknown[0]!r}.')
+    kernels, paddings = _each(settings.kernel_size), _each(settings.padding)
+    common: dict[str, Any] = {
+        "pooling": "mean",
+        "pool_cells": settings.pool_cells,
+        "bias": True,
+        "activation": settings.activation,
+        "penalty": settings.penalty,
+        "reg": 1.0 if settings.reg is None else settings.reg,
+        "gates": parse_gates(settings.gates) if isinstance(settings.gates, str) else settings.gates,
+        "solver": settings.solver,
+        "tol": settings.tol,
+        "device": resolve_device(settings.device),
+        "dtype": settings.dtype,
+        "random_state": settings.seed,
+        "intercept": settings.intercept,
+        "pricing": pricing_options(settings),
+    }
+    blocks = [
+        ConvexConvBlock(
+            kernel_size=kernels[min(layer, len(kernels) - 1)], padding=paddings[min(layer, len(paddings) - 1)], **common
+        )
+        for layer in range(max(settings.layers, 1))
+    ]
+    for block in blocks:
+        block._check_parameters()
     stack = LayerwiseCNN(
         layers=settings.layers,
-        block=block,
+        block=blocks,
         downsample=tuple(settings.downsample),
         reg_fraction=settings.reg_fraction if settings.reg is None else None,
+        residual=settings.residual,
+        project=settings.project,
+        hand_on=settings.hand_on,
+        mirror="mirror" in settings.augment,
+        crop="crop" in settings.augment,
+        validation=settings.validation,
+        half_maps=settings.half_maps,
     )
     stack._settings()
     stack.pooling_after(0)
@@ -159,8 +228,7 @@ def resolve_device(name: str) -> str:
 
 def check_maps(stack: LayerwiseCNN, image_shape: tuple[int, int, int]) -> None:
     """Raise InputError if the images are too small for that many layers, before the first is trained."""
-    block: Any = stack.block
-    geometry = block._check_parameters()
+    blocks: Any = stack.block
     height, width = image_shape[1:]
     for layer in range(stack.layers):
         if min(height, width) < 1:
@@ -169,7 +237,7 @@ def check_maps(stack: LayerwiseCNN, image_shape: tuple[int, int, int]) -> None:
                 "Use fewer layers, or less downsampling."
             )
         try:
-            height, width = geometry.map_shape((height, width))
+            height, width = blocks[layer]._check_parameters().map_shape((height, width))
         except InputError as error:
             raise InputError(f"layer {layer + 1}: {error}") from error
         size = stack.pooling_after(layer)
@@ -205,25 +273,25 @@ class LayerRecords:
     rivals: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     history: list[Point] = field(default_factory=list)
     saved: int = 0
-    _test_inputs: Iterator[tuple[ConvexConvBlock, Tensor]] | None = None
+    _tested_stages: Iterator[Tested] | None = None
 
-    def on_layer(self, layer: int, block: ConvexConvBlock, inputs: Tensor) -> None:
-        """Record layer ``layer``, fitted on ``inputs``."""
+    def on_layer(self, layer: int, block: ConvexConvBlock, stage: Stage) -> None:
+        """Record layer ``layer``, fitted on ``stage``."""
         self.reporter.finish()
-        if self._test_inputs is None:
-            # The stack's own iterator goes on to each block as it is added, so test images pass every layer once.
-            self._test_inputs = self.stack.layer_inputs(self.test.images)
+        if self._tested_stages is None:
+            # It goes on to each block as it is added, so test images pass every layer once.
+            self._tested_stages = tested_stages(self.stack, self.test.images)
             for _ in range(layer):  # of a run that was gone on with
-                next(self._test_inputs)
-        _, test_inputs = next(self._test_inputs)
-        convex = self._convex(block, inputs, test_inputs)
+                next(self._tested_stages)
+        tested = next(self._tested_stages)
+        convex = self._convex(block, stage, tested)
         self.reporter.say(
             f"layer {layer + 1}: objective {block.result_.objective:.6g}, {block.n_neurons_} neurons, "
             f"{_percent(convex['test_accuracy'])} test accuracy, {block.result_.seconds:.1f} s"
         )
         nonconvex, rival = None, None
         if self.settings.baseline:
-            nonconvex, rival = self._nonconvex(layer, block, inputs, test_inputs)
+            nonconvex, rival = self._nonconvex(layer, block, stage, tested)
             self.rivals.append((rival.filters, rival.readout))
         self.history += history_of(layer + 1, block, rival)
         self.summaries.append({"layer": layer + 1, "reg": float(block.reg), "convex": convex, "nonconvex": nonconvex})
@@ -238,7 +306,8 @@ class LayerRecords:
     def state(self) -> State:
         """Return the layers that are finished, as a stack of its own."""
         count = len(self.summaries)
-        stack = LayerwiseCNN(**{**self.stack.get_params(deep=False), "layers": count})
+        blocks: Any = self.stack.block
+        stack = LayerwiseCNN(**{**self.stack.get_params(deep=False), "layers": count, "block": blocks[:count]})
         if count:
             stack.image_shape_ = self.stack.image_shape_
             stack.blocks_ = self.stack.blocks_[:count]
@@ -255,8 +324,10 @@ class LayerRecords:
             "reg": [float(entry["reg"]) for entry in self.summaries],
         }
 
-    def _convex(self, block: ConvexConvBlock, inputs: Tensor, test_inputs: Tensor) -> dict[str, Any]:
+    def _convex(self, block: ConvexConvBlock, stage: Stage, tested: Tested) -> dict[str, Any]:
         result, certificate = block.result_, block.certificate_
+        outputs = (stage.offset + stage.prediction).cpu().numpy()
+        loss = 0.5 * all_sum((stage.targets.double() - stage.prediction.double()).square().sum())
         return {
             "objective": finite(result.objective),
             "dual_bound": finite(result.dual_bound),
@@ -264,8 +335,9 @@ class LayerRecords:
             "status": str(result.status),
             "solver": str(result.solver),
             "n_neurons": int(block.n_neurons_),
-            "train_accuracy": accuracy(block.predict(inputs), self.train.labels),
-            "test_accuracy": accuracy(block.predict(test_inputs), self.test.labels),
+            "train_loss": finite(float(loss)),
+            "train_accuracy": accuracy(self.stack.averaged(outputs), self._train_labels(stage)),
+            "test_accuracy": accuracy(self.stack.averaged(tested.outputs), self.test.labels),
             "seconds": finite(result.seconds),
             "global_bound": finite(certificate.global_bound),
             "global_gap": finite(certificate.global_gap),
@@ -273,18 +345,26 @@ class LayerRecords:
             "n_searched": int(certificate.n_searched),
         }
 
+    def _train_labels(self, stage: Stage) -> np.ndarray:
+        """Return the labels of the images that were trained on: all but those held out."""
+        labels = (stage.targets + stage.offset).argmax(dim=1).cpu().numpy()
+        return labels[: len(labels) // 2] if self.stack.mirror else labels
+
     def _nonconvex(
-        self, layer: int, block: ConvexConvBlock, inputs: Tensor, test_inputs: Tensor
+        self, layer: int, block: ConvexConvBlock, stage: Stage, tested: Tested
     ) -> tuple[dict[str, Any], BaselineResult]:
-        patches, test_patches = Patches(inputs, block.geometry_), Patches(test_inputs, block.geometry_)
+        patches, test_patches = Patches(stage.inputs, block.geometry_), Patches(tested.inputs, block.geometry_)
         connect = "group" if block.penalty == "group" else "dense"
-        result = self._train_baseline(layer, block, patches, connect)
-        outputs = predict(result, test_patches)
-        own, other = (part.argmax(axis=1) == self.test.labels for part in (block.predict(test_inputs), outputs))
+        result = self._train_baseline(layer, block, stage, patches, connect)
+        # The same path beside it: what the convex layers before predict.
+        own = self.stack.averaged(tested.outputs).argmax(axis=1) == self.test.labels
+        outputs = self.stack.averaged(tested.offset + predict(result, test_patches))
+        other = outputs.argmax(axis=1) == self.test.labels
+        trained = stage.offset.cpu().numpy() + predict(result, patches)
         found: dict[str, Any] = {
             "objective": finite(result.objective),
             "n_neurons": int(result.filters.any(dim=1).sum()),
-            "train_accuracy": accuracy(predict(result, patches), self.train.labels),
+            "train_accuracy": accuracy(self.stack.averaged(trained), self._train_labels(stage)),
             "test_accuracy": accuracy(outputs, self.test.labels),
             "seconds": finite(result.seconds),
             # How sure it is that one is better rests on the images where they differ.
@@ -296,13 +376,15 @@ class LayerRecords:
             f"{_percent(found['test_accuracy'])} test accuracy, {result.seconds:.1f} s"
         )
         if connect == "group":
-            dense = self._train_baseline(layer, block, patches, "dense")
-            found["dense_test_accuracy"] = accuracy(predict(dense, test_patches), self.test.labels)
+            dense = self._train_baseline(layer, block, stage, patches, "dense")
+            outputs = self.stack.averaged(tested.offset + predict(dense, test_patches))
+            found["dense_test_accuracy"] = accuracy(outputs, self.test.labels)
         return found, result
 
-    def _train_baseline(self, layer: int, block: ConvexConvBlock, patches: Patches, connect: str) -> BaselineResult:
+    def _train_baseline(
+        self, layer: int, block: ConvexConvBlock, stage: Stage, patches: Patches, connect: str
+    ) -> BaselineResult:
         settings = self.settings
-        targets = one_hot(self.train.labels, block.n_outputs_, device=patches.images.device)
         width = max(settings.baseline_width, block.n_neurons_)
         if connect == "group":
             # As many neurons for each cell, output and sign.
@@ -310,11 +392,32 @@ class LayerRecords:
             width = -(-width // share) * share
         callback = self.reporter.baseline(layer, settings.baseline_epochs)
         result = train_baseline(
-            patches, targets, block.reg, width, connect=connect, epochs=settings.baseline_epochs,
+            patches, stage.targets, block.reg, width, connect=connect, epochs=settings.baseline_epochs,
             seed=settings.seed, callback=callback,
         )  # fmt: skip
         self.reporter.finish()
         return result
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What a block makes of the test images: its input, and the layers' predictions with it and before it."""
+
+    inputs: Tensor
+    offset: np.ndarray
+    outputs: np.ndarray
+
+
+def tested_stages(stack: LayerwiseCNN, images: np.ndarray) -> Iterator[Tested]:
+    """Yield the test images as each block of a growing stack sees them."""
+    if stack.mirror:
+        images = np.concatenate([images, images[:, :, :, ::-1]])
+    outputs: np.ndarray | None = None
+    for block, inputs in stack.layer_inputs(images):
+        own = block.outputs(inputs).cpu().numpy()
+        offset = outputs if outputs is not None and stack.residual else np.zeros_like(own)
+        outputs = offset + own
+        yield Tested(inputs, offset, outputs)
 
 
 def predict(result: BaselineResult, patches: Patches) -> np.ndarray:
@@ -406,7 +509,11 @@ def resume(path: str | os.PathLike[str], console: Console | None = None) -> dict
     except (OSError, ValueError) as error:
         raise InputError(f"can't read {target}: {getattr(error, 'strerror', None) or error}.") from error
     names = {entry.name for entry in fields(Settings)}
-    values = {name: value for name, value in state.summary["settings"].items() if name in names}
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in state.summary["settings"].items()
+        if name in names
+    }
     try:
         settings = replace(Settings(**values), output=str(target), downsample=tuple(values["downsample"]))
         complete = len(state.summary["layers"]) >= settings.layers
@@ -557,8 +664,7 @@ def summarise(settings: Settings, records: LayerRecords) -> dict[str, Any]:
         "version": __version__,
         "data": describe(records),
         "settings": {
-            **asdict(settings),
-            "downsample": list(settings.downsample),
+            **{name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()},
             "device": resolve_device(settings.device),
             "threads": torch.get_num_threads(),
             "python": ".".join(map(str, sys.version_info[:3])),

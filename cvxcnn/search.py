@@ -33,7 +33,7 @@ class Search(ABC):
 
     def __init__(self, patches: Patches, dual: Tensor, penalty: Penalty) -> None:
         self.patches = patches
-        self.dual = dual.to(patches.images.dtype)
+        self.dual = dual.to(patches.dtype)
         self.penalty = penalty
 
     @abstractmethod

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from numbers import Integral
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -17,16 +17,32 @@ from sklearn.exceptions import NotFittedError
 from torch import Tensor, nn
 
 from .block import DTYPES, ConvexConvBlock
-from .data import check_images
-from .distributed import all_mean
+from .data import check_images, check_targets, shifted
+from .distributed import all_sum, gather_rows, rank, size
 from .errors import InputError
 from .neurons import Neurons, convolution, to_module
+from .patches import PatchGeometry
+from .projection import PatchPCA
 from .savable import Savable
 from .solvers import Progress
+from .solvers.base import is_number
+from .stacked_module import StackedCNN
 
-__all__ = ["LayerwiseCNN", "Standardizer"]
+__all__ = ["LayerwiseCNN", "Stage", "Standardizer"]
 
 logger = logging.getLogger(__name__)
+
+# Images whose maps are held at once, between two blocks.
+_IMAGES_AT_ONCE = 512
+# Images that principal directions are computed from.
+_PROJECTION_IMAGES = 1000
+# The path along which reg is chosen on held-out images.
+_PATH_POINTS = 10
+_SMALLEST_FRACTION = 1e-3
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 @dataclass(frozen=True)
@@ -44,11 +60,30 @@ class Standardizer:
 
     @classmethod
     def of(cls, images: Tensor) -> Standardizer:
-        """Return the standardizer of images (n, C, H, W), over those of all processes."""
-        own = images.mean(dim=(2, 3))
-        mean = all_mean(own)
-        scale = all_mean(images.var(dim=(2, 3), correction=0) + (own - mean).square()).sqrt()
-        return cls(mean, torch.where(scale > 1e-12 * (1 + mean.abs()), scale, torch.ones_like(scale)))
+        """Return the standardizer of images (n, C, H, W); of those of all processes together."""
+        return cls.of_parts([images])
+
+    @classmethod
+    def of_parts(cls, parts: Iterable[Tensor]) -> Standardizer:
+        """Return the standardizer of images that are given in parts."""
+        shift, count, total, squares = None, 0, torch.zeros(()), torch.zeros(())
+        for part in parts:
+            if shift is None:
+                # Moments about a value near the mean: no digits are lost where it is large beside the deviation.
+                shift = all_sum(part.mean(dim=(0, 2, 3)).double()) / size()
+                total, squares = torch.zeros_like(shift), torch.zeros_like(shift)
+                dtype = part.dtype
+            centred = part.double() - shift[:, None, None]
+            count += centred[:, 0].numel()
+            total += centred.sum(dim=(0, 2, 3))
+            squares += centred.square().sum(dim=(0, 2, 3))
+        if shift is None:
+            raise InputError("there are no images to standardize.")
+        sums = all_sum(torch.stack([total, squares, torch.full_like(shift, count)]))
+        offset = sums[0] / sums[2]
+        mean, scale = shift + offset, (sums[1] / sums[2] - offset.square()).clamp_min(0.0).sqrt()
+        scale = torch.where(scale > 1e-12 * (1 + mean.abs()), scale, torch.ones_like(scale))
+        return cls(mean.to(dtype), scale.to(dtype))
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return standardized images."""
@@ -65,11 +100,61 @@ class Standardizer:
         return layer
 
 
+def _first_index(count: int) -> int:
+    """Return the number of the first image of this process, among those of all."""
+    return int(gather_rows(torch.tensor([count]))[: rank()].sum())
+
+
+def _held_out(first: int, count: int, share: float) -> Tensor:
+    """Return which of the images ``first``, ``first + 1``, ... are held out, bool: every so many."""
+    index = torch.arange(first, first + count, dtype=torch.float64)
+    held = torch.floor((index + 1) * share) > torch.floor(index * share)
+    if not held.any() or held.all():
+        raise InputError(f"validation={share:g} of {count} images leaves none to train on or none to judge by.")
+    return held
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a block was fitted on.
+
+    Attributes
+    ----------
+    inputs : Tensor, shape (n, C, H, W)
+        With ``mirror``, mirror images follow the images.
+    targets : Tensor, shape (n, outputs)
+        What was left to fit: with ``residual``, the targets minus ``offset``.
+    offset : Tensor, shape (n, outputs)
+        The predictions of the layers before; zero without ``residual``.
+    prediction : Tensor, shape (n, outputs)
+        The block's own; zero before it is fitted.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    offset: Tensor
+    prediction: Tensor
+
+    def after(self, block: ConvexConvBlock) -> Stage:
+        """Return the stage with the prediction of its block."""
+        return replace(self, prediction=block.outputs(self.inputs).to(self.targets))
+
+    def remainder(self) -> Stage:
+        """Return what the block leaves to fit."""
+        return replace(self, targets=self.targets - self.prediction, offset=self.offset + self.prediction)
+
+
 class LayerwiseCNN(Savable, BaseEstimator):
     """A deep CNN of convex blocks, each trained to its end before the next begins.
 
     Block j is a ``ConvexConvBlock`` fitted to the same targets; its ReLU feature maps, average-pooled and
-    standardized, are the images of block j + 1. Every block has a readout of its own, so every layer predicts.
+    standardized, are the images of block j + 1. Every block has a readout of its own, so every layer predicts. With
+    ``residual`` block j is fitted to what the layers before have left,
+
+        y_j = y - sum_{i<j} f_i,   prediction of layer j: f_1 + ... + f_j
+
+    a path around the block on which it can hand on its predecessor's prediction as it is: the training loss of no layer
+    is above that of the layer before.
 
     Parameters
     ----------
@@ -81,13 +166,31 @@ class LayerwiseCNN(Savable, BaseEstimator):
         Average pooling between blocks, as kernel and stride: the last value stands for all further blocks. 1 for none.
     standardize : bool
         Standardize the channels of every block's input, the images included.
-    reg_fraction : float or None
-        If given, every block's ``reg`` is this share of its own ``reg_max``, in (0, 1), whatever its settings say.
+    reg_fraction : float, sequence of float, or None
+        If given, every block's ``reg`` is this share of its own ``reg_max``, in (0, 1), whatever its settings say; of
+        a sequence the last value stands for all further blocks.
+    residual : bool
+        Fit each block to what the layers before have left. Needs the squared loss.
+    project : int or None
+        If given, blocks after the first see patches of the maps through so many of their principal directions
+        (``PatchPCA``), with the block's own kernel and padding, in place of standardized maps.
+    hand_on : int or None
+        So many neurons hand their maps on, at most: those with the largest output weights. None for all.
+    mirror : bool
+        Train on images and their mirror images; predictions are the mean over both.
+    crop : bool
+        Train on a copy of each image too that is shifted by up to an eighth of its side (``cvxcnn.data.shifted``).
+    validation : float or None
+        If given, this share of the images is held out of training, and each block's ``reg`` is that of the lowest
+        validation error on a path of ten values from ``reg_max`` down to ``reg_fraction`` (or 0.001) of it.
+    half_maps : bool
+        Keep what blocks after the first see in float16, which is half of the memory. Needs float32 blocks.
 
     Attributes
     ----------
     blocks_ : list of ConvexConvBlock
-    standardizers_ : list of Standardizer or None
+    standardizers_ : list of Standardizer, PatchPCA or None
+        What each block's input goes through.
     image_shape_ : tuple
         (C, H, W).
 
@@ -98,7 +201,8 @@ class LayerwiseCNN(Savable, BaseEstimator):
 
     Notes
     -----
-    Source: Belilovsky, Eickenberg & Oyallon 2019 (greedy layerwise training).
+    Sources: Belilovsky, Eickenberg & Oyallon 2019 (greedy layerwise training). By convexity, a block that was fitted on
+    images and their mirror images loses nothing on the training set by averaging its predictions over both.
 
     Examples
     --------
@@ -116,40 +220,91 @@ class LayerwiseCNN(Savable, BaseEstimator):
         block: ConvexConvBlock | Sequence[ConvexConvBlock] | None = None,
         downsample: int | Sequence[int] = 1,
         standardize: bool = True,
-        reg_fraction: float | None = None,
+        reg_fraction: float | Sequence[float] | None = None,
+        residual: bool = False,
+        project: int | None = None,
+        hand_on: int | None = None,
+        mirror: bool = False,
+        crop: bool = False,
+        validation: float | None = None,
+        half_maps: bool = False,
     ) -> None:
         self.layers = layers
         self.block = block
         self.downsample = downsample
         self.standardize = standardize
         self.reg_fraction = reg_fraction
+        self.residual = residual
+        self.project = project
+        self.hand_on = hand_on
+        self.mirror = mirror
+        self.crop = crop
+        self.validation = validation
+        self.half_maps = half_maps
 
     def _settings(self) -> list[ConvexConvBlock]:
-        if not isinstance(self.layers, Integral) or isinstance(self.layers, bool) or self.layers < 1:
+        """Return the blocks to fit, after checking all settings."""
+        if not _is_size(self.layers):
             raise InputError(f"layers must be an int >= 1; got {self.layers!r}.")
-        if self.reg_fraction is not None and not 0 < self.reg_fraction < 1:
-            raise InputError(f"reg_fraction must be between 0 and 1, or None; got {self.reg_fraction!r}.")
+        for name in ("project", "hand_on"):
+            value = getattr(self, name)
+            if value is not None and not _is_size(value):
+                raise InputError(f"{name} must be an int >= 1, or None; got {value!r}.")
+        if self.validation is not None and not 0 < self.validation <= 0.5:
+            raise InputError(f"validation must be between 0 and 0.5, or None; got {self.validation!r}.")
+        self.fraction_of(0)
         blocks = self.block if self.block is not None else ConvexConvBlock()
         if isinstance(blocks, ConvexConvBlock):
-            return [clone(blocks) for _ in range(self.layers)]
+            blocks = [blocks] * self.layers
         if len(blocks) != self.layers:
             raise InputError(f"block must be one ConvexConvBlock or {self.layers} of them; got {len(blocks)}.")
-        return [clone(block) for block in blocks]
+        for block in blocks:
+            if self.residual and block.loss != "squared":
+                raise InputError(f'residual=True needs loss="squared"; got {block.loss!r}.')
+            if self.half_maps and block.dtype != "float32":
+                raise InputError(f'half_maps=True needs blocks of dtype="float32"; got {block.dtype!r}.')
+        settings = [clone(block) for block in blocks]
+        for block in settings[1:] if self.project is not None else []:
+            block._check_parameters()
+            if PatchGeometry(block.kernel_size, block.stride)._sizes()[1] != (1, 1):
+                raise InputError(f"project needs blocks of stride 1; got {block.stride!r}.")
+            # The projection takes the patches.
+            block.set_params(kernel_size=1, padding=0)
+        return settings
+
+    def _projected_kernel(self, layer: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return kernel and padding of the patches that block ``layer`` sees projected."""
+        given: Any = self.block if self.block is not None else ConvexConvBlock()
+        block = given if isinstance(given, ConvexConvBlock) else given[layer]
+        kernel, _, padding = PatchGeometry(block.kernel_size, 1, block.padding)._sizes()
+        return kernel, padding
 
     def pooling_after(self, layer: int) -> int:
         """Return the average pooling between block ``layer`` (from 0) and the next."""
         given: Any = self.downsample
         values: list[Any] = [given] if isinstance(given, Integral) else list(given)
-        if not values or any(not isinstance(v, Integral) or isinstance(v, bool) or int(v) < 1 for v in values):
+        if not values or not all(_is_size(value) for value in values):
             raise InputError(f"downsample must be an int >= 1, or a sequence of them; got {self.downsample!r}.")
         return int(values[min(layer, len(values) - 1)])
+
+    def fraction_of(self, layer: int) -> float | None:
+        """Return ``reg`` of block ``layer`` (from 0) as a share of its ``reg_max``; None for the block's own."""
+        given: Any = self.reg_fraction
+        if given is None:
+            return None
+        values: list[Any] = [given] if isinstance(given, Real) else list(given)
+        if not values or not all(is_number(value, Real) and 0 < value < 1 for value in values):
+            raise InputError(
+                f"reg_fraction must be between 0 and 1, a sequence of such numbers, or None; got {given!r}."
+            )
+        return float(values[min(layer, len(values) - 1)])
 
     def fit(
         self,
         images: Any,
         targets: Any,
         callback: Callable[[int, Progress], None] | None = None,
-        on_layer: Callable[[int, ConvexConvBlock, Tensor], None] | None = None,
+        on_layer: Callable[[int, ConvexConvBlock, Stage], None] | None = None,
         finished: LayerwiseCNN | None = None,
     ) -> LayerwiseCNN:
         """Train block after block.
@@ -161,7 +316,7 @@ class LayerwiseCNN(Savable, BaseEstimator):
         callback : callable, optional
             Called with the layer (from 0) and a ``Progress`` of its solve.
         on_layer : callable, optional
-            Called after each layer with its index, its block, and the images that the block was fitted on.
+            Called after each layer with its index, its block, and the ``Stage`` that the block was fitted on.
         finished : LayerwiseCNN, optional
             A stack of these settings, fitted on these images, whose blocks are the first of this one: they are kept
             as they are, and ``callback`` and ``on_layer`` hear nothing of them.
@@ -170,59 +325,152 @@ class LayerwiseCNN(Savable, BaseEstimator):
         self.pooling_after(0)
         first = settings[0]
         inputs = check_images(images, dtype=DTYPES[first.dtype], device=torch.device(first.device))
+        expected = check_targets(targets, len(inputs), dtype=inputs.dtype, device=inputs.device)
+        flat = np.ndim(targets) == 1
         self.image_shape_ = tuple(int(side) for side in inputs.shape[1:])
         self.blocks_: list[ConvexConvBlock] = []
-        self.standardizers_: list[Standardizer | None] = []
+        self.standardizers_: list[Standardizer | PatchPCA | None] = []
+        held_out = None
+        first_index = _first_index(len(inputs))
+        if self.validation is not None:
+            held = _held_out(first_index, len(inputs), self.validation).to(inputs.device)
+            held_out = self._first_stage(inputs[held], expected[held])
+            inputs, expected = inputs[~held], expected[~held]
+        if self.crop:
+            copies = shifted(inputs, int(first.random_state), first_index)
+            # Each beside its image, so that the order doesn't depend on which process has which images.
+            inputs = torch.stack([inputs, copies], dim=1).flatten(0, 1)
+            expected = expected.repeat_interleave(2, dim=0)
+        training = self._first_stage(inputs, expected)
+        del inputs, expected
         kept = [] if finished is None else list(zip(finished.blocks_, finished.standardizers_, strict=True))
         for layer, block in enumerate(settings):
-            if layer:
-                inputs = self._hand_on(layer - 1, inputs)
-            if layer < len(kept):
-                self._add(*kept[layer])
-                inputs = self._standardized(inputs)
-                continue
-            standardizer = Standardizer.of(inputs) if self.standardize else None
-            inputs = standardizer(inputs) if standardizer is not None else inputs
-
-            def report(progress: Progress, layer: int = layer) -> None:
-                if callback is not None:
-                    callback(layer, progress)
-
-            if self.reg_fraction is not None:
-                block.set_params(reg=self.reg_fraction * block.reg_max(inputs, targets))
-            block.fit(inputs, targets, callback=report)
-            self._add(block, standardizer)
-            logger.info("layer %d: %s", layer + 1, block.certificate_)
-            if on_layer is not None:
-                on_layer(layer, block, inputs)
+            known = layer < len(kept)
+            standardizer = kept[layer][1] if known else self._standardizer(layer, training.inputs)
+            self.standardizers_.append(standardizer)
+            training = replace(training, inputs=self._inputs(layer, training.inputs))
+            if held_out is not None:
+                held_out = replace(held_out, inputs=self._inputs(layer, held_out.inputs))
+            block = kept[layer][0] if known else self._fit_block(layer, block, training, held_out, flat, callback)
+            self.blocks_.append(block)
+            if self.residual or on_layer is not None:
+                training = training.after(block)
+            if not known:
+                logger.info("layer %d: %s", layer + 1, block.certificate_)
+                if on_layer is not None:
+                    on_layer(layer, block, training)
+            if self.residual:
+                training = training.remainder()
+                held_out = None if held_out is None else held_out.after(block).remainder()
         return self
 
-    def _add(self, block: ConvexConvBlock, standardizer: Standardizer | None) -> None:
-        self.blocks_.append(block)
-        self.standardizers_.append(standardizer)
+    def _first_stage(self, images: Tensor, targets: Tensor) -> Stage:
+        """Return the first stage of a set of images: with ``mirror``, mirror images follow."""
+        if self.mirror:
+            images, targets = torch.cat([images, images.flip(3)]), torch.cat([targets, targets])
+        zero = torch.zeros_like(targets)
+        return Stage(images, targets, zero, zero)
 
-    def _standardized(self, inputs: Tensor) -> Tensor:
-        """Return inputs as the last block takes them."""
-        standardizer = self.standardizers_[-1]
-        return inputs if standardizer is None else standardizer(inputs)
+    def _fit_block(
+        self,
+        layer: int,
+        block: ConvexConvBlock,
+        training: Stage,
+        held_out: Stage | None,
+        flat: bool,
+        callback: Callable[[int, Progress], None] | None,
+    ) -> ConvexConvBlock:
+        """Return the block of a layer, fitted; its reg is chosen here if that is asked for."""
+
+        def report(progress: Progress) -> None:
+            if callback is not None:
+                callback(layer, progress)
+
+        targets = training.targets[:, 0] if flat else training.targets
+        fraction = self.fraction_of(layer)
+        if held_out is not None:
+            from .path import reg_path
+
+            smallest = _SMALLEST_FRACTION if fraction is None else fraction
+            validation = (held_out.inputs, held_out.targets[:, 0] if flat else held_out.targets)
+            path = reg_path(
+                training.inputs, targets, block=block, points=_PATH_POINTS, smallest=smallest, validation=validation
+            )
+            best = path.blocks[int(np.argmin(path.validation_error))]
+            logger.info("layer %d: reg %.4g of a path down from %.4g", layer + 1, best.reg, path.regs[0])
+            return best
+        if fraction is not None:
+            block.set_params(reg=fraction * block.reg_max(training.inputs, targets))
+        return block.fit(training.inputs, targets, callback=report)
+
+    def _sampled(self, inputs: Tensor) -> Tensor:
+        """Return some images of the whole set, evenly spaced: those of them that this process holds."""
+        # Mirror images are left out: in which half an image is would depend on the processes.
+        count = len(inputs) // 2 if self.mirror else len(inputs)
+        first, total = _first_index(count), int(all_sum(torch.tensor([count])))
+        places = torch.linspace(0, total - 1, min(total, _PROJECTION_IMAGES), dtype=torch.float64).round().long()
+        own = places[(places >= first) & (places < first + count)] - first
+        return inputs[own.to(inputs.device)]
+
+    def _standardizer(self, layer: int, inputs: Tensor) -> Standardizer | PatchPCA | None:
+        """Return what the input of block ``layer`` goes through, from the input of the block before."""
+        if layer and self.project is not None:
+            kernel, padding = self._projected_kernel(layer)
+            generator = torch.Generator().manual_seed(layer)
+            maps = self._hand_on(layer - 1, self._sampled(inputs))
+            return PatchPCA.of(maps, self.project, kernel, padding, generator)
+        if not self.standardize:
+            return None
+        if not layer:
+            return Standardizer.of(inputs)
+        parts = torch.split(inputs, _IMAGES_AT_ONCE)
+        return Standardizer.of_parts(self._hand_on(layer - 1, part) for part in parts)
+
+    def _inputs(self, layer: int, inputs: Tensor) -> Tensor:
+        """Return the input of block ``layer`` from that of the block before, or from images for the first."""
+        if not layer:
+            return self._standardized(0, inputs)
+        parts = torch.split(inputs, _IMAGES_AT_ONCE)
+        found: Tensor | None = None
+        for index, part in enumerate(parts):
+            values = self._standardized(layer, self._hand_on(layer - 1, part))
+            if found is None:
+                dtype = torch.float16 if self.half_maps else values.dtype
+                found = values.new_empty((len(inputs), *values.shape[1:]), dtype=dtype)
+            found[index * _IMAGES_AT_ONCE :][: len(values)] = values
+        return inputs if found is None else found
+
+    def _standardized(self, layer: int, maps: Tensor) -> Tensor:
+        standardizer = self.standardizers_[layer]
+        return maps if standardizer is None else standardizer(maps)
+
+    def handed_on(self, layer: int) -> Tensor:
+        """Return the indices of the neurons of block ``layer`` (from 0) that hand their maps on, in their order."""
+        neurons = self.blocks_[layer].neurons_
+        count = len(neurons.filters)
+        if self.hand_on is None or self.hand_on >= count:
+            return torch.arange(count, device=neurons.filters.device)
+        lengths = self.blocks_[layer].neuron_norms()
+        return torch.argsort(lengths, descending=True, stable=True)[: self.hand_on].sort().values
 
     def _hand_on(self, layer: int, inputs: Tensor) -> Tensor:
         """Return what block ``layer`` hands on from its (standardized) inputs: pooled ReLU maps."""
-        if not self.blocks_[layer].n_neurons_:
+        block = self.blocks_[layer]
+        if not block.n_neurons_:
             raise InputError(
-                f"layer {layer + 1} has no neurons at reg={self.blocks_[layer].reg:g}, so it hands nothing on. "
+                f"layer {layer + 1} has no neurons at reg={block.reg:g}, so it hands nothing on. "
                 "Use a smaller reg, or fewer layers."
             )
-        maps = self.blocks_[layer].relu_maps(inputs)
-        size = self.pooling_after(layer)
-        if size == 1:
+        maps = block.relu_maps(inputs, self.handed_on(layer))
+        step = self.pooling_after(layer)
+        if step == 1:
             return maps
-        if size > min(maps.shape[2:]):
+        if step > min(maps.shape[2:]):
             raise InputError(
-                f"downsample={size} after layer {layer + 1} is larger than its {maps.shape[2]} x {maps.shape[3]} "
+                f"downsample={step} after layer {layer + 1} is larger than its {maps.shape[2]} x {maps.shape[3]} "
                 "feature maps. Use fewer layers, more padding, or less downsampling."
             )
-        return F.avg_pool2d(maps, size)
+        return F.avg_pool2d(maps, step)
 
     def layer_inputs(self, images: Any) -> Iterator[tuple[ConvexConvBlock, Tensor]]:
         """Yield (block, its input (n, C, H, W)) for each layer."""
@@ -235,32 +483,54 @@ class LayerwiseCNN(Savable, BaseEstimator):
                 f"images must have the shape that the stack was fitted on, {tuple(self.image_shape_)} (c, h, w); "
                 f"got {tuple(inputs.shape[1:])}."
             )
-        for layer, (block, standardizer) in enumerate(zip(self.blocks_, self.standardizers_, strict=True)):
-            if layer:
-                inputs = self._hand_on(layer - 1, inputs)
-            inputs = standardizer(inputs) if standardizer is not None else inputs
+        # The list may grow while this goes on: a run evaluates each layer as it is finished.
+        for layer, block in enumerate(self.blocks_):
+            inputs = self._inputs(layer, inputs)
             yield block, inputs
 
     def staged_predict(self, images: Any) -> Iterator[np.ndarray]:
         """Yield each layer's predictions, shape (n,) or (n, outputs)."""
+        if self.mirror and getattr(self, "blocks_", None):
+            like = self.blocks_[0].neurons_.filters
+            inputs = check_images(images, dtype=like.dtype, device=like.device)
+            images = torch.cat([inputs, inputs.flip(3)])
+        total: np.ndarray | None = None
         for block, inputs in self.layer_inputs(images):
-            yield block.predict(inputs)
+            prediction = block.predict(inputs)
+            total = prediction if total is None or not self.residual else total + prediction
+            yield self.averaged(total)
 
-    def predict(self, images: Any, layer: int = -1) -> np.ndarray:
-        """Return the predictions of a layer, counted from 0; the last one by default."""
+    def averaged(self, predictions: np.ndarray) -> np.ndarray:
+        """Return predictions, the mean of those for images and their mirror images with ``mirror``."""
+        if not self.mirror:
+            return predictions
+        half = len(predictions) // 2
+        return np.asarray((predictions[:half] + predictions[half:]) / 2)
+
+    def predict(self, images: Any, layer: int = -1, *, ensemble: bool = False) -> np.ndarray:
+        """Return the predictions of a layer, counted from 0; the last one by default.
+
+        With ``ensemble`` they are the mean of the predictions of all layers up to it.
+        """
         predictions = list(self.staged_predict(images))
         if not -len(predictions) <= layer < len(predictions):
             raise InputError(f"layer must be between 0 and {len(predictions) - 1}; got {layer}.")
+        if ensemble:
+            return np.asarray(np.mean(predictions[: layer % len(predictions) + 1], axis=0))
         return predictions[layer]
 
-    def to_torch(self, layer: int = -1, *, neurons: Neurons | None = None) -> nn.Sequential:
+    def to_torch(self, layer: int = -1, *, neurons: Neurons | None = None, alone: bool = False) -> nn.Module:
         """Return the network that ends in a layer's readout, as one flat Sequential of standard torch modules.
 
         Its modules are, for j = 1, 2, ... up to that layer, ``standardize{j}`` (a 1 x 1 Conv2d with a group a
         channel, whose parameters ask for no gradient), ``conv{j}``, ``relu{j}`` and ``downsample{j}`` (AvgPool2d),
         and at the end ``pool``, ``flatten`` and ``linear``. A gated block at the end has a gated convolution
         ``gated{j}`` in place of ``conv{j}`` and ``relu{j}``; below the end it hands on the ReLU responses of its
-        gates, as in ``transform``. The module shares no memory with the stack.
+        gates, as in ``transform``. With ``project`` two fixed convolutions ``channels{j}`` and ``patches{j}`` take the
+        place of ``standardize{j}``. The module shares no memory with the stack.
+
+        With ``residual`` or ``mirror`` it is a ``StackedCNN``, which adds the layers' predictions and averages over
+        mirror images; maps that were kept in float16 are not rounded in it.
 
         Parameters
         ----------
@@ -268,10 +538,13 @@ class LayerwiseCNN(Savable, BaseEstimator):
             Counted from 0; the last one by default.
         neurons : Neurons, optional
             What stands in place of the last block, with its geometry: a rival trained on the same inputs.
+        alone : bool
+            The last block's prediction alone, without those of the layers before and without mirror images: always a
+            flat Sequential.
 
         Returns
         -------
-        nn.Sequential
+        nn.Sequential or StackedCNN
             Takes images (n, C, H, W) in the blocks' dtype; gives (n, outputs).
 
         Raises
@@ -297,24 +570,45 @@ class LayerwiseCNN(Savable, BaseEstimator):
         if not isinstance(layer, Integral) or not -len(self.blocks_) <= layer < len(self.blocks_):
             raise InputError(f"layer must be between 0 and {len(self.blocks_) - 1}; got {layer!r}.")
         last = int(layer) % len(self.blocks_)
-        modules: OrderedDict[str, nn.Module] = OrderedDict()
-        for index, (block, standardizer) in enumerate(zip(self.blocks_, self.standardizers_, strict=True)):
-            number = index + 1
-            if standardizer is not None:
-                modules[f"standardize{number}"] = standardizer.to_torch()
-            if index == last:
-                break
-            filters = block.neurons_.filters
-            modules[f"conv{number}"] = convolution(filters, block.geometry_, block.image_shape_[0])
-            modules[f"relu{number}"] = nn.ReLU()
-            if self.pooling_after(index) > 1:
-                modules[f"downsample{number}"] = nn.AvgPool2d(self.pooling_after(index))
         block = self.blocks_[last]
         head = block.to_torch() if neurons is None else _rival(neurons, block)
+        if (self.residual or self.mirror) and not alone:
+            return StackedCNN(
+                [nn.Sequential(self._input_modules(index)) for index in range(last + 1)],
+                [*(block.to_torch() for block in self.blocks_[:last]), head],
+                [nn.Sequential(self._map_modules(index)) for index in range(last)],
+                add=self.residual,
+                mirror=self.mirror,
+            )
+        modules: OrderedDict[str, nn.Module] = OrderedDict()
+        for index in range(last):
+            modules.update(self._input_modules(index) | self._map_modules(index))
+        modules.update(self._input_modules(last))
         gated = block.activation == "gated_relu" and neurons is None
         names = [f"gated{last + 1}"] if gated else [f"conv{last + 1}", f"relu{last + 1}"]
         modules.update(zip([*names, "pool", "flatten", "linear"], head, strict=True))
         return nn.Sequential(modules)
+
+    def _input_modules(self, layer: int) -> OrderedDict[str, nn.Module]:
+        """Return what the input of block ``layer`` goes through."""
+        standardizer, number = self.standardizers_[layer], layer + 1
+        if standardizer is None:
+            return OrderedDict()
+        if isinstance(standardizer, Standardizer):
+            return OrderedDict({f"standardize{number}": standardizer.to_torch()})
+        channels, patches = standardizer.to_torch()
+        return OrderedDict({f"channels{number}": channels, f"patches{number}": patches})
+
+    def _map_modules(self, layer: int) -> OrderedDict[str, nn.Module]:
+        """Return what block ``layer`` hands on, from its input."""
+        block, number = self.blocks_[layer], layer + 1
+        filters = block.neurons_.filters[self.handed_on(layer)]
+        modules: OrderedDict[str, nn.Module] = OrderedDict()
+        modules[f"conv{number}"] = convolution(filters, block.geometry_, block.image_shape_[0])
+        modules[f"relu{number}"] = nn.ReLU()
+        if self.pooling_after(layer) > 1:
+            modules[f"downsample{number}"] = nn.AvgPool2d(self.pooling_after(layer))
+        return modules
 
 
 def _rival(neurons: Neurons, block: ConvexConvBlock) -> nn.Sequential:

@@ -6,7 +6,7 @@ core then costs a factor of ten; a share of the images for each thread meets onc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 import torch
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["coarse_threads", "map_shares"]
+__all__ = ["coarse_threads", "map_items", "map_shares", "wide_threads"]
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # Threads for the patch work inside coarse_threads; None outside.
@@ -59,6 +60,28 @@ def coarse_threads() -> Iterator[None]:
         _workers.reset(token)
 
 
+@contextmanager
+def wide_threads() -> Iterator[None]:
+    """All threads for large dense algebra inside ``coarse_threads``: factors and products of thousands of columns.
+
+    Examples
+    --------
+    >>> with coarse_threads(), wide_threads():
+    ...     torch.get_num_threads() >= 1
+    True
+    """
+    threads = _workers.get()
+    if threads is None or threads == 1:
+        yield
+        return
+    torch.set_num_threads(threads)
+    try:
+        with _controller().limit(limits=threads, user_api="blas"):
+            yield
+    finally:
+        torch.set_num_threads(1)
+
+
 @lru_cache(maxsize=4)
 def _pool(workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, thread_name_prefix="cvxcnn", initializer=torch.set_num_threads, initargs=(1,))
@@ -96,3 +119,32 @@ def map_shares(function: Callable[[slice], Result], length: int, device: torch.d
     bounds = [length * worker // workers for worker in range(workers + 1)]
     shares = [slice(start, stop) for start, stop in pairwise(bounds)]
     return list(_pool(workers).map(without_gradient, shares))
+
+
+def map_items(function: Callable[[Item], Result], items: Sequence[Item], device: torch.device) -> list[Result]:
+    """Return ``function`` of each item, items handed out one by one to as many workers as torch has threads.
+
+    Parameters
+    ----------
+    function : callable
+        Takes an item; runs without gradient, on torch with one thread.
+    items : sequence
+        Pieces of work of unequal length.
+    device : torch.device
+        Off the CPU everything runs in the calling thread.
+
+    Examples
+    --------
+    >>> map_items(abs, [-1, 2], torch.device("cpu"))
+    [1, 2]
+    """
+    threads = _workers.get() or torch.get_num_threads()
+    workers = min(threads, len(items)) if device.type == "cpu" else 1
+
+    def without_gradient(item: Item) -> Result:
+        with torch.no_grad():
+            return function(item)
+
+    if workers <= 1:
+        return [without_gradient(item) for item in items]
+    return list(_pool(workers).map(without_gradient, items))

@@ -9,9 +9,10 @@ from typing import Any
 
 from rich.console import Console
 
+from .arrangements import GATES, parse_gates
 from .cli import Parser, fraction, integer, one_of, positive, run_command
 from .errors import InputError
-from .run import Settings, resume, run
+from .run import RECIPES, Settings, resume, run
 from .solvers import SOLVERS
 
 __all__ = ["main"]
@@ -20,17 +21,27 @@ PROGRAM = "python -m cvxcnn.train"
 
 
 def _gates(text: str) -> int | str:
-    if text == "priced":
-        return text
     try:
-        return integer(1)(text)
-    except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f'must be "priced" or an int >= 1; got {text}') from error
+        gates = parse_gates(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("gates ").rstrip(".")) from error
+    # A sampler goes into the settings by its name, which JSON can hold.
+    return gates if isinstance(gates, int) else text
+
+
+class _RecipeParser(Parser):
+    """A parser whose defaults are those of the recipe that is asked for."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse twice: for the recipe, and with its defaults."""
+        first, _ = self.parse_known_args(args)
+        self.set_defaults(**RECIPES[getattr(first, "recipe", "exact")])
+        return super().parse_args(args, namespace)
 
 
 def build_parser(prog: str = PROGRAM) -> Parser:
-    """Return the command line's parser; its defaults are those of ``Settings``."""
-    parser = Parser(
+    """Return the command line's parser; its defaults are those of ``Settings``, or of the recipe."""
+    parser = _RecipeParser(
         prog, "Train a CNN layer by layer by convex optimisation, and each layer the ordinary way beside it."
     )  # fmt: skip
 
@@ -51,15 +62,32 @@ def build_parser(prog: str = PROGRAM) -> Parser:
         help="go on with the run that was to write to DIR: its settings, its finished layers",
     )  # fmt: skip
 
+    add(
+        data, "--augment", metavar="mirror|crop", type=one_of("mirror", "crop"), nargs="+",
+        help="train on mirror images, or on shifted copies, too (default: neither)",
+    )  # fmt: skip
+
     model = parser.add_argument_group("network")
+    model.add_argument(
+        "--recipe", metavar="|".join(RECIPES), type=one_of(*RECIPES), default=argparse.SUPPRESS,
+        help="other defaults for all of this: large, for tens of thousands of photographs (default: exact)",
+    )  # fmt: skip
     add(model, "--layers", metavar="N", type=size, help="number of blocks")
-    add(model, "--kernel-size", metavar="N", type=size, help="side of a filter, pixels")
-    add(model, "--padding", metavar="N", type=integer(0), help="zeros around the images, pixels")
+    add(model, "--kernel-size", metavar="N", type=size, nargs="+", help="side of a filter, pixels; of each layer")
+    add(model, "--padding", metavar="N", type=integer(0), nargs="+", help="zeros around the images, pixels")
     add(model, "--pool-cells", metavar="N", type=size, help="feature maps are pooled into N x N cells")
     add(
         model, "--downsample", metavar="N", type=size, nargs="+",
         help="average pooling after each layer; the last value stands for all further layers (default: 2)",
     )  # fmt: skip
+
+    add(model, "--residual", action="store_true", help="each layer fits what the layers before have left")
+    add(
+        model, "--project", metavar="N", type=size,
+        help="deeper layers see patches through N principal directions (default: all of a patch)",
+    )  # fmt: skip
+    add(model, "--hand-on", metavar="N", type=size, help="neurons that hand their maps on, at most (default: all)")
+    add(model, "--intercept", action="store_true", help="an unregularised output intercept")
 
     program = parser.add_argument_group("convex program")
     activations, penalties = ("relu", "gated_relu"), ("dense", "group", "nuclear")
@@ -68,7 +96,10 @@ def build_parser(prog: str = PROGRAM) -> Parser:
         "--penalty", metavar="|".join(penalties), type=one_of(*penalties),
         help="what a neuron feeds, and what that costs (default: dense; nuclear for gated networks)",
     )  # fmt: skip
-    add(program, "--gates", metavar="priced|N", type=_gates, help="found by the optimisation, or N random ones")
+    add(
+        program, "--gates", metavar="priced|N|KIND:N", type=_gates,
+        help=f"found by the optimisation, N Gaussian ones, or N of a kind: {', '.join(sorted(GATES))}",
+    )  # fmt: skip
     solvers = ("auto", *sorted(SOLVERS))
     add(program, "--solver", metavar="NAME", type=one_of(*solvers), help=f"one of {', '.join(solvers)}")
     add(
@@ -76,10 +107,15 @@ def build_parser(prog: str = PROGRAM) -> Parser:
         help="lambda itself, the same in every layer (default: from --reg-fraction)",
     )  # fmt: skip
     add(
-        program, "--reg-fraction", metavar="F", type=fraction,
-        help="lambda of a layer as a share of the least one with a zero solution",
+        program, "--reg-fraction", metavar="F", type=fraction, nargs="+",
+        help="lambda of each layer as a share of the least one with a zero solution",
+    )  # fmt: skip
+    add(
+        program, "--validation", metavar="F", type=fraction,
+        help="hold out this share of the training images, and choose each layer's lambda by them (default: don't)",
     )  # fmt: skip
     add(program, "--rounds", metavar="N", type=size, help="pricing rounds of a layer, at most")
+    add(program, "--starts", metavar="N", type=integer(0), help="of each search for filters; 0 for no searched bound")
     add(program, "--tol", metavar="X", type=positive, help="relative duality gap over the gates at hand")
 
     rival = parser.add_argument_group("ordinary training, for comparison")
@@ -89,6 +125,8 @@ def build_parser(prog: str = PROGRAM) -> Parser:
 
     other = parser.add_argument_group("machine and messages")
     parser.add_device(other)
+    add(other, "--dtype", metavar="float64|float32", type=one_of("float64", "float32"), help="of the training")
+    add(other, "--half-maps", action="store_true", help="keep feature maps in float16 between layers")
     add(other, "--seed", metavar="N", type=integer(0, 2**32 - 1), help="of everything random")
     parser.add_messages(other)
     return parser
@@ -100,8 +138,13 @@ def settings_of(options: Mapping[str, Any]) -> Settings:
     values["baseline"] = not values.pop("no_baseline", False)
     if values["activation"] == "gated_relu":
         values.setdefault("penalty", "nuclear")
-    if "downsample" in values:
-        values["downsample"] = tuple(values["downsample"])
+    values.pop("recipe", None)
+    for name in ("kernel_size", "padding", "reg_fraction", "downsample", "augment"):
+        if isinstance(values.get(name), list):
+            values[name] = tuple(values[name])
+    for name in ("kernel_size", "padding", "reg_fraction"):
+        if isinstance(values[name], tuple) and len(values[name]) == 1:
+            values[name] = values[name][0]
     return Settings(**values)
 
 
@@ -126,7 +169,8 @@ def main(argv: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
         if folder is None:
             run(settings_of(options), console)
             return
-        given = [name for name, value in options.items() if value != getattr(Settings, name, None)]
+        given = [name for name, value in options.items() if name == "recipe" or value != getattr(Settings, name, None)]
+        given.sort(key=lambda name: name != "recipe")
         if given:
             flag = f"--{given[0].replace('_', '-')}"
             raise InputError(f"--resume takes the settings of the run in {folder}. Leave out {flag}.")

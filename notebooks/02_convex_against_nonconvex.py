@@ -17,6 +17,7 @@ from cvxcnn.baseline import train_baseline
 from cvxcnn.data import limit, load_data, one_hot
 from cvxcnn.neurons import Neurons
 from cvxcnn.patches import Patches
+from cvxcnn.stack import Stage
 
 plt.rcParams["figure.dpi"] = 110
 BLUE, ORANGE = "C0", "C1"
@@ -65,10 +66,10 @@ _ = axes.legend(frameon=False)
 rivals = []
 
 
-def train_rival(layer: int, block: ConvexConvBlock, inputs: torch.Tensor) -> None:
+def train_rival(layer: int, block: ConvexConvBlock, stage: Stage) -> None:
     """Train the layer's rival on the same inputs."""
-    outputs = torch.from_numpy(np.asarray(targets))
-    rivals.append(train_baseline(Patches(inputs, block.geometry_), outputs, block.reg, 64, epochs=575))
+    patches = Patches(stage.inputs, block.geometry_)
+    rivals.append(train_baseline(patches, stage.targets, block.reg, 64, epochs=575))
 
 
 block = ConvexConvBlock(

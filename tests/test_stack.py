@@ -75,7 +75,7 @@ def test_callbacks_and_layers_in_order(problem: tuple[np.ndarray, np.ndarray]) -
         images,
         targets,
         callback=lambda layer, step: progress.append((layer, step.objective)),
-        on_layer=lambda layer, block, inputs: layers.append((layer, inputs.shape[1])),
+        on_layer=lambda layer, block, stage: layers.append((layer, stage.inputs.shape[1])),
     )
     assert [layer for layer, _ in layers] == [0, 1]
     assert {layer for layer, _ in progress} == {0, 1}

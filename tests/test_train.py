@@ -40,8 +40,8 @@ FILES = [
     "objective.png", "report.html", "summary.json",
 ]  # fmt: skip
 CONVEX = {
-    "objective", "dual_bound", "relative_gap", "status", "solver", "n_neurons", "train_accuracy", "test_accuracy",
-    "seconds", "global_bound", "global_gap", "certificate", "n_searched",
+    "objective", "dual_bound", "relative_gap", "status", "solver", "n_neurons", "train_loss", "train_accuracy",
+    "test_accuracy", "seconds", "global_bound", "global_gap", "certificate", "n_searched",
 }  # fmt: skip
 NONCONVEX = {
     "objective", "n_neurons", "train_accuracy", "test_accuracy", "seconds", "only_convex_right", "only_nonconvex_right",
@@ -189,7 +189,7 @@ def test_without_a_reg_each_layer_has_its_share_of_its_own_reg_max(
 
 
 def test_rounds_reach_the_blocks() -> None:
-    assert build_stack(Settings(rounds=2)).block.pricing.max_rounds == 2
+    assert build_stack(Settings(rounds=2)).block[0].pricing.max_rounds == 2
 
 
 def without_seconds(summary: dict[str, Any]) -> dict[str, Any]:
@@ -321,7 +321,10 @@ BAD = [
     (["--rounds", "0"], "--rounds must be an int >= 1; got 0"),
     (["--tol", "inf"], "--tol must be a positive, finite number; got inf"),
     (["--seed", "-1"], "--seed must be an int from 0 to 4294967295; got -1"),
-    (["--gates", "0"], '--gates must be "priced" or an int >= 1; got 0'),
+    (
+        ["--gates", "0"],
+        '--gates must be "priced", a number N >= 1, or one of gaussian:N, gradient:N, patches:N, trained:N; got',
+    ),
     (["--solver", "magic"], "--solver must be one of auto, cone_working_set, cvxpy:CLARABEL, "),
     (["--penalty", "sparse"], "--penalty must be one of dense, group, nuclear; got sparse"),
     (["--activation", "tanh"], "--activation must be one of relu, gated_relu; got tanh"),

@@ -1,22 +1,31 @@
-"""Gates and their patterns: Gaussian, data patches, a trained module's filters, enumerated. One sampler a file."""
+"""Gates and their patterns: Gaussian, data patches, chosen by targets, trained, enumerated. One sampler a file."""
 
 from .base import Gates, GateSampler, distinct, patterns
 from .data_patches import PatchGates, whitening
 from .enumeration import EnumeratedGates, arrangement_count, enumerate_gates
 from .gaussian import GaussianGates
+from .gradient_gates import GradientGates
 from .module_gates import gates_of
+from .named import GATES, parse_gates
 from .resolution import resolve
+from .supervised import SupervisedGates
+from .trained_gates import TrainedGates
 
 __all__ = [
+    "GATES",
     "EnumeratedGates",
     "GateSampler",
     "Gates",
     "GaussianGates",
+    "GradientGates",
     "PatchGates",
+    "SupervisedGates",
+    "TrainedGates",
     "arrangement_count",
     "distinct",
     "enumerate_gates",
     "gates_of",
+    "parse_gates",
     "patterns",
     "resolve",
     "whitening",

@@ -72,7 +72,7 @@ class GateSampler(ABC):
     ...
     ...     def sample(self, patches, count, generator):
     ...         bits = torch.randint(2, (count, patches.dim), generator=generator)
-    ...         return (2 * bits - 1).to(patches.images)
+    ...         return (2 * bits - 1).to(patches.pool)
     >>> patches = Patches(torch.eye(4).view(1, 1, 4, 4), PatchGeometry(kernel_size=2))
     >>> BinaryGates(5).draw(patches, torch.Generator().manual_seed(0)).vectors.shape
     torch.Size([5, 4])
@@ -88,15 +88,18 @@ class GateSampler(ABC):
         same gates everywhere.
         """
 
-    def draw(self, patches: Patches, generator: torch.Generator) -> Gates:
-        """Return up to ``count`` gates of distinct patterns; see ``draw_distinct``."""
+    def draw(self, patches: Patches, generator: torch.Generator, targets: Tensor | None = None) -> Gates:
+        """Return up to ``count`` gates of distinct patterns; see ``draw_distinct``.
+
+        ``targets`` (n, outputs) are there for samplers that choose by them (``SupervisedGates``).
+        """
         return draw_distinct(self.sample, patches, self.count, generator)
 
 
-def check_count(count: Any, name: str = "count") -> int:
+def check_count(count: Any, name: str = "count", of: str = "gates") -> int:
     """Return ``count`` as an int >= 1, or raise InputError."""
     if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
-        raise InputError(f"{name} must be an int >= 1, the number of gates; got {count!r}.")
+        raise InputError(f"{name} must be an int >= 1, the number of {of}; got {count!r}.")
     return int(count)
 
 
@@ -118,7 +121,7 @@ def check_vectors(vectors: Tensor, patches: Patches) -> Tensor:
             f"gates have {vectors.shape[1]} entries each but the patches have {patches.dim} "
             f"(channels * kernel height * kernel width = {length})."
         )
-    converted = vectors.detach().to(patches.images)
+    converted = vectors.detach().to(patches.pool)
     if vectors.is_complex() or not torch.isfinite(converted).all():
         raise InputError("gates must be finite real numbers; some entries are not. Remove those rows.")
     return converted
@@ -270,7 +273,7 @@ def draw_distinct(
     generator : torch.Generator
         CPU generator.
     """
-    vectors = patches.images.new_empty(0, patches.dim)
+    vectors = patches.pool.new_empty(0, patches.dim)
     prints = torch.empty(0, FINGERPRINT_SUMS, dtype=torch.int64)
     reached = -1
     for _ in range(MAX_ROUNDS):

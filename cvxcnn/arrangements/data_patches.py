@@ -49,12 +49,13 @@ def _pool(patches: Patches, generator: torch.Generator) -> Tensor:
     return gather_rows(pool)[order].flatten(0, 1)[:most].to(torch.float64)
 
 
-def whitening(rows: Tensor, eps: float = 1e-3) -> tuple[Tensor, Tensor]:
+def whitening(rows: Tensor, eps: float = 1e-3, dims: int | None = None) -> tuple[Tensor, Tensor]:
     """Return the mean mu and the ZCA matrix W = (S + eps * tr(S)/d * I)^(-1/2) of a set of patches.
 
     S is the covariance, divided by the number of patches: W (x - mu) has covariance I as eps goes to 0.
     Adding a share of the mean variance keeps directions in which natural patches hardly vary from
-    drowning the others (Thiry et al. 2021, arXiv:2101.07528).
+    drowning the others (Thiry et al. 2021, arXiv:2101.07528). With ``dims`` they are left out altogether: W = V
+    diag(...) V^T, with V the ``dims`` leading eigenvectors of S alone.
 
     Parameters
     ----------
@@ -62,6 +63,8 @@ def whitening(rows: Tensor, eps: float = 1e-3) -> tuple[Tensor, Tensor]:
         Float patches, without the constant that ``bias`` appends.
     eps : float
         Regularisation, > 0, as a share of the mean variance of an entry.
+    dims : int, optional
+        Rank of W, at least 1; all d where there are no more.
 
     Returns
     -------
@@ -87,7 +90,10 @@ def whitening(rows: Tensor, eps: float = 1e-3) -> tuple[Tensor, Tensor]:
             f"all {len(rows)} patches are equal, so they can't be whitened. "
             "Check that the images are not constant, or use Gaussian gates."
         )
-    return mean, (vectors * (values.clamp_min(0) + eps * variance).rsqrt()) @ vectors.T
+    # Eigenvalues ascend: the leading directions come last.
+    first = 0 if dims is None else max(0, len(values) - dims)
+    kept = vectors[:, first:]
+    return mean, (kept * (values[first:].clamp_min(0) + eps * variance).rsqrt()) @ kept.T
 
 
 def _thresholds(rows: Tensor, gates: Tensor, quantile: float, tie: float) -> Tensor:
@@ -131,6 +137,9 @@ class PatchGates(GateSampler):
         Share of the patches on which a gate is inactive, in (0, 1). Used only with ``bias``.
     eps : float
         Regularisation of the whitening, > 0, as a share of the mean variance of a patch's entries.
+    dims : int or None
+        Gates lie in the span of this many leading principal directions of the patches, not counting the bias; None,
+        or a number above the length of a patch, for all of them. Used only with ``whiten``.
 
     Raises
     ------
@@ -157,6 +166,7 @@ class PatchGates(GateSampler):
     whiten: bool = True
     quantile: float = 0.7
     eps: float = 1e-3
+    dims: int | None = None
 
     def __post_init__(self) -> None:
         check_count(self.count)
@@ -166,6 +176,8 @@ class PatchGates(GateSampler):
             raise InputError(f"quantile must be a number strictly between 0 and 1; got {self.quantile!r}.")
         if not isinstance(self.eps, (int, float)) or not 0 < self.eps < math.inf:
             raise InputError(f"eps must be a finite number > 0; got {self.eps!r}.")
+        if self.dims is not None:
+            check_count(self.dims, "dims", "principal directions")
 
     def sample(self, patches: Patches, count: int, generator: torch.Generator) -> Tensor:
         """Return (count, d) gates; see the class."""
@@ -178,11 +190,11 @@ class PatchGates(GateSampler):
                 f"none of {len(rows)} patches varies, so none can be drawn as a gate. "
                 "Check that the images are not constant, or use Gaussian gates."
             )
-        mean, root = whitening(rows, self.eps)
+        mean, root = whitening(rows, self.eps, self.dims)
         drawn = torch.randint(len(candidates), (count,), generator=generator).to(rows.device)
         gates = rows[candidates[drawn]] - mean
         gates = normalize(gates @ root @ root if self.whiten else gates)
         if patches.geometry.bias:
-            tie = 64 * torch.finfo(patches.images.dtype).eps
+            tie = 64 * torch.finfo(patches.dtype).eps
             gates = torch.cat([gates, -_thresholds(rows, gates, self.quantile, tie)[:, None]], 1)
-        return gates.to(patches.images)
+        return gates.to(patches.pool)

@@ -275,8 +275,8 @@ def enumerate_gates(patches: Patches, max_points: int = MAX_POINTS) -> Gates:
         raise InputError(f"patterns are enumerated in one process; there are {size()}. Use one, or sample gates.")
     lines, basis = _lines_of(patches, max_points)
     cells = (_cells_line, _cells_plane, _cells_space)[basis.shape[1] - 1](lines @ basis)
-    vectors = torch.from_numpy(cells @ basis.T).to(patches.images)
-    _check_strict(lines, vectors.to("cpu", torch.float64).numpy(), patches.images.dtype)
+    vectors = torch.from_numpy(cells @ basis.T).to(patches.pool)
+    _check_strict(lines, vectors.to("cpu", torch.float64).numpy(), patches.dtype)
     return Gates(vectors, complete=True)
 
 
@@ -308,7 +308,7 @@ class EnumeratedGates(GateSampler):
         vectors = enumerate_gates(patches, self.max_points).vectors
         return vectors[torch.randint(len(vectors), (count,), generator=generator).to(vectors.device)]
 
-    def draw(self, patches: Patches, generator: torch.Generator) -> Gates:
+    def draw(self, patches: Patches, generator: torch.Generator, targets: Tensor | None = None) -> Gates:
         """Return every pattern but the one that is active on no patch."""
         gates = enumerate_gates(patches, self.max_points)
         return replace(distinct(patches, gates.vectors), complete=True)

@@ -22,7 +22,7 @@ _CHOICES = (
 )
 
 
-def resolve(gates: Any, patches: Patches, seed: int = 0) -> Gates:
+def resolve(gates: Any, patches: Patches, seed: int = 0, targets: Tensor | None = None) -> Gates:
     """Return gate vectors of distinct patterns from a number, an array or a sampler.
 
     Parameters
@@ -35,6 +35,8 @@ def resolve(gates: Any, patches: Patches, seed: int = 0) -> Gates:
         n images with K patches each.
     seed : int
         Seed of the draws, in [0, 2^63).
+    targets : Tensor, shape (n, outputs), optional
+        For samplers that choose gates by them.
 
     Returns
     -------
@@ -57,7 +59,7 @@ def resolve(gates: Any, patches: Patches, seed: int = 0) -> Gates:
     """
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 1 << 63:
         raise InputError(f"seed must be an int in [0, 2^63); got {seed!r}.")
-    found = _resolve(gates, patches, torch.Generator().manual_seed(int(seed)))
+    found = _resolve(gates, patches, torch.Generator().manual_seed(int(seed)), targets)
     if len(found) == 0:
         raise InputError(
             "no gate is active on any patch, so nothing could be fitted. "
@@ -66,7 +68,7 @@ def resolve(gates: Any, patches: Patches, seed: int = 0) -> Gates:
     return found
 
 
-def _resolve(gates: Any, patches: Patches, generator: torch.Generator) -> Gates:
+def _resolve(gates: Any, patches: Patches, generator: torch.Generator, targets: Tensor | None) -> Gates:
     if isinstance(gates, str):
         if gates == "priced":
             raise InputError(
@@ -82,7 +84,7 @@ def _resolve(gates: Any, patches: Patches, generator: torch.Generator) -> Gates:
     if isinstance(gates, type):
         raise InputError(f"gates got the class {gates.__name__}; pass an instance, {gates.__name__}(...).")
     if isinstance(gates, GateSampler):
-        return gates.draw(patches, generator)
+        return gates.draw(patches, generator, targets)
     if callable(getattr(gates, "sample", None)):
         count = check_count(getattr(gates, "count", None), f"{type(gates).__name__}.count")
         return draw_distinct(gates.sample, patches, count, generator)

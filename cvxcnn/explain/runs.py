@@ -50,7 +50,7 @@ Maps = dict[str, dict[str, NDArray[np.float64]]]
 
 def load_networks(
     folder: str | os.PathLike[str], layer: int | None = None, device: str = "cpu"
-) -> tuple[dict[str, nn.Sequential], int, LayerwiseCNN]:
+) -> tuple[dict[str, nn.Module], int, LayerwiseCNN]:
     """Return the networks of a run that end in a layer's readout.
 
     Parameters
@@ -82,7 +82,7 @@ def load_networks(
     layer = count if layer is None else layer
     if not 1 <= layer <= count:
         raise InputError(f"layer must be between 1 and {count}, the layers of the run in {folder}; got {layer}.")
-    networks = {"convex": model.to_torch(layer - 1)}
+    networks = {"convex": model.to_torch(layer - 1, alone=True)}
     path = Path(folder) / BASELINE_FILE
     if path.exists():
         tensors = read_tensors(path, read_bytes(path))
@@ -92,7 +92,7 @@ def load_networks(
             neurons = Neurons(filters.to(like), readout.to(like), like.new_zeros(readout.shape[-1]))
             if not all(bool(torch.isfinite(values).all()) for values in (filters, readout)):
                 raise InputError("values are not finite.")
-            networks["nonconvex"] = model.to_torch(layer - 1, neurons=neurons)
+            networks["nonconvex"] = model.to_torch(layer - 1, neurons=neurons, alone=True)
         except KeyError as error:
             raise ModelFileError(f"{path} is damaged: it has no {error}. Train the run again.") from error
         except (InputError, RuntimeError, IndexError) as error:

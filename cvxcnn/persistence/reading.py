@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..neurons import Neurons
 from ..patches import PatchGeometry
 from ..pricing import PricedGates, PricingOptions
+from ..projection import PatchPCA
 from ..solvers import SolveResult, Status
 from ..stack import LayerwiseCNN, Standardizer
 from .checks import (
@@ -32,7 +33,7 @@ from .checks import (
     short,
 )
 from .files import CONFIG_FILE, WEIGHTS_FILE
-from .writing import CERTIFICATE, RESULT
+from .writing import CERTIFICATE, RESULT, STACK
 
 __all__ = ["Reader", "unfitted_block"]
 
@@ -67,7 +68,11 @@ class Reader:
         count = entry(stack, "layers", is_size, "an int >= 1", "stack.")
         if count != len(layers):
             raise MisfitError(f"stack.layers in {CONFIG_FILE} is {count}, but there are {len(layers)} layers")
-        standardize = entry(stack, "standardize", is_bool, "true or false", "stack.")
+        flags = {name: entry(stack, name, is_bool, "true or false", "stack.") for name in STACK[:4]}
+        sizes = {
+            name: entry(stack, name, lambda v: v is None or is_size(v), "an int >= 1 or null", "stack.")
+            for name in STACK[4:]
+        }
         steps = entry(
             stack,
             "downsample",
@@ -79,19 +84,26 @@ class Reader:
             stack, "image_shape", lambda v: isinstance(v, list) and len(v) == 3 and all(map(is_size, v)),
             "three ints >= 1", "stack.",
         )  # fmt: skip
-        model = LayerwiseCNN(layers=count, downsample=steps, standardize=standardize)
+        model = LayerwiseCNN(layers=count, downsample=steps, **flags, **sizes)
         model.image_shape_ = tuple(shape)
         model.blocks_, model.standardizers_ = [], []
         channels, height, width = shape
         for layer, table in enumerate(layers):
             if not isinstance(table, dict):
                 raise MisfitError(f"layers[{layer}] in {CONFIG_FILE} must be an object; it is {short(table)}")
+            standardizer: Standardizer | PatchPCA | None = None
+            if layer and model.project is not None:
+                standardizer = self._projection(layer, table, (channels, height, width))
+                channels = standardizer.n_directions
+                height, width = standardizer.map_shape((height, width))
             block = self._block(layer, table, (channels, height, width))
+            if standardizer is None and model.standardize:
+                standardizer = self._standardizer(layer, block, channels)
             model.blocks_.append(block)
-            model.standardizers_.append(self._standardizer(layer, block, channels) if standardize else None)
+            model.standardizers_.append(standardizer)
             step = model.pooling_after(layer)
             height, width = (side // step for side in block.geometry_.map_shape((height, width)))
-            channels = len(block.neurons_.filters)
+            channels = len(model.handed_on(layer))
             if min(height, width) < 1 and layer + 1 < count:
                 raise MisfitError(f"the maps of layer {layer} are too small for stack.downsample in {CONFIG_FILE}")
         unknown = sorted(set(self.tensors) - self.used)
@@ -99,7 +111,12 @@ class Reader:
             raise MisfitError(f"{WEIGHTS_FILE} has a tensor {short(unknown[0])} that belongs to no layer")
         if len({(block.n_outputs_, block.flat_targets_, block.dtype) for block in model.blocks_}) > 1:
             raise MisfitError(f"the layers in {CONFIG_FILE} differ in their outputs or dtypes")
+        if model.half_maps and model.blocks_[0].dtype != "float32":
+            raise MisfitError(f"stack.half_maps in {CONFIG_FILE} is true, but the layers are not float32")
         model.block = [clone(block) for block in model.blocks_]
+        for block, standardizer in zip(model.block, model.standardizers_, strict=True):
+            if isinstance(standardizer, PatchPCA):
+                block.set_params(kernel_size=tuple(standardizer.directions.shape[2:]), padding=standardizer.padding)
         return model
 
     def _tensor(self, layer: int, name: str, dtype: torch.dtype, shape: tuple[int | None, ...]) -> Tensor:
@@ -127,6 +144,26 @@ class Reader:
         if not bool((scale > 0).all()):
             raise MisfitError(f"layers.{layer}.standardizer.scale has values that are not positive")
         return Standardizer(self._placed(mean), self._placed(scale))
+
+    def _projection(self, layer: int, table: dict[str, Any], shape: tuple[int, int, int]) -> PatchPCA:
+        name = f"layers.{layer}.projection."
+        dtype = getattr(self.tensors.get(f"{name}bias"), "dtype", torch.float64)
+        channels = self._tensor(layer, "projection.channels", dtype, (None, shape[0]))
+        directions = self._tensor(layer, "projection.directions", dtype, (None, len(channels), None, None))
+        padding = entry(
+            table, "padding", lambda v: isinstance(v, list) and len(v) == 2 and all(is_int(p) and p >= 0 for p in v),
+            "two ints >= 0", f"layers[{layer}].",
+        )  # fmt: skip
+        projection = PatchPCA(
+            self._placed(channels),
+            self._placed(self._tensor(layer, "projection.channel_bias", dtype, (len(channels),))),
+            self._placed(directions),
+            self._placed(self._tensor(layer, "projection.bias", dtype, (len(directions),))),
+            (padding[0], padding[1]),
+        )
+        if not directions.numel() or min(projection.map_shape(shape[1:])) < 1:
+            raise MisfitError(f"{name}directions doesn't fit maps of {shape[1]} x {shape[2]}")
+        return projection
 
     def _placed(self, tensor: Tensor) -> Tensor:
         try:

@@ -14,12 +14,18 @@ from torch import Tensor
 
 from ..block import ConvexConvBlock
 from ..pricing import PricedGates
+from ..projection import PatchPCA
 from ..stack import LayerwiseCNN
 
-__all__ = ["CERTIFICATE", "RESULT", "block_settings", "plain", "stack_config", "stack_tensors"]
+__all__ = ["CERTIFICATE", "PROJECTION", "RESULT", "STACK", "block_settings", "plain", "stack_config", "stack_tensors"]
 
 RESULT = ("objective", "dual_bound", "relative_gap", "violation", "seconds")
+PROJECTION = ("channels", "channel_bias", "directions", "bias")
 CERTIFICATE = ("objective", "sampled_bound", "global_bound")
+
+
+# Settings of a stack that decide its predictions.
+STACK = ("standardize", "residual", "mirror", "half_maps", "project", "hand_on")
 
 
 def stack_tensors(model: LayerwiseCNN) -> dict[str, Tensor]:
@@ -36,7 +42,9 @@ def stack_tensors(model: LayerwiseCNN) -> dict[str, Tensor]:
             own["gated_vectors"] = block.gated_vectors_
             own["gated_weights"] = block.gated_weights_
             own["gated_intercept"] = block.gated_intercept_
-        if standardizer is not None:
+        if isinstance(standardizer, PatchPCA):
+            own |= {f"projection.{name}": getattr(standardizer, name) for name in PROJECTION}
+        elif standardizer is not None:
             own["standardizer.mean"] = standardizer.mean
             own["standardizer.scale"] = standardizer.scale
         # Each is written for itself: safetensors refuses tensors that share memory.
@@ -102,8 +110,11 @@ def stack_config(model: LayerwiseCNN) -> dict[str, Any]:
         "stack": {
             "layers": len(model.blocks_),
             "downsample": plain(model.downsample),
-            "standardize": bool(model.standardize),
+            **{name: plain(getattr(model, name)) for name in STACK},
             "image_shape": plain(model.image_shape_),
         },
-        "layers": [_layer_config(block) for block in model.blocks_],
+        "layers": [
+            {**_layer_config(block), **({"padding": list(part.padding)} if isinstance(part, PatchPCA) else {})}
+            for block, part in zip(model.blocks_, model.standardizers_, strict=True)
+        ],
     }

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..distributed import broadcast, size
 from ..errors import InputError, SolverError
-from ..program import Program
+from ..program import Evaluation, Program
 from ..threads import coarse_threads
 
 __all__ = ["Callback", "Outcome", "Progress", "SolveResult", "Solver", "Status"]
@@ -145,6 +145,10 @@ class Solver(ABC):
     def run(self, program: Program, start: Tensor | None, report: Callable[[int, float, float], None]) -> Outcome:
         """Solve; call ``report(iteration, objective, dual_bound)`` now and then."""
 
+    def judge(self, program: Program, weights: Tensor) -> Evaluation:
+        """Return what is true of weights, in float64, whatever the method believes."""
+        return program.double().evaluate(weights.double())
+
     def solve(self, program: Program, start: Tensor | None = None, callback: Callback | None = None) -> SolveResult:
         """Solve a program and certify the answer.
 
@@ -183,11 +187,11 @@ class Solver(ABC):
             seconds = time.perf_counter() - began
             if not bool(torch.isfinite(outcome.weights).all()):
                 raise SolverError(f"{self.name} returned weights that are not finite. Rescale images, or change reg.")
-            judge = program.double()
-            violation = judge.violation(outcome.weights.double())
+            exact = program.double()
+            violation = exact.violation(outcome.weights.double())
             # The weights are made feasible before they are judged: the objective is then Eq. 1's own.
-            weights = broadcast(judge.repair(outcome.weights.double()).to(outcome.weights))
-            final = judge.evaluate(weights.double())
+            weights = broadcast(exact.repair(outcome.weights.double()).to(outcome.weights))
+            final = self.judge(program, weights)
         gap = final.relative_gap
         status = Status.OPTIMAL
         if gap > self.tol:

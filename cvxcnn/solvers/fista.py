@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..losses import SquaredLoss
+from ..penalties import Penalty
 from ..program import Program
 from .base import Outcome, Solver, Status
 from .gram import GramForm
 
-__all__ = ["Fista"]
+__all__ = ["Fista", "accelerated"]
 
 _CHECK_EVERY = 20
 
@@ -45,28 +47,43 @@ class Fista(Solver):
 
     def run(self, program: Program, start: Tensor | None, report: Callable[[int, float, float], None]) -> Outcome:
         form = GramForm.of(program)
-        # Lipschitz constant of the gradient; the largest eigenvalue, a little enlarged for rounding.
-        steepness = float(torch.linalg.eigvalsh(form.gram)[-1]) * (1 + 1e-12) if len(form.gram) else 0.0
-        weights = program.zeros() if start is None else start.clone()
-        if steepness <= 0:
-            return Outcome(torch.zeros_like(weights), 0)
-        outputs = program.n_outputs
-        point, momentum = weights, 1.0
-        limit = self.max_iter or 20_000
-        best, best_objective = weights, float("inf")
-        for iteration in range(limit + 1):
-            if iteration % _CHECK_EVERY == 0 or iteration == limit:
-                objective, bound, _ = form.gap(program, weights)
+        outcome = accelerated(form, program.penalty, program.reg, 0.5 * self.tol, start, self.max_iter, report)
+        return replace(outcome, weights=outcome.weights.to(program.targets))
+
+
+def accelerated(
+    form: GramForm,
+    penalty: Penalty,
+    reg: float,
+    tol: float,
+    start: Tensor | None = None,
+    max_iter: int | None = None,
+    report: Callable[[int, float, float], None] | None = None,
+) -> Outcome:
+    """Minimise 1/2 ||A W - Y||^2 + reg * penalty(W) over a Gram form, to a relative gap of ``tol``."""
+    # Lipschitz constant of the gradient; the largest eigenvalue, a little enlarged for rounding.
+    steepness = float(torch.linalg.eigvalsh(form.gram)[-1]) * (1 + 1e-12) if len(form.gram) else 0.0
+    weights = form.linear.new_zeros(form.shape) if start is None else start.to(form.linear)
+    if steepness <= 0:
+        return Outcome(torch.zeros_like(weights), 0)
+    outputs = form.shape[3]
+    point, momentum = weights, 1.0
+    limit = max_iter or 20_000
+    best, best_objective = weights, float("inf")
+    for iteration in range(limit + 1):
+        if iteration % _CHECK_EVERY == 0 or iteration == limit:
+            objective, bound, _ = form.gap(penalty, reg, weights)
+            if report is not None:
                 report(iteration, objective, bound)
-                if objective < best_objective:
-                    best, best_objective = weights, objective
-                if objective - bound <= 0.5 * self.tol * max(1.0, abs(objective)):
-                    return Outcome(weights, iteration)
-            gradient = (form.gram @ point.reshape(-1, outputs) - form.linear).view(form.shape)
-            following = program.penalty.prox(point - gradient / steepness, program.reg / steepness)
-            if float(((point - following) * (following - weights)).sum()) > 0:
-                momentum = 1.0
-            next_momentum = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
-            point = following + (momentum - 1) / next_momentum * (following - weights)
-            weights, momentum = following, next_momentum
-        return Outcome(best, limit, Status.ITERATION_LIMIT)
+            if objective < best_objective:
+                best, best_objective = weights, objective
+            if objective - bound <= tol * max(1.0, abs(objective)):
+                return Outcome(weights, iteration)
+        gradient = (form.gram @ point.reshape(-1, outputs) - form.linear).view(form.shape)
+        following = penalty.prox(point - gradient / steepness, reg / steepness)
+        if float(((point - following) * (following - weights)).sum()) > 0:
+            momentum = 1.0
+        next_momentum = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
+        point = following + (momentum - 1) / next_momentum * (following - weights)
+        weights, momentum = following, next_momentum
+    return Outcome(best, limit, Status.ITERATION_LIMIT)
