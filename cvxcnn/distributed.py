@@ -6,6 +6,7 @@ calls the same functions in the same order, on equal shapes and dtypes.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from torch import Tensor
 from .errors import CvxcnnError, InputError
 
 __all__ = ["all_mean", "all_sum", "broadcast", "gather_rows", "process_group", "rank", "row_counts", "shard", "size"]
+
+logger = logging.getLogger(__name__)
 
 # A program that uses torch.distributed for its own ends, and fits a block in each process, must not have them summed.
 _joined = False
@@ -202,9 +205,10 @@ def _contact() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        logger.info("%s", error)
         raise CvxcnnError(
-            f"process {rank()} of {size()} lost contact with another one: {_reason(error)}. "
-            "If that one failed, its own message says why."
+            f"process {rank()} of {size()} lost contact with another one. What that one says is the reason; if it says "
+            "nothing, use --verbose."
         ) from error
 
 

@@ -605,11 +605,15 @@ def _keep(folder: OutputFolder, records: LayerRecords, stop: BaseException) -> N
     """Leave the finished layers where they can be used, or at least gone on with."""
     folder.keep()
     records.summaries = records.summaries[: records.saved]
+    kept = f"{records.saved} of {records.settings.layers} layers are kept; go on with --resume {folder.path}"
     if records.saved < records.settings.layers:
         # Should this fail too, the hidden folder still has its checkpoint.
-        with suppress(OSError, CvxcnnError):
-            _publish(folder, records)
-    kept = f"{records.saved} of {records.settings.layers} layers are kept; go on with --resume {folder.path}"
+        try:
+            with suppress(OSError, CvxcnnError):
+                _publish(folder, records)
+        except BaseException as second:  # such as the signal by which torchrun stops the others when one failed
+            second.args = (kept,)
+            raise
     if isinstance(stop, Exception):
         records.reporter.say(kept)
     else:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +79,6 @@ def fitted(part: slice) -> dict[str, np.ndarray]:
 # In each of two processes.
 
 
-def join(number: int, path: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=(path / "meet").as_uri(), rank=number, world_size=2)
-
-
 def sums(number: int) -> None:
     assert (rank(), size()) == (number, 2)
     own = torch.full((number, 2), 1.0 + number)
@@ -116,7 +112,17 @@ def refusals() -> None:
 
 
 def work(number: int, path: Path) -> None:
-    join(number, path)
+    torch.set_num_threads(1)
+    # A process that waits in vain is to fail, not to hang.
+    options: dict[str, Any] = {"rank": number, "world_size": 2, "timeout": timedelta(seconds=60)}
+    dist.init_process_group("gloo", init_method=(path / "meet").as_uri(), **options)
+    try:
+        compare(number, path)
+    finally:
+        dist.destroy_process_group()
+
+
+def compare(number: int, path: Path) -> None:
     with process_group("cpu"):
         sums(number)
         refusals()
