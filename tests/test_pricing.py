@@ -186,15 +186,13 @@ def test_thinned_patches_leave_every_cell_its_share() -> None:
     assert (thin.stride, len(rows)) == ((1, 1), 1)  # every second place would leave cells of one
 
 
-@pytest.mark.parametrize("activation", ["relu", "gated_relu"])
-def test_pricing_from_thinned_patches_finds_what_is_there(monkeypatch: pytest.MonkeyPatch, activation: str) -> None:
+def test_pricing_from_thinned_patches_finds_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(60, 1, 8, 8, generator=generator, dtype=torch.float64)
     targets = images.clamp_min(0).mean(dim=(2, 3)) + images[:, :, :4].mean(dim=(2, 3)) ** 2
     options = replace(QUICK, max_rounds=3)
     block = ConvexConvBlock(
-        padding=1, pooling="mean", pool_cells=2, bias=True, gates="priced", reg=0.05, pricing=options,
-        activation=activation, penalty="dense" if activation == "relu" else "nuclear",
+        padding=1, pooling="mean", pool_cells=2, bias=True, gates="priced", penalty="dense", reg=0.05, pricing=options
     )  # fmt: skip
     whole = block.fit(images, targets).certificate_
     monkeypatch.setattr("cvxcnn.pricing._SEARCH_PATCHES", 1000)
