@@ -83,6 +83,4 @@ class TrainedGates(SupervisedGates):
             some, centred, self.reg_fraction * scale, self.count, epochs=self.epochs, seed=seed
         ).filters
         used = trained[trained.any(dim=1)]
-        return (
-            distinct(patches, normalize(used, dim=1)) if len(used) else Gates(patches.pool.new_empty(0, patches.dim))
-        )
+        return distinct(patches, normalize(used, dim=1)) if len(used) else Gates(patches.pool.new_empty(0, patches.dim))
