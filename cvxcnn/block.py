@@ -37,7 +37,7 @@ from .pricing import (
 )
 from .program import Program, filter_program, gated_program, relative_gap, relu_program
 from .savable import Savable
-from .solvers import Callback, SolveResult, Status, get_solver
+from .solvers import Callback, Solver, SolveResult, Status, get_solver
 from .solvers.base import is_number
 from .threads import coarse_threads
 
@@ -199,18 +199,45 @@ class ConvexConvBlock(Savable, BaseEstimator):
         SolverUnavailableError, SolverError
             If the solver is missing here, or ended without a point; the block is then as it was.
         """
+        return self._fit(images, targets, None, callback)
+
+    def _fit(self, images: Any, targets: Any, fraction: float | None, callback: Callback | None) -> ConvexConvBlock:
+        """Fit; if a fraction is given, ``reg`` becomes that share of ``reg_max``."""
         patches, expected = self._training_set(images, targets)
         options = self._priced()
         with torch.no_grad(), coarse_threads():
             if options is None:
                 program, gates = self._fixed_program(patches, expected)
-                self.n_duplicate_gates_, self.n_zero_gates_ = gates.n_duplicates, gates.n_zero
-                result = self._solve_fixed(program, callback=callback)
-                fitted = program, result, self._certify(program, gates, result, self.pricing or PricingOptions())
+                solver = self._solver(program)
+                if fraction is not None:
+                    self.reg = fraction * solver.reg_max(program)
+                    program = replace(program, reg=self.reg)
+                self._finish(program, gates, solver, np.ndim(targets) == 1, callback=callback)
             else:
+                if fraction is not None:
+                    self.reg = fraction * self._searched_reg_max(patches, expected, options)
                 fitted = self._fit_priced(patches, expected, options, callback=callback)
-            self._store(*fitted, patches, np.ndim(targets) == 1)
+                self._store(*fitted, patches, np.ndim(targets) == 1)
         return self
+
+    def _solver(self, program: Program) -> Solver:
+        return get_solver(self.solver, program, tol=self.tol, max_iter=self.max_iter)
+
+    def _finish(
+        self,
+        program: Program,
+        gates: Gates,
+        solver: Solver,
+        flat: bool,
+        *,
+        start: Tensor | None = None,
+        callback: Callback | None = None,
+    ) -> None:
+        """Solve over fixed gates, certify, and keep what was found."""
+        self.n_duplicate_gates_, self.n_zero_gates_ = gates.n_duplicates, gates.n_zero
+        result = solver.solve(program, start=start, callback=callback)
+        certificate = self._certify(program, gates, result, self.pricing or PricingOptions())
+        self._store(program, result, certificate, program.design.patches, flat)
 
     def _priced(self) -> PricingOptions | None:
         """Return the options of the pricing, or None if the gates are fixed."""
@@ -313,13 +340,6 @@ class ConvexConvBlock(Savable, BaseEstimator):
             intercept=self.intercept,
         )
         return program, gates
-
-    def _solve_fixed(
-        self, program: Program, *, start: Tensor | None = None, callback: Callback | None = None
-    ) -> SolveResult:
-        """Solve over fixed gates, from weights of the same program if there are any."""
-        solver = get_solver(self.solver, program, tol=self.tol, max_iter=self.max_iter)
-        return solver.solve(program, start=start, callback=callback)
 
     def _certify(self, program: Program, gates: Gates, result: SolveResult, search: PricingOptions) -> Certificate:
         certificate = Certificate(result.objective, result.dual_bound, float("nan"), "none")

@@ -48,9 +48,13 @@ class Design(ABC):
     def columns(self, blocks: Tensor) -> Tensor:
         """Return the features of these blocks, shape (n, len(blocks), cells, rows)."""
 
-    @abstractmethod
+    def on(self, patches: Patches) -> Design:
+        """Return this design on other images."""
+        raise TypeError(f"a {type(self).__name__} belongs to its images")
+
     def subset(self, images: slice) -> Design:
         """Return this design on consecutive images, which it shares."""
+        return self.on(self.patches.subset(images))
 
     def parts(self) -> Iterator[tuple[slice, Design]]:
         """Yield (rows of the prediction, design of their images), as many as have features of ``PART_BYTES``."""
@@ -91,8 +95,8 @@ class GatedDesign(Design):
         super().__init__(patches, gates)
         self.rows = patches.dim
 
-    def subset(self, images: slice) -> GatedDesign:
-        return GatedDesign(self.patches.subset(images), self.vectors)
+    def on(self, patches: Patches) -> GatedDesign:
+        return GatedDesign(patches, self.vectors)
 
     def columns(self, blocks: Tensor) -> Tensor:
         return self.patches.gated_features(self.vectors[blocks])
@@ -119,8 +123,8 @@ class SignedGatedDesign(Design):
     def double(self) -> SignedGatedDesign:
         return SignedGatedDesign(self.patches.astype(torch.float64), self.vectors[: self.n_gates].double())
 
-    def subset(self, images: slice) -> SignedGatedDesign:
-        return SignedGatedDesign(self.patches.subset(images), self.vectors[: self.n_gates])
+    def on(self, patches: Patches) -> SignedGatedDesign:
+        return SignedGatedDesign(patches, self.vectors[: self.n_gates])
 
     def signs(self, blocks: Tensor) -> Tensor:
         """Return +1 for blocks of positive output weight and -1 for the others, float, shape (len(blocks),)."""
@@ -143,8 +147,8 @@ class FilterDesign(Design):
 
     rows = 1
 
-    def subset(self, images: slice) -> FilterDesign:
-        return FilterDesign(self.patches.subset(images), self.vectors)
+    def on(self, patches: Patches) -> FilterDesign:
+        return FilterDesign(patches, self.vectors)
 
     def columns(self, blocks: Tensor) -> Tensor:
         return self.patches.relu_features(self.vectors[blocks]).transpose(1, 2).unsqueeze(-1)

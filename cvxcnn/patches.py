@@ -325,27 +325,34 @@ class Patches:
         """Return whether responses to ``count`` filters are cheaper one image at a time than in chunks."""
         return self.images.device.type == "cpu" and count * self.n_patches * self.dim >= CONVOLUTION_PRODUCTS
 
-    def convolved(self, filters: Tensor, pooled: Tensor) -> Tensor:
-        """Write the pooled ReLU responses into ``pooled`` (n, cells, m), one image at a time, and return it.
+    def _responses(self, filters: Tensor) -> Callable[[int], Tensor]:
+        """Return the function that gives the ReLU responses of one image, m * K numbers, filter by filter.
 
         A convolution in float32, which has fast ones; a matrix product otherwise.
         """
-        count, (height, width), cells = len(filters), self.map_shape, self.geometry.pool_cells
         flat, bias = (filters[:, :-1], filters[:, -1]) if self.geometry.bias else (filters, None)
         flat = flat.contiguous()
-        kernels = flat.view(count, self.images.shape[1], *self.kernel)
+        kernels = flat.view(len(filters), self.images.shape[1], *self.kernel)
+
+        def respond(row: int) -> Tensor:
+            image = self.images[row : row + 1].to(self.dtype)
+            if self.dtype == torch.float32:
+                return F.conv2d(image, kernels, bias, self.stride, self.padding).relu_()
+            columns = F.unfold(image, self.kernel, padding=self.padding, stride=self.stride)[0]
+            return (flat @ columns if bias is None else torch.addmm(bias[:, None], flat, columns)).relu_()
+
+        return respond
+
+    def convolved(self, filters: Tensor, pooled: Tensor) -> Tensor:
+        """Write the pooled ReLU responses into ``pooled`` (n, cells, m), one image at a time, and return it."""
+        count, (height, width), cells = len(filters), self.map_shape, self.geometry.pool_cells
         tiled = height % cells == 0 and width % cells == 0
         scale = cells**2 / self.n_patches if self.geometry.pooling == "mean" else 1.0
-
-        def maps(image: Tensor) -> Tensor:
-            if self.dtype == torch.float32:
-                return F.conv2d(image, kernels, bias, self.stride, self.padding)
-            columns = F.unfold(image, self.kernel, padding=self.padding, stride=self.stride)[0]
-            return flat @ columns if bias is None else torch.addmm(bias[:, None], flat, columns)
+        respond = self._responses(filters)
 
         def work(share: slice) -> None:
             for row in range(share.start, share.stop):
-                responses = maps(self.images[row : row + 1].to(self.dtype)).relu_()
+                responses = respond(row)
                 if tiled:
                     parts = responses.view(count, cells, height // cells, cells, width // cells)
                     pooled[row] = parts.sum(dim=(2, 4)).view(count, -1).T.mul_(scale)
@@ -358,6 +365,15 @@ class Patches:
     def relu_maps(self, filters: Tensor) -> Tensor:
         """Return the unpooled ReLU responses, shape (n, m, H', W'), n * m * H' * W' numbers."""
         maps = self.pool.new_empty(self.n_images, len(filters), self.n_patches)
+        if self.convolves(len(filters)):
+            respond = self._responses(filters)
+
+            def convolve(share: slice) -> None:
+                for row in range(share.start, share.stop):
+                    maps[row] = respond(row).view(len(filters), -1)
+
+            map_shares(convolve, self.n_images, self.images.device)
+            return maps.view(self.n_images, len(filters), *self.map_shape)
 
         def work(share: slice) -> None:
             for rows, chunk in self.chunks(len(filters), share):

@@ -17,13 +17,12 @@ from torch import Tensor
 
 from .block import ConvexConvBlock
 from .design import Design
+from .distributed import all_sum
 from .errors import InputError
 from .patches import Patches
 from .pricing import PricingOptions
-from .solvers import get_solver
+from .solvers import Callback
 from .solvers.base import is_number
-from .solvers.gram import GramForm
-from .solvers.streamed import Streamed
 from .threads import coarse_threads
 
 __all__ = ["RegPath", "reg_path"]
@@ -222,6 +221,65 @@ def reg_path(
     return RegPath(blocks, train_error, train_accuracy, validation_error, validation_accuracy, np.array(seconds))
 
 
+def choose_reg(
+    block: ConvexConvBlock,
+    training: tuple[Tensor, Tensor],
+    held_out: tuple[Tensor, Tensor],
+    *,
+    points: int,
+    smallest: float,
+    flat: bool = False,
+    callback: Callback | None = None,
+) -> ConvexConvBlock:
+    """Return the block fitted with the ``reg`` of the lowest error on held-out images, along a path that falls.
+
+    Over fixed gates the path ends early, when the error has risen twice in a row, and only its best point is judged.
+
+    Parameters
+    ----------
+    block : ConvexConvBlock
+        Settings; its ``reg`` is replaced.
+    training, held_out : (images, targets)
+        Targets (n, outputs).
+    points, smallest
+        As for ``reg_path``.
+    flat : bool
+        Whether the block's predictions are to be (n,).
+    callback : callable, optional
+        Of the last solve.
+    """
+    images, targets = training[0], training[1][:, 0] if flat else training[1]
+    if block._priced() is not None:
+        held = held_out[0], held_out[1][:, 0] if flat else held_out[1]
+        path = reg_path(images, targets, block=block, points=points, smallest=smallest, validation=held)
+        return path.blocks[int(np.argmin(path.validation_error))]
+    patches, expected = block._training_set(images, targets)
+    held_patches, held_targets = block._training_set(*held_out)
+    best: tuple[float, float, Tensor | None] = (float("inf"), block.reg, None)
+    weights: Tensor | None = None
+    with torch.no_grad(), coarse_threads():
+        program, gates = block._fixed_program(patches, expected)
+        solver = block._solver(program)
+        largest, worse = solver.reg_max(program), 0
+        # Zero weights, the path's first point, need no solve: they are worse than what follows, or reg_max is best.
+        for fraction in smallest ** (np.arange(1, points) / (points - 1)):
+            point = replace(program, reg=float(largest * fraction))
+            weights = solver.run(point, weights, lambda *_: None).weights
+            residual = (
+                program.design.on(held_patches).predict(weights) + solver.intercepts(program, weights) - held_targets
+            )
+            error = float(all_sum(residual.double().square().sum()))
+            logger.info("reg %.3g of reg_max: held-out squared error %.6g", fraction, error)
+            worse = worse + 1 if error >= best[0] else 0
+            if not worse:
+                best = error, point.reg, weights
+            if worse == 2:
+                break
+        block.reg = best[1]
+        block._finish(replace(program, reg=block.reg), gates, solver, flat, start=best[2], callback=callback)
+    return block
+
+
 class _KeptDesign(Design):
     """A design with its features kept as one matrix: a path multiplies by them hundreds of times."""
 
@@ -263,15 +321,10 @@ class _Fixed:
         design = self.program.design
         self.quick = replace(self.program, design=_KeptDesign(design)) if _KeptDesign.fits(design) else self.program
         self.weights: Tensor | None = None
-        self.solver = get_solver(block.solver, self.quick, tol=block.tol, max_iter=block.max_iter)
-        if isinstance(self.solver, Streamed):
-            # One pass over the images serves all points.
-            self.solver.form = GramForm.of(self.quick)
+        self.solver = block._solver(self.quick)
 
     def reg_max(self) -> float:
-        if isinstance(self.solver, Streamed) and self.solver.form is not None:
-            return self.solver.form.reg_max(self.quick.penalty)
-        return self.quick.reg_max()
+        return self.solver.reg_max(self.quick)
 
     def fit(self, point: ConvexConvBlock, last: bool, flat: bool) -> None:
         result = self.solver.solve(replace(self.quick, reg=point.reg), start=self.weights)

@@ -54,9 +54,9 @@ class Settings:
     augment : sequence of {"mirror", "crop"}
         "mirror": train on mirror images too, and predict by the mean over both. "crop": train on a copy of each image
         too that is shifted by up to an eighth of its side.
-    activation, penalty, gates, solver, tol, pool_cells, dtype, intercept
+    activation, penalty, solver, tol, pool_cells, dtype, intercept
         Of every ``ConvexConvBlock``; pooling is the mean, and filters have a bias.
-    kernel_size, padding : int or sequence of int
+    kernel_size, padding, gates : int, str, or sequence of them
         Of every block, or of each; the last value stands for all further blocks.
     reg : float or None
         lam of every block; None to take ``reg_fraction`` of each block's own ``reg_max``.
@@ -89,7 +89,7 @@ class Settings:
     limit_train: int | None = None
     activation: str = "relu"
     penalty: str = "dense"
-    gates: int | str = "priced"
+    gates: int | str | Sequence[int | str] = "priced"
     solver: str = "auto"
     reg: float | None = None
     reg_fraction: float | Sequence[float] = 0.01
@@ -122,8 +122,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     # to what is left. Chosen on a validation split of CIFAR-10's training images (benchmarks/RESULTS.md).
     "large": {
         "layers": 5,
-        "gates": "patches:1024",
-        "reg_fraction": (0.001,),
+        "gates": ("patches:768", "patches:2048"),
+        "reg_fraction": (2e-4, 1e-3),
         "starts": 0,
         "tol": 1e-3,
         "kernel_size": (5, 5, 3),
@@ -148,8 +148,12 @@ def pricing_options(settings: Settings) -> PricingOptions:
 # From settings to a stack.
 
 
-def _each(value: int | Sequence[int]) -> list[int]:
-    return [value] if isinstance(value, int) else list(value)
+def _each(value: Any, layers: int) -> list[Any]:
+    """Return a setting of every layer; the last one given stands for all further layers."""
+    values = [value] if isinstance(value, (int, str)) else list(value)
+    if not values:
+        raise InputError("settings of each layer need one value at least; got none.")
+    return [values[min(layer, len(values) - 1)] for layer in range(max(layers, 1))]
 
 
 def build_stack(settings: Settings) -> LayerwiseCNN:
@@ -167,7 +171,7 @@ def build_stack(settings: Settings) -> LayerwiseCNN:
     unknown = sorted(set(settings.augment) - {"mirror", "crop"})
     if unknown:
         raise InputError(f'augment must name "mirror", "crop" or both; got {unknown[0]!r}.')
-    kernels, paddings = _each(settings.kernel_size), _each(settings.padding)
+    each = (_each(value, settings.layers) for value in (settings.kernel_size, settings.padding, settings.gates))
     common: dict[str, Any] = {
         "pooling": "mean",
         "pool_cells": settings.pool_cells,
@@ -175,7 +179,6 @@ def build_stack(settings: Settings) -> LayerwiseCNN:
         "activation": settings.activation,
         "penalty": settings.penalty,
         "reg": 1.0 if settings.reg is None else settings.reg,
-        "gates": parse_gates(settings.gates) if isinstance(settings.gates, str) else settings.gates,
         "solver": settings.solver,
         "tol": settings.tol,
         "device": resolve_device(settings.device),
@@ -186,9 +189,12 @@ def build_stack(settings: Settings) -> LayerwiseCNN:
     }
     blocks = [
         ConvexConvBlock(
-            kernel_size=kernels[min(layer, len(kernels) - 1)], padding=paddings[min(layer, len(paddings) - 1)], **common
+            kernel_size=kernel,
+            padding=padding,
+            gates=parse_gates(gates) if isinstance(gates, str) else gates,
+            **common,
         )
-        for layer in range(max(settings.layers, 1))
+        for kernel, padding, gates in zip(*each, strict=True)
     ]
     for block in blocks:
         block._check_parameters()

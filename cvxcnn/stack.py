@@ -22,6 +22,7 @@ from .distributed import all_sum, gather_rows, rank, size
 from .errors import InputError
 from .neurons import Neurons, convolution, to_module
 from .patches import PatchGeometry
+from .path import choose_reg
 from .projection import PatchPCA
 from .savable import Savable
 from .solvers import Progress
@@ -389,19 +390,13 @@ class LayerwiseCNN(Savable, BaseEstimator):
         targets = training.targets[:, 0] if flat else training.targets
         fraction = self.fraction_of(layer)
         if held_out is not None:
-            from .path import reg_path
-
             smallest = _SMALLEST_FRACTION if fraction is None else fraction
-            validation = (held_out.inputs, held_out.targets[:, 0] if flat else held_out.targets)
-            path = reg_path(
-                training.inputs, targets, block=block, points=_PATH_POINTS, smallest=smallest, validation=validation
+            training_pair = training.inputs, training.targets
+            held_pair = held_out.inputs, held_out.targets
+            return choose_reg(
+                block, training_pair, held_pair, points=_PATH_POINTS, smallest=smallest, flat=flat, callback=report
             )
-            best = path.blocks[int(np.argmin(path.validation_error))]
-            logger.info("layer %d: reg %.4g of a path down from %.4g", layer + 1, best.reg, path.regs[0])
-            return best
-        if fraction is not None:
-            block.set_params(reg=fraction * block.reg_max(training.inputs, targets))
-        return block.fit(training.inputs, targets, callback=report)
+        return block._fit(training.inputs, targets, fraction, report)
 
     def _sampled(self, inputs: Tensor) -> Tensor:
         """Return some images of the whole set, evenly spaced: those of them that this process holds."""

@@ -97,8 +97,8 @@ def build_parser(prog: str = PROGRAM) -> Parser:
         help="what a neuron feeds, and what that costs (default: dense; nuclear for gated networks)",
     )  # fmt: skip
     add(
-        program, "--gates", metavar="priced|N|KIND:N", type=_gates,
-        help=f"found by the optimisation, N Gaussian ones, or N of a kind: {', '.join(sorted(GATES))}",
+        program, "--gates", metavar="priced|N|KIND:N", type=_gates, nargs="+",
+        help=f"of each layer: found by the optimisation, N Gaussian ones, or N of a kind: {', '.join(sorted(GATES))}",
     )  # fmt: skip
     solvers = ("auto", *sorted(SOLVERS))
     add(program, "--solver", metavar="NAME", type=one_of(*solvers), help=f"one of {', '.join(solvers)}")
@@ -139,10 +139,10 @@ def settings_of(options: Mapping[str, Any]) -> Settings:
     if values["activation"] == "gated_relu":
         values.setdefault("penalty", "nuclear")
     values.pop("recipe", None)
-    for name in ("kernel_size", "padding", "reg_fraction", "downsample", "augment"):
+    for name in ("kernel_size", "padding", "gates", "reg_fraction", "downsample", "augment"):
         if isinstance(values.get(name), list):
             values[name] = tuple(values[name])
-    for name in ("kernel_size", "padding", "reg_fraction"):
+    for name in ("kernel_size", "padding", "gates", "reg_fraction"):
         if isinstance(values[name], tuple) and len(values[name]) == 1:
             values[name] = values[name][0]
     return Settings(**values)

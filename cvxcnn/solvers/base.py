@@ -144,6 +144,14 @@ class Solver(ABC):
             return f'it needs all images in one process, and there are {size()}. Use solver="auto".'
         return self.refusal(program)
 
+    def reg_max(self, program: Program) -> float:
+        """Return the smallest reg at which zero weights are optimal; what is computed for it may serve ``solve``."""
+        return program.reg_max()
+
+    def intercepts(self, program: Program, weights: Tensor) -> Tensor:
+        """Return the optimal intercept (outputs,) for weights."""
+        return program.intercepts(program.design.predict(weights))
+
     @abstractmethod
     def run(self, program: Program, start: Tensor | None, report: Callable[[int, float, float], None]) -> Outcome:
         """Solve; call ``report(iteration, objective, dual_bound)`` now and then."""
