@@ -361,10 +361,13 @@ class LayerRecords:
     ) -> tuple[dict[str, Any], BaselineResult]:
         patches, test_patches = Patches(stage.inputs, block.geometry_), Patches(tested.inputs, block.geometry_)
         connect = "group" if block.penalty == "group" else "dense"
+        # The same path beside it, what the convex layers before predict, and the same intercept: that of no neurons.
+        mean = stage.targets.mean(dim=0) * float(block.intercept)
+        stage = replace(stage, targets=stage.targets - mean, offset=stage.offset + mean)
+        before = tested.offset + mean.cpu().numpy()
         result = self._train_baseline(layer, block, stage, patches, connect)
-        # The same path beside it: what the convex layers before predict.
         own = self.stack.averaged(tested.outputs).argmax(axis=1) == self.test.labels
-        outputs = self.stack.averaged(tested.offset + predict(result, test_patches))
+        outputs = self.stack.averaged(before + predict(result, test_patches))
         other = outputs.argmax(axis=1) == self.test.labels
         trained = stage.offset.cpu().numpy() + predict(result, patches)
         found: dict[str, Any] = {
@@ -383,7 +386,7 @@ class LayerRecords:
         )
         if connect == "group":
             dense = self._train_baseline(layer, block, stage, patches, "dense")
-            outputs = self.stack.averaged(tested.offset + predict(dense, test_patches))
+            outputs = self.stack.averaged(before + predict(dense, test_patches))
             found["dense_test_accuracy"] = accuracy(outputs, self.test.labels)
         return found, result
 

@@ -1,0 +1,203 @@
+"""Convex layers beside the same layers trained in torch, and beside a whole network: the poster's two figures, a table.
+
+    python benchmarks/layerwise.py --data digits --layers 5
+    python benchmarks/layerwise.py --data cifar10 --recipe large --limit-train 10000
+
+Each torch layer gets the convex layer's input, targets, reg, width and pooling, the best of five learning rates (on
+the training objective, after one pass over an eighth of the images), and --patience times the convex layer's wall
+time, one pass over the images at least. The whole network has the widths that the convex blocks hand on, and is trained
+end to end by Adam on cross-entropy with randomly mirrored images for the wall time of all convex layers together; its
+learning rate is the best of three on a tenth of the training images. Test images are looked at once, at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from torch import Tensor, nn
+
+from cvxcnn.baseline import BaselineResult, default_learning_rate, train_baseline
+from cvxcnn.block import ConvexConvBlock
+from cvxcnn.data import ImageSet, one_hot, split
+from cvxcnn.patches import Patches
+from cvxcnn.progress import Reporter
+from cvxcnn.report import plot_accuracy, plot_objective, results_table, write_metrics
+from cvxcnn.run import RECIPES, LayerRecords, Settings, accuracy, build_stack, check_maps, load_sets
+from cvxcnn.stack import LayerwiseCNN, Stage
+
+FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
+WHOLE_RATES = (1e-3, 3e-3, 1e-2)
+BATCH = 64
+
+
+@dataclass
+class TimedRecords(LayerRecords):
+    """The records of a run, whose torch layers get a share of the convex layer's wall time."""
+
+    patience: float = 1.0
+    began: float = 0.0
+    convex_seconds: float = 0.0
+    most: float = float("inf")
+
+    def on_layer(self, layer: int, block: ConvexConvBlock, stage: Stage) -> None:
+        """Note the wall time of the layer, everything since the one before included, and go on."""
+        self.convex_seconds = time.perf_counter() - self.began
+        super().on_layer(layer, block, stage)
+        self.summaries[-1]["convex"]["seconds"] = self.convex_seconds
+        self.began = time.perf_counter()
+
+    def _train_baseline(
+        self, layer: int, block: ConvexConvBlock, stage: Stage, patches: Patches, connect: str
+    ) -> BaselineResult:
+        width = max(block.n_neurons_, 1)
+        some = torch.arange(0, len(stage.inputs), 8)
+        few, few_targets = patches.subset(some), stage.targets[some]
+        reg = block.reg / 8
+        base = default_learning_rate(few, few_targets, width, connect=connect)
+        began = time.perf_counter()
+        tried = {
+            factor: train_baseline(few, few_targets, reg, width, learning_rate=factor * base, epochs=1, connect=connect)
+            for factor in FACTORS
+        }
+        seconds_a_pass = 8 * (time.perf_counter() - began) / len(FACTORS)
+        rate = base * min(FACTORS, key=lambda factor: tried[factor].objective)
+        epochs = max(1, round(min(self.patience * self.convex_seconds, self.most) / seconds_a_pass))
+        result = train_baseline(
+            patches, stage.targets, block.reg, width, learning_rate=rate, epochs=epochs, connect=connect
+        )
+        self.reporter.say(
+            f"  torch: rate {rate:.2g}, {epochs} epochs, {result.seconds:.0f} s (convex {self.convex_seconds:.0f} s)"
+        )
+        return result
+
+
+def whole_network(stack: LayerwiseCNN, classes: int) -> nn.Sequential:
+    """Return a network of the blocks' kernels and widths, with one readout at its end."""
+    blocks: Any = stack.block
+    modules: list[nn.Module] = []
+    channels = int(stack.image_shape_[0])
+    for layer, (settings, fitted) in enumerate(zip(blocks, stack.blocks_, strict=True)):
+        last = layer + 1 == len(stack.blocks_)
+        width = fitted.n_neurons_ if last else len(stack.handed_on(layer))
+        modules += [nn.Conv2d(channels, width, settings.kernel_size, padding=settings.padding), nn.ReLU()]
+        channels = width
+        if not last and stack.pooling_after(layer) > 1:
+            modules.append(nn.AvgPool2d(stack.pooling_after(layer)))
+    cells = blocks[-1].pool_cells
+    modules += [nn.AdaptiveAvgPool2d(cells), nn.Flatten(), nn.Linear(channels * cells**2, classes)]
+    return nn.Sequential(*modules)
+
+
+def train_whole(
+    network: nn.Sequential, images: Tensor, labels: Tensor, rate: float, seconds: float, mirror: bool
+) -> None:
+    """Train by Adam on cross-entropy for so many seconds; the rate falls with the time that is left."""
+    optimizer = torch.optim.Adam(network.parameters(), lr=rate)
+    generator = torch.Generator().manual_seed(0)
+    began = time.perf_counter()
+    while True:
+        for rows in torch.randperm(len(images), generator=generator).split(BATCH):
+            share = (time.perf_counter() - began) / seconds
+            if share >= 1:
+                return
+            optimizer.param_groups[0]["lr"] = rate * min(1.0, 20 * share + 0.01) * (1 - share)
+            batch = images[rows]
+            if mirror:
+                turned = torch.rand(len(rows), generator=generator) < 0.5
+                batch = torch.where(turned[:, None, None, None], batch.flip(3), batch)
+            loss = F.cross_entropy(network(batch), labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+
+def judge(network: nn.Sequential, images: Tensor, labels: np.ndarray, mirror: bool) -> float:
+    """Return the accuracy, over images and their mirror images where those were trained on."""
+    with torch.no_grad():
+        outputs = torch.cat([network(part) + (network(part.flip(3)) if mirror else 0) for part in images.split(250)])
+    return accuracy(outputs.numpy(), labels)
+
+
+def end_to_end(stack: LayerwiseCNN, train: ImageSet, test: ImageSet, seconds: float) -> dict[str, float]:
+    """Return accuracies and the rate of the whole network, tuned on a tenth of the training images."""
+    mean, scale = train.images.mean(axis=(0, 2, 3)), train.images.std(axis=(0, 2, 3))
+
+    def tensor(images: np.ndarray) -> Tensor:
+        return torch.from_numpy((images - mean[:, None, None]) / scale[:, None, None]).float()
+
+    images, labels = tensor(train.images), torch.from_numpy(train.labels)
+    fitted, held_out = split(train.labels, 0.1, 0)
+    scores = {}
+    for rate in WHOLE_RATES:
+        torch.manual_seed(0)
+        network = whole_network(stack, len(train.classes))
+        train_whole(network, images[fitted], labels[fitted], rate, max(2.0, 0.1 * seconds), stack.mirror)
+        scores[rate] = judge(network, images[held_out], train.labels[held_out], stack.mirror)
+    rate = max(scores, key=lambda rate: scores[rate])
+    torch.manual_seed(0)
+    network = whole_network(stack, len(train.classes))
+    train_whole(network, images, labels, rate, seconds, stack.mirror)
+    return {
+        "rate": rate,
+        "seconds": seconds,
+        "train_accuracy": judge(network, images, train.labels, stack.mirror),
+        "test_accuracy": judge(network, tensor(test.images), test.labels, stack.mirror),
+    }
+
+
+def main() -> None:
+    """Run, draw, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="digits")
+    parser.add_argument("--recipe", choices=sorted(RECIPES), default="exact")
+    parser.add_argument("--layers", type=int, default=5)
+    parser.add_argument("--limit-train", type=int)
+    parser.add_argument("--gates", nargs="+", help="of each layer; those of the recipe by default")
+    parser.add_argument("--residual", action="store_true", help="fit each layer to what those before leave")
+    parser.add_argument("--patience", type=float, default=1.0, help="torch's time as a multiple of the convex layer's")
+    parser.add_argument("--no-baseline", action="store_true", help="convex layers alone")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "figures")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    console = Console(width=140)
+    changes = {**RECIPES[options.recipe], "data": options.data, "layers": options.layers}
+    changes |= {"limit_train": options.limit_train, "baseline": not options.no_baseline}
+    if options.gates:
+        changes["gates"] = tuple(options.gates)
+    if options.residual:
+        changes["residual"] = True
+    settings = replace(Settings(), **changes)
+    stack = build_stack(settings)
+    train, test = load_sets(settings)
+    check_maps(stack, train.image_shape)
+    records = TimedRecords(
+        settings, stack, train, test, Reporter(console, settings.tol), None, (len(train), len(test)),
+        patience=options.patience, began=time.perf_counter(),
+    )  # fmt: skip
+    stack.fit(train.images, one_hot(train.labels, len(train.classes)), on_layer=records.on_layer)
+    summary = records.state().summary
+    console.print(results_table(summary))
+    if not options.no_baseline:
+        seconds = sum(entry["convex"]["seconds"] for entry in summary["layers"])
+        summary["end_to_end"] = end_to_end(stack, train, test, seconds)
+        console.print(summary["end_to_end"])
+    options.output.mkdir(parents=True, exist_ok=True)
+    name = f"layerwise-{train.name.lower().replace(' ', '-')}"
+    plot_objective(summary, options.output / f"{name}-objective.png")
+    plot_accuracy(summary, options.output / f"{name}-accuracy.png")
+    write_metrics(summary, options.output / f"{name}.csv")
+    (options.output / f"{name}.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
