@@ -385,15 +385,21 @@ class Patches:
     def gated_features(self, gates: Tensor) -> Tensor:
         """Return phi = sum_k P_ck 1[x_jk . g_i >= 0] x_jk, shape (n, P, cells, d)."""
         features = self.pool.new_empty(self.n_images, len(gates), self.n_cells, self.dim)
+        members = self._members()
 
         def work(share: slice) -> None:
-            for rows, chunk in self.chunks(len(gates) * self.n_cells, share):
+            for rows, chunk in self.chunks(len(gates), share):
                 patterns = (chunk @ gates.T >= 0).to(chunk.dtype)
-                weighted = patterns.transpose(1, 2).unsqueeze(2) * self.pool
-                torch.matmul(weighted.flatten(1, 2), chunk, out=features[rows].flatten(1, 2))
+                for cell, places in enumerate(members):
+                    weighted = chunk[:, places] * self.pool[cell, places][:, None]
+                    features[rows, :, cell] = patterns[:, places].transpose(1, 2) @ weighted
 
         self.map_shares(work)
         return features
+
+    def _members(self) -> list[Tensor]:
+        """Return the patches of each cell, which are all that it sees, so that cells are worked through apart."""
+        return [self.pool[cell].nonzero().flatten() for cell in range(self.n_cells)]
 
     def gated_correlation(self, gates: Tensor, dual: Tensor) -> Tensor:
         """Return the adjoint of the gated features, sum_jk P_ck D_jk x_jk nu_jo, shape (P, cells, d, outputs).
@@ -406,8 +412,7 @@ class Patches:
             Dual point nu, most often the residual y - f.
         """
         outputs = dual.shape[1]
-        # A cell sees only its own patches, so each is worked through apart.
-        members = [self.pool[cell].nonzero().flatten() for cell in range(self.n_cells)]
+        members = self._members()
 
         def work(share: slice) -> Tensor:
             total = self.pool.new_zeros(self.n_cells, self.dim, len(gates), outputs)

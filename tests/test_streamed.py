@@ -94,9 +94,12 @@ def test_the_judge_is_the_evaluation(kind: str, intercept: bool, monkeypatch: py
     weights = torch.randn(problem.design.shape(3), generator=torch.Generator().manual_seed(1))
     expected = problem.double().evaluate(weights.double())
     monkeypatch.setattr(design_module, "PART_BYTES_CPU", 40_000)
-    found = judge(problem, weights)
+    found, correlation = judge(problem, weights)
     assert found.objective == pytest.approx(expected.objective, rel=1e-9)
     assert found.dual_bound == pytest.approx(expected.dual_bound, rel=1e-9)
+    exact = problem.double()
+    nu = exact.dual_point(exact.design.predict(weights.double()))
+    torch.testing.assert_close(correlation, exact.correlate(nu), rtol=1e-9, atol=1e-9)
 
 
 def test_the_result_is_what_the_images_say(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +111,21 @@ def test_the_result_is_what_the_images_say(monkeypatch: pytest.MonkeyPatch) -> N
     assert result.status == "inaccurate"
     assert result.relative_gap == pytest.approx(expected.relative_gap, rel=1e-9)
     assert result.relative_gap > 1e-2
+
+
+def test_a_rounded_form_is_corrected(caplog: pytest.LogCaptureFixture) -> None:
+    """A Gram form that is wrong in its fifth digit still leads to a gap of 1e-6."""
+    problem = program(reg=0.1)
+    form = GramForm.of(problem)
+    noise = torch.randn(form.gram.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    rough = replace(
+        form, gram=form.gram * (1 + 1e-6 * (noise + noise.T)), linear=form.linear * (1 + 1e-5 * noise[:, :3])
+    )
+    with caplog.at_level(logging.INFO, logger="cvxcnn"):
+        result = Streamed(tol=1e-6, form=rough).solve(problem)
+    assert result.status == "optimal"
+    assert "the Gram form is corrected" in caplog.text
+    assert problem.evaluate(result.weights).relative_gap == pytest.approx(result.relative_gap, rel=1e-3)
 
 
 def test_no_part_holds_more_than_its_share(monkeypatch: pytest.MonkeyPatch) -> None:

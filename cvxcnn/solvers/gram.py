@@ -158,8 +158,8 @@ def _check_precision(design: Design) -> None:
         )
 
 
-def judge(program: Program, weights: Tensor) -> Evaluation:
-    """Return what ``program.double().evaluate(weights)`` does, in one float64 pass over the images instead of two.
+def judge(program: Program, weights: Tensor) -> tuple[Evaluation, Tensor]:
+    """Return ``program.double().evaluate(weights)`` and A^T nu, in one float64 pass over the images instead of two.
 
     Squared loss, no cones. An image's part of f, of nu = y - f and of A^T nu needs no other image; with an intercept,
     A^T (nu - mean nu) = A^T nu - (A^T 1) mean nu, so its mean is taken out at the end.
@@ -191,4 +191,5 @@ def judge(program: Program, weights: Tensor) -> Evaluation:
         square, linear = square - duals.square() / number, linear - duals * values / number
     largest = program.penalty.largest_scale(correlation.view(weights.shape), program.reg)
     objective = 0.5 * float(square.sum()) + program.reg * program.penalty.value(weights.double())
-    return Evaluation(objective, _dual_value(linear, square, largest), 0.0, intercepts)
+    evaluation = Evaluation(objective, _dual_value(linear, square, largest), 0.0, intercepts)
+    return evaluation, correlation.view(weights.shape)
