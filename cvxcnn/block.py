@@ -391,7 +391,11 @@ class ConvexConvBlock(Savable, BaseEstimator):
             active = result.weights.flatten(1).any(dim=1)
             self.gated_vectors_ = design.vectors[active]
             self.gated_weights_ = result.weights[active]
-            self.gated_intercept_ = program.intercepts(design.predict(result.weights))
+            self.gated_intercept_ = (
+                program.intercepts(design.predict(result.weights))
+                if result.intercepts is None
+                else result.intercepts.to(result.weights)
+            )
             # What is handed on: the ReLU responses of the active gates.
             self.neurons_ = Neurons(
                 F.normalize(self.gated_vectors_, dim=1) if len(self.gated_vectors_) else design.vectors[:1] * 0,
@@ -400,7 +404,7 @@ class ConvexConvBlock(Savable, BaseEstimator):
             )
             self.n_neurons_ = int(active.sum())
         else:
-            self.neurons_ = read_neurons(program, result.weights)
+            self.neurons_ = read_neurons(program, result.weights, result.intercepts)
             self.n_neurons_ = len(self.neurons_)
 
     def _patches(self, images: Any) -> Patches:

@@ -150,10 +150,12 @@ class FilterDesign(Design):
         return self.patches.relu_features(self.vectors[blocks]).transpose(1, 2).unsqueeze(-1)
 
     def predict(self, weights: Tensor) -> Tensor:
+        active = weights.flatten(1).any(dim=1)
+        used = FilterDesign(self.patches, self.vectors[active])
         prediction = weights.new_empty(self.patches.n_images, weights.shape[-1])
-        for rows, part in self.parts():
-            features = part.patches.relu_features(self.vectors)
-            prediction[rows] = torch.einsum("ncm,mco->no", features, weights[:, :, 0])
+        for rows, part in used.parts():
+            features = part.patches.relu_features(used.vectors)
+            prediction[rows] = torch.einsum("ncm,mco->no", features, weights[active, :, 0])
         return prediction
 
     def correlate(self, dual: Tensor) -> Tensor:

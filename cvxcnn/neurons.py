@@ -52,7 +52,7 @@ def _balanced(directions: Tensor, readout: Tensor, intercept: Tensor) -> Neurons
     return Neurons(directions * roots[:, None], readout / roots[:, None, None], intercept)
 
 
-def read_neurons(program: Program, weights: Tensor) -> Neurons:
+def read_neurons(program: Program, weights: Tensor, intercepts: Tensor | None = None) -> Neurons:
     """Return the ReLU network that a solution stands for: its Eq. 1 equals the program's objective.
 
     v_i gives u = v_i / sqrt(||v_i||) and w = +sqrt(||v_i||); w_i gives w = -sqrt(||w_i||). With the group
@@ -64,11 +64,13 @@ def read_neurons(program: Program, weights: Tensor) -> Neurons:
         The ReLU program over gates, or a program over unit filters.
     weights : Tensor, shape (blocks, cells, rows, outputs)
         Feasible weights.
+    intercepts : Tensor, shape (outputs,), optional
+        Found by a pass over the images if they are not given.
     """
     design = program.design
     intercept = weights.new_zeros(weights.shape[3])
     if program.intercept:
-        intercept = program.intercepts(design.predict(weights))
+        intercept = program.intercepts(design.predict(weights)) if intercepts is None else intercepts.to(weights)
     if not program.penalty.separable:
         active = weights.flatten(1).any(dim=1)
         return _balanced(design.vectors[active], weights[active].squeeze(2), intercept)

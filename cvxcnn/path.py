@@ -21,7 +21,10 @@ from .distributed import all_mean
 from .errors import InputError
 from .patches import Patches
 from .pricing import PricingOptions
+from .solvers import get_solver
 from .solvers.base import is_number
+from .solvers.gram import GramForm
+from .solvers.streamed import Streamed
 from .threads import coarse_threads
 
 __all__ = ["RegPath", "reg_path"]
@@ -261,12 +264,18 @@ class _Fixed:
         design = self.program.design
         self.quick = replace(self.program, design=_KeptDesign(design)) if _KeptDesign.fits(design) else self.program
         self.weights: Tensor | None = None
+        self.solver = get_solver(block.solver, self.quick, tol=block.tol, max_iter=block.max_iter)
+        if isinstance(self.solver, Streamed):
+            # One pass over the images serves all points.
+            self.solver.form = GramForm.of(self.quick)
 
     def reg_max(self) -> float:
+        if isinstance(self.solver, Streamed) and self.solver.form is not None:
+            return self.solver.form.reg_max(self.quick.penalty)
         return self.quick.reg_max()
 
     def fit(self, point: ConvexConvBlock, last: bool, flat: bool) -> None:
-        result = point._solve_fixed(replace(self.quick, reg=point.reg), start=self.weights)
+        result = self.solver.solve(replace(self.quick, reg=point.reg), start=self.weights)
         program = replace(self.program, reg=point.reg)
         search = self.search if last else replace(self.search, starts=0)
         point._store(program, result, point._certify(program, self.gates, result, search), self.patches, flat)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import NamedTuple
@@ -22,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .arrangements import GaussianGates, distinct
+from .arrangements import GaussianGates, PatchGates, distinct
 from .baseline import train_baseline
 from .certificate import Certificate, Proof, prove
 from .design import GatedDesign
@@ -31,7 +32,7 @@ from .losses import Loss, SquaredLoss
 from .patches import Patches
 from .penalties import DensePenalty, Penalty
 from .program import Program, filter_program, gated_program, relative_gap
-from .search import FilterSearch, GateSearch, Search
+from .search import FilterSearch, GateSearch, Search, thinned
 from .solvers import Progress, get_solver
 from .solvers.working_set import WorkingSet
 
@@ -52,8 +53,15 @@ _SAME_DIRECTION = 0.99
 # While the worst direction violates by more than this factor, searches are cut short: the local improvement
 # that follows moves every filter anyway.
 _NEARLY = 1.1
-# The ascent of a search works on at most this many patches: it takes about a hundred passes over them.
+# The ascent of a search works on at most this many patches: it takes about a hundred passes over them. Of larger
+# sets, it begins with the best of so many starts for each that is climbed from, and with cosines below this.
 _SEARCH_PATCHES = 1 << 18
+_POOL = 8
+_DIVERSE = 0.9
+# Patches that those starts are whitened by.
+_WHITENED_PATCHES = 1 << 13
+# The local improvement works on at most this many, and the ordinary training before the first round too.
+_IMPROVE_PATCHES = 1 << 19
 # A proof looks at every patch in every region of the sphere.
 _PROOF_PATCHES = 1 << 15
 # Minibatch steps of the ordinary training that pricing begins with.
@@ -180,8 +188,8 @@ class PricedSolution:
         return Certificate(self.objective, self.dual_bound, self.global_bound, kind, n_searched)
 
 
-def best_directions(values: Tensor, filters: Tensor, floor: float, count: int) -> Tensor:
-    """Return the indices of the best filters above a floor that differ in direction, at most ``count``."""
+def best_directions(values: Tensor, filters: Tensor, floor: float, count: int, same: float = _SAME_DIRECTION) -> Tensor:
+    """Return the indices of the best filters above a floor whose cosines are below ``same``, at most ``count``."""
     order = torch.argsort(values, descending=True)
     order = order[values[order] > floor]
     cosines = filters[order] @ filters[order].T
@@ -189,13 +197,18 @@ def best_directions(values: Tensor, filters: Tensor, floor: float, count: int) -
     for position in range(len(order)):
         if len(chosen) == count:
             break
-        if not chosen or float(cosines[position, chosen].max()) < _SAME_DIRECTION:
+        if not chosen or float(cosines[position, chosen].max()) < same:
             chosen.append(position)
     return order[torch.tensor(chosen, dtype=torch.long, device=order.device)]
 
 
-def _improve(patches: Patches, program: Program, weights: Tensor, steps: int) -> Tensor:
-    """Return filters moved by L-BFGS on Eq. 1, from balanced neurons; shape (m, d), unit length."""
+def _improve(patches: Patches, program: Program, weights: Tensor, steps: int, generator: torch.Generator) -> Tensor:
+    """Return filters moved by L-BFGS on Eq. 1, from balanced neurons; shape (m, d), unit length.
+
+    Of large sets, it sees about ``_IMPROVE_PATCHES`` patches.
+    """
+    patches, rows = thinned(patches, _IMPROVE_PATCHES, generator)
+    reg = program.reg * len(rows) / len(program.targets)
     dtype = patches.dtype
     lengths = weights.flatten(1).norm(dim=1).sqrt()
     filters = (program.design.vectors * lengths[:, None]).to(dtype).requires_grad_()
@@ -203,7 +216,7 @@ def _improve(patches: Patches, program: Program, weights: Tensor, steps: int) ->
     # With the group penalty a neuron keeps to the pairs that it feeds.
     mask = readout != 0
     readout = readout.requires_grad_()
-    targets = program.targets.to(dtype)
+    targets = program.targets[rows].to(dtype)
     optimizer = torch.optim.LBFGS(
         [filters, readout],
         max_iter=steps,
@@ -219,7 +232,7 @@ def _improve(patches: Patches, program: Program, weights: Tensor, steps: int) ->
         if program.intercept:
             prediction = prediction + (targets - prediction).mean(dim=0)
         squares = filters.square().sum() + readout.square().sum()
-        loss = program.loss.tensor(prediction, targets) + 0.5 * program.reg * squares
+        loss = program.loss.tensor(prediction, targets) + 0.5 * reg * squares
         loss.backward()
         return float(loss.detach())
 
@@ -230,14 +243,34 @@ def _improve(patches: Patches, program: Program, weights: Tensor, steps: int) ->
     return F.normalize(moved[keep], dim=1)
 
 
+def _dual_norms(penalty: Penalty, correlation: Tensor) -> Tensor:
+    """Return the largest dual norm of each direction, shape (m,)."""
+    norms = penalty.dual_norms(correlation)
+    return norms.flatten(1).amax(dim=1) if penalty.separable else norms
+
+
+def _diverse_starts(search: Search, count: int, generator: torch.Generator) -> Tensor:
+    """Return the best of many starts that differ in direction, unit, at most ``count``; half are whitened patches.
+
+    From large images most random starts climb to the same few directions, and climbing is what costs: these start
+    higher, apart from each other, and need fewer steps.
+    """
+    pool = search.starts(_POOL * count // 2, generator)
+    some, _ = thinned(search.patches, _WHITENED_PATCHES, generator)
+    with suppress(InputError):  # patches that don't vary can't be whitened
+        drawn = PatchGates(quantile=0.5).sample(some, _POOL * count // 2, generator)
+        pool = torch.cat([pool, F.normalize(drawn, dim=1)])
+    scores = _dual_norms(search.penalty, search.correlation(pool))
+    return pool[best_directions(scores, pool, 0.0, count, _DIVERSE)]
+
+
 def _priced(search: Search, program: Program, found: Tensor, dual: Tensor) -> tuple[Tensor, float]:
     """Return the dual norm / reg of each found direction (m,), and the bound at the best multiple of ``dual``."""
     centred = program.centre(program.targets)
     if not len(found):
         return dual.new_zeros(0), program.loss.dual_value(dual, centred, dual.new_ones(dual.shape[1]))
     correlation = search.correlation(found)
-    norms = program.penalty.dual_norms(correlation).flatten(1) if program.penalty.separable else None
-    scores = norms.amax(dim=1) if norms is not None else program.penalty.dual_norms(correlation)
+    scores = _dual_norms(program.penalty, correlation)
     largest = program.penalty.largest_scale(correlation, program.reg)
     # Directions that were not searched may reach reg; a larger multiple than 1 would need them not to.
     bound = program.loss.dual_value(dual, centred, largest.clamp_max(1.0))
@@ -260,15 +293,15 @@ def _find(
 ) -> tuple[Tensor, Tensor, float]:
     """Search all directions at a dual point; return (directions, scores / reg, bound over all gates).
 
-    The ascent sees at most ``_SEARCH_PATCHES`` patches, of randomly chosen images; what it finds is scored on all.
+    The ascent sees about ``_SEARCH_PATCHES`` patches, drawn anew each time; what it finds is scored on all.
     """
-    if quick.n_images * quick.n_patches > _SEARCH_PATCHES:
-        count = max(1, _SEARCH_PATCHES // quick.n_patches)
-        rows = torch.randperm(quick.n_images, generator=generator)[:count].to(dual.device)
-        search = _search_for(program, quick.subset(rows), dual[rows])
+    few, rows = thinned(quick, _SEARCH_PATCHES, generator)
+    search = _search_for(program, few, dual[rows])
+    if few is quick:
+        points = search.starts(starts, generator)
     else:
-        search = _search_for(program, quick, dual)
-    found = F.normalize(search.ascend(search.starts(starts, generator), steps).to(dual), dim=1)
+        points, steps = _diverse_starts(search, starts, generator), steps // 3 + 1
+    found = F.normalize(search.ascend(points, steps).to(dual), dim=1)
     # Vectors in use are stationary, or nearly; they are priced, not moved.
     found = torch.cat([found, program.design.vectors])
     scores, bound = _priced(_search_for(program, program.design.patches, dual), program, found, dual)
@@ -419,12 +452,15 @@ def solve_priced(
 
     if start is None:
         # One short cycle of ordinary training finds most of the directions; the program keeps what it needs.
-        epochs = max(1, round(_INITIAL_STEPS * 64 / max(patches.n_images, 64)))
+        few, rows = thinned(patches, _IMPROVE_PATCHES, generator)
+        epochs = max(1, round(_INITIAL_STEPS * 64 / max(few.n_images, 64)))
         seed = int(torch.randint(1 << 31, (1,), generator=generator))
         connect = "group" if penalty.separable else "dense"
+        share = few.n_images / patches.n_images
         trained = train_baseline(
-            patches, targets, reg, options.initial_filters, connect=connect, epochs=epochs, seed=seed, loss=loss.name
-        )
+            few, targets[rows], reg * share, options.initial_filters, connect=connect, epochs=epochs, seed=seed,
+            loss=loss.name,
+        )  # fmt: skip
         found = trained.filters.to(targets)
         filters = F.normalize(found[found.norm(dim=1) > 1e-6], dim=1)
     else:
@@ -459,7 +495,7 @@ def solve_priced(
         chosen = best_directions(scores, found, 1 + 1e-9, options.additions)
         program, weights = master(torch.cat([program.design.vectors, found[chosen]]))
         before = program.objective(weights)
-        improved = _improve(quick, program, weights, options.improvement_steps).to(targets)
+        improved = _improve(quick, program, weights, options.improvement_steps, generator).to(targets)
         moved, moved_weights = master(improved)
         if moved.objective(moved_weights) > before:
             # A local step that went wrong must not raise the objective: keep the old filters beside the new.

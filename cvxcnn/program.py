@@ -56,6 +56,8 @@ class Evaluation:
     objective: float
     dual_bound: float
     violation: float
+    intercepts: Tensor | None = field(default=None, compare=False)
+    """The optimal intercept (outputs,) for the weights."""
 
     @property
     def relative_gap(self) -> float:
@@ -216,6 +218,7 @@ class Program:
             objective=self.objective(weights, prediction),
             dual_bound=self.dual_bound(prediction),
             violation=self.violation(weights),
+            intercepts=self.intercepts(prediction),
         )
 
     def reg_max(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +12,40 @@ from torch import Tensor
 from .patches import Patches
 from .penalties import Penalty
 
-__all__ = ["FilterSearch", "GateSearch", "Search"]
+__all__ = ["FilterSearch", "GateSearch", "Search", "thinned"]
 
 # Of the ascent over filters: lengths on the unit sphere. Chosen on 40 digits, where they found violations three
 # times as large as a monotone line search of the same cost.
 _FIRST_STEP, _LAST_STEP, _MOMENTUM = 0.5, 0.001, 0.8
+# Of thinned patches: places from one to the next, at most.
+_LARGEST_STEP = 4
+
+
+def thinned(patches: Patches, most: int, generator: torch.Generator) -> tuple[Patches, Tensor]:
+    """Return about ``most`` patches or fewer, and the images (indices, in order) that they are of; all if so few.
+
+    Of more, first only every second to fourth place of a feature map is kept, pooled as before: neighbouring patches
+    overlap, so that they say less than those of another image. Then images are drawn at random. Sums over a cell are
+    scaled to the places left out.
+    """
+    geometry = patches.geometry
+    step = 1
+    while step < _LARGEST_STEP and patches.n_images * patches.n_patches > most * step**2:
+        if min(patches.map_shape) < 2 * (step + 1) * geometry.pool_cells:
+            break
+        step += 1
+    rows = torch.arange(patches.n_images)
+    stride = (step * patches.stride[0], step * patches.stride[1])
+    per_image = -(-patches.map_shape[0] // step) * -(-patches.map_shape[1] // step)
+    if len(rows) * per_image > most:
+        rows = torch.randperm(len(rows), generator=generator)[: max(1, most // per_image)].sort().values
+    rows = rows.to(patches.images.device)
+    if step == 1 and len(rows) == patches.n_images:
+        return patches, rows
+    thin = Patches(patches.images[rows], replace(geometry, stride=stride))
+    if geometry.pooling == "sum":
+        thin.pool = thin.pool * (patches.n_patches / thin.n_patches)
+    return thin, rows
 
 
 class Search(ABC):

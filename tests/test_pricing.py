@@ -19,8 +19,8 @@ from cvxcnn.errors import InputError
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.penalties import DensePenalty, GroupPenalty
 from cvxcnn.priced_patterns import hyperplanes, neighbours
-from cvxcnn.pricing import PricingOptions, solve_priced
-from cvxcnn.search import FilterSearch, GateSearch
+from cvxcnn.pricing import PricingOptions, _diverse_starts, solve_priced
+from cvxcnn.search import FilterSearch, GateSearch, thinned
 
 QUICK = PricingOptions(starts=32, ascent_steps=20, additions=8, improvement_steps=30, initial_filters=16, max_rounds=12)
 
@@ -161,6 +161,55 @@ def test_a_search_on_some_images_is_scored_on_all(monkeypatch: pytest.MonkeyPatc
     some = block.fit(images, targets).certificate_
     assert some.kind == "searched"
     assert some.global_bound <= some.sampled_bound == everything
+
+
+@pytest.mark.parametrize(
+    ("most", "step", "images"), [(10**6, 1, 30), (64 * 30, 1, 30), (16 * 30, 2, 30), (9 * 30, 3, 30), (90, 4, 22)]
+)
+def test_thinned_patches(most: int, step: int, images: int) -> None:
+    pixels = torch.randn(30, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    patches = Patches(pixels, PatchGeometry(3, padding=1, pooling="sum"))
+    thin, rows = thinned(patches, most, torch.Generator().manual_seed(1))
+    assert thin.n_images == len(rows.unique()) == images
+    assert thin.stride == (step, step)
+    assert thin.n_images * thin.n_patches <= most
+    kept = patches.unfold()[rows].view(images, 8, 8, 9)[:, ::step, ::step].flatten(1, 2)
+    assert torch.equal(thin.unfold(), kept)
+    filters = torch.randn(4, 9, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    expected = (kept @ filters.T).relu().mean(dim=1) * 64  # the sum over a cell, as if all places were there
+    assert torch.allclose(thin.relu_features(filters)[:, 0], expected)
+
+
+def test_thinned_patches_leave_every_cell_its_share() -> None:
+    patches = Patches(torch.ones(50, 1, 8, 8), PatchGeometry(3, padding=1, pooling="mean", pool_cells=4))
+    thin, rows = thinned(patches, 100, torch.Generator().manual_seed(1))
+    assert (thin.stride, len(rows)) == ((1, 1), 1)  # every second place would leave cells of one
+
+
+def test_pricing_from_thinned_patches_finds_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(60, 1, 8, 8, generator=generator, dtype=torch.float64)
+    targets = images.clamp_min(0).mean(dim=(2, 3)) + images[:, :, :4].mean(dim=(2, 3)) ** 2
+    options = replace(QUICK, max_rounds=3)
+    block = ConvexConvBlock(
+        padding=1, pooling="mean", pool_cells=2, bias=True, gates="priced", penalty="dense", reg=0.05, pricing=options
+    )  # fmt: skip
+    whole = block.fit(images, targets).certificate_
+    monkeypatch.setattr("cvxcnn.pricing._SEARCH_PATCHES", 1000)
+    monkeypatch.setattr("cvxcnn.pricing._IMPROVE_PATCHES", 1000)
+    thin = block.fit(images, targets).certificate_
+    nothing = 0.5 * float(targets.square().sum())
+    assert thin.objective - whole.objective < 0.1 * (nothing - whole.objective)
+    assert whole.global_bound <= thin.objective
+
+
+def test_constant_patches_cannot_be_whitened_but_searched() -> None:
+    patches = Patches(torch.ones(40, 1, 4, 4), PatchGeometry(2))
+    search = FilterSearch(patches, torch.ones(40, 1), DensePenalty())
+    starts = _diverse_starts(search, 5, torch.Generator().manual_seed(0))
+    assert 1 <= len(starts) <= 5
+    cosines = starts @ starts.T
+    assert (cosines - torch.eye(len(starts))).max() < 0.9
 
 
 @pytest.mark.parametrize("gates", ["priced", 12])

@@ -69,6 +69,7 @@ REFUSED = {
     ("gated_relu", "dense"): 'penalty="dense" is a program over ReLU filters',
     ("relu", "group", "working_set"): 'the cones need solver="cone_working_set"',
     ("relu", "group", "fista"): "it knows no cones",
+    ("relu", "group", "streamed"): "it knows no cones",
     ("relu", "dense", "cone_working_set"): "it is for programs with cones",
     ("gated_relu", "group", "cone_working_set"): "it is for programs with cones",
     ("gated_relu", "nuclear", "cone_working_set"): "it is for programs with cones",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..cost import choose
+from ..distributed import size
 from ..errors import InputError
 from ..program import Program
 from .base import Callback, Progress, Solver, SolveResult, Status
@@ -9,20 +11,24 @@ from .cone_working_set import ConeWorkingSet
 from .cvxpy_solver import Clarabel, Mosek, Scs
 from .fista import Fista
 from .proximal_newton import ProximalNewton
+from .streamed import Streamed
 from .working_set import WorkingSet
 
 __all__ = ["SOLVERS", "Callback", "Progress", "SolveResult", "Solver", "Status", "get_solver"]
 
 SOLVERS: dict[str, type[Solver]] = {
-    solver.name: solver for solver in (WorkingSet, ConeWorkingSet, Fista, ProximalNewton, Clarabel, Scs, Mosek)
+    solver.name: solver
+    for solver in (WorkingSet, ConeWorkingSet, Fista, ProximalNewton, Streamed, Clarabel, Scs, Mosek)
 }
 
-# What "auto" tries, in this order: the first that accepts the program runs, and the result records it.
+# What "auto" tries, in this order: the first that accepts the program runs, and the result records it. Before them
+# comes ``Streamed``, where it accepts the program and the cost model says that it is cheaper, or where several
+# processes share the images.
 _AUTO = (WorkingSet, ConeWorkingSet, Fista, ProximalNewton)
 
 
 def get_solver(name: str, program: Program, tol: float = 1e-6, max_iter: int | None = None) -> Solver:
-    """Return the solver of that name; "auto" is the first of our own that accepts the program.
+    """Return the solver of that name; "auto" is the cheapest of our own that accepts the program.
 
     Raises
     ------
@@ -30,6 +36,9 @@ def get_solver(name: str, program: Program, tol: float = 1e-6, max_iter: int | N
         If the name is unknown, or no solver of ours accepts the program.
     """
     if name == "auto":
+        streamed = Streamed(tol=tol, max_iter=max_iter)
+        if streamed.refusal(program) is None and (choose(program) or size() > 1):
+            return streamed
         for candidate in _AUTO:
             solver = candidate(tol=tol, max_iter=max_iter)
             if solver.objection(program) is None:

@@ -89,6 +89,8 @@ class SolveResult:
         Wall time of the solve, without building the program and without this certificate.
     history : list of Progress
         What the callback saw.
+    intercepts : Tensor or None, shape (outputs,)
+        The optimal intercept for ``weights``, zero if the program has none; float64.
     """
 
     weights: Tensor
@@ -101,6 +103,7 @@ class SolveResult:
     iterations: int
     seconds: float
     history: list[Progress] = field(default_factory=list)
+    intercepts: Tensor | None = field(default=None, compare=False)
 
 
 def is_number(value: Any, kind: type) -> bool:
@@ -208,4 +211,5 @@ class Solver(ABC):
             iterations=outcome.iterations,
             seconds=seconds,
             history=history,
+            intercepts=final.intercepts,
         )

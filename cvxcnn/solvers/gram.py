@@ -183,10 +183,12 @@ def judge(program: Program, weights: Tensor) -> Evaluation:
             sums += features.sum(dim=0)
     correlation, moments = all_sum(correlation), all_sum(moments)
     square, linear, duals, values = moments
+    intercepts = torch.zeros_like(duals)
     if program.intercept:
         number = all_sum(flat.new_tensor(float(len(program.targets))))
-        correlation = correlation - all_sum(sums)[:, None] * (duals / number)
+        intercepts = duals / number
+        correlation = correlation - all_sum(sums)[:, None] * intercepts
         square, linear = square - duals.square() / number, linear - duals * values / number
     largest = program.penalty.largest_scale(correlation.view(weights.shape), program.reg)
     objective = 0.5 * float(square.sum()) + program.reg * program.penalty.value(weights.double())
-    return Evaluation(objective, _dual_value(linear, square, largest), 0.0)
+    return Evaluation(objective, _dual_value(linear, square, largest), 0.0, intercepts)

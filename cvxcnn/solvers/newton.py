@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import linalg
 
-__all__ = ["GramQuadratic", "Quadratic", "group_lasso"]
+__all__ = ["Descent", "GramQuadratic", "Quadratic", "group_lasso"]
 
 Array = np.ndarray
 
@@ -212,7 +212,7 @@ def _block_minimum(values: Array, vectors: Array, pull: Array, reg: float) -> Ar
     return result
 
 
-class _Descent:
+class Descent:
     """The objective 1/2 ||A W - Y||^2 + reg sum_g ||W_g||_F, its gap, and the two kinds of step."""
 
     def __init__(self, quadratic: Quadratic, reg: float) -> None:
@@ -310,7 +310,7 @@ def group_lasso(quadratic: Quadratic, reg: float, *, tol: float, max_rounds: int
     >>> group_lasso(quadratic, reg=1.0, tol=1e-9).ravel().tolist()
     [2.0, 0.0]
     """
-    descent = _Descent(quadratic, reg)
+    descent = Descent(quadratic, reg)
     damping = 1e-12
     for _ in range(max_rounds):
         previous = descent.objective
