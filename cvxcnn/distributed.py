@@ -17,7 +17,19 @@ from torch import Tensor
 
 from .errors import CvxcnnError, InputError
 
-__all__ = ["all_mean", "all_sum", "broadcast", "gather_rows", "process_group", "rank", "row_counts", "shard", "size"]
+__all__ = [
+    "all_mean",
+    "all_sum",
+    "alone",
+    "broadcast",
+    "gather_rows",
+    "process_group",
+    "rank",
+    "row_counts",
+    "shard",
+    "size",
+    "take_rows",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +158,39 @@ def row_counts(tensor: Tensor) -> list[int]:
     counts = torch.zeros(size(), dtype=torch.int64)
     counts[rank()] = len(tensor)
     return [int(count) for count in all_sum(counts)]
+
+
+def take_rows(tensor: Tensor, index: Tensor) -> Tensor:
+    """Return the rows with these numbers, which count the rows of all processes in the order of their ranks.
+
+    Raises
+    ------
+    CvxcnnError
+        If another process is gone.
+
+    Examples
+    --------
+    >>> take_rows(torch.tensor([10, 11, 12]), torch.tensor([2, 0])).tolist()
+    [12, 10]
+    """
+    if not _joined:
+        return tensor[index.to(tensor.device)]
+    counts = row_counts(tensor)
+    own = index.cpu() - sum(counts[: rank()])
+    held = ((own >= 0) & (own < counts[rank()])).nonzero().flatten()
+    order = torch.argsort(gather_rows(held)).to(tensor.device)
+    return gather_rows(tensor[own[held].to(tensor.device)])[order]
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Work without the others inside ``process_group``, each process on what it has."""
+    global _joined
+    before, _joined = _joined, False
+    try:
+        yield
+    finally:
+        _joined = before
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .block import ConvexConvBlock
 from .design import Design
-from .distributed import all_sum
+from .distributed import all_mean, all_sum
 from .errors import InputError
 from .patches import Patches
 from .pricing import PricingOptions
@@ -399,13 +399,17 @@ def _middle(targets: Tensor) -> float | None:
 
 
 def _scores(block: ConvexConvBlock, patches: Patches, targets: Tensor, middle: float | None) -> tuple[float, float]:
-    """Return mean ||f - y||^2 over images, and accuracy, NaN where the training targets encode no classes."""
+    """Return mean ||f - y||^2 over images, and accuracy, NaN where the training targets encode no classes.
+
+    Means are over the images of all processes: each must choose the same point of a path.
+    """
     prediction = block._predict(patches)
-    error = float((prediction - targets).square().sum(dim=1).mean())
+    error = (prediction - targets).square().sum(dim=1)
     if middle is None:
-        return error, float("nan")
-    if targets.shape[1] == 1:
-        right = (prediction > middle) == (targets > middle)
+        right = torch.full_like(error, float("nan"))
+    elif targets.shape[1] == 1:
+        right = ((prediction > middle) == (targets > middle)).flatten().to(error)
     else:
-        right = prediction.argmax(dim=1) == targets.argmax(dim=1)
-    return error, float(right.double().mean())
+        right = (prediction.argmax(dim=1) == targets.argmax(dim=1)).to(error)
+    means = all_mean(torch.stack([error, right], dim=1).double()).tolist()
+    return means[0], means[1]

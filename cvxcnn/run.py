@@ -33,7 +33,7 @@ from .progress import Reporter
 from .report import plot_accuracy, plot_objective, results_table, write_metrics
 from .run_folder import OutputFolder, default_output, hidden_folder
 from .solvers import SOLVERS
-from .stack import LayerwiseCNN, Stage
+from .stack import LayerwiseCNN, Stage, mirrored
 
 __all__ = ["RECIPES", "Settings", "accuracy", "pricing_options", "resume", "run"]
 
@@ -354,7 +354,7 @@ class LayerRecords:
     def _train_labels(self, stage: Stage) -> np.ndarray:
         """Return the labels of the images that were trained on: all but those held out."""
         labels = (stage.targets + stage.offset).argmax(dim=1).cpu().numpy()
-        return labels[: len(labels) // 2] if self.stack.mirror else labels
+        return labels[::2] if self.stack.mirror else labels
 
     def _nonconvex(
         self, layer: int, block: ConvexConvBlock, stage: Stage, tested: Tested
@@ -419,10 +419,9 @@ class Tested:
 
 def tested_stages(stack: LayerwiseCNN, images: np.ndarray) -> Iterator[Tested]:
     """Yield the test images as each block of a growing stack sees them."""
-    if stack.mirror:
-        images = np.concatenate([images, images[:, :, :, ::-1]])
+    shown = torch.from_numpy(images)
     outputs: np.ndarray | None = None
-    for block, inputs in stack.layer_inputs(images):
+    for block, inputs in stack.layer_inputs(mirrored(shown) if stack.mirror else shown):
         own = block.outputs(inputs).cpu().numpy()
         offset = outputs if outputs is not None and stack.residual else np.zeros_like(own)
         outputs = offset + own

@@ -101,6 +101,11 @@ class Standardizer:
         return layer
 
 
+def mirrored(images: Tensor) -> Tensor:
+    """Return images (n, C, H, W), each followed by its mirror image: an order that all processes have in common."""
+    return torch.stack([images, images.flip(3)], dim=1).flatten(0, 1)
+
+
 def _first_index(count: int) -> int:
     """Return the number of the first image of this process, among those of all."""
     return int(gather_rows(torch.tensor([count]))[: rank()].sum())
@@ -122,7 +127,7 @@ class Stage:
     Attributes
     ----------
     inputs : Tensor, shape (n, C, H, W)
-        With ``mirror``, mirror images follow the images.
+        With ``mirror``, each image is followed by its mirror image.
     targets : Tensor, shape (n, outputs)
         What was left to fit: with ``residual``, the targets minus ``offset``.
     offset : Tensor, shape (n, outputs)
@@ -368,7 +373,7 @@ class LayerwiseCNN(Savable, BaseEstimator):
     def _first_stage(self, images: Tensor, targets: Tensor) -> Stage:
         """Return the first stage of a set of images: with ``mirror``, mirror images follow."""
         if self.mirror:
-            images, targets = torch.cat([images, images.flip(3)]), torch.cat([targets, targets])
+            images, targets = mirrored(images), targets.repeat_interleave(2, dim=0)
         zero = torch.zeros_like(targets)
         return Stage(images, targets, zero, zero)
 
@@ -400,8 +405,7 @@ class LayerwiseCNN(Savable, BaseEstimator):
 
     def _sampled(self, inputs: Tensor) -> Tensor:
         """Return some images of the whole set, evenly spaced: those of them that this process holds."""
-        # Mirror images are left out: in which half an image is would depend on the processes.
-        count = len(inputs) // 2 if self.mirror else len(inputs)
+        count = len(inputs)
         first, total = _first_index(count), int(all_sum(torch.tensor([count])))
         places = torch.linspace(0, total - 1, min(total, _PROJECTION_IMAGES), dtype=torch.float64).round().long()
         own = places[(places >= first) & (places < first + count)] - first
@@ -488,7 +492,7 @@ class LayerwiseCNN(Savable, BaseEstimator):
         if self.mirror and getattr(self, "blocks_", None):
             like = self.blocks_[0].neurons_.filters
             inputs = check_images(images, dtype=like.dtype, device=like.device)
-            images = torch.cat([inputs, inputs.flip(3)])
+            images = mirrored(inputs)
         total: np.ndarray | None = None
         for block, inputs in self.layer_inputs(images):
             prediction = block.predict(inputs)
@@ -499,8 +503,7 @@ class LayerwiseCNN(Savable, BaseEstimator):
         """Return predictions, the mean of those for images and their mirror images with ``mirror``."""
         if not self.mirror:
             return predictions
-        half = len(predictions) // 2
-        return np.asarray((predictions[:half] + predictions[half:]) / 2)
+        return np.asarray((predictions[0::2] + predictions[1::2]) / 2)
 
     def predict(self, images: Any, layer: int = -1, *, ensemble: bool = False) -> np.ndarray:
         """Return the predictions of a layer, counted from 0; the last one by default.

@@ -18,8 +18,30 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from cvxcnn import ConvexConvBlock, LayerwiseCNN
-from cvxcnn.arrangements import EnumeratedGates, PatchGates, base, data_patches, distinct, patterns
-from cvxcnn.distributed import all_mean, all_sum, broadcast, gather_rows, process_group, rank, row_counts, shard, size
+from cvxcnn.arrangements import (
+    EnumeratedGates,
+    GradientGates,
+    PatchGates,
+    TrainedGates,
+    base,
+    data_patches,
+    distinct,
+    patterns,
+    resolve,
+)
+from cvxcnn.distributed import (
+    all_mean,
+    all_sum,
+    alone,
+    broadcast,
+    gather_rows,
+    process_group,
+    rank,
+    row_counts,
+    shard,
+    size,
+    take_rows,
+)
 from cvxcnn.errors import CvxcnnError, InputError
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.run import Settings, run
@@ -31,7 +53,16 @@ BLOCKS: dict[str, dict[str, Any]] = {
     "dense": {"penalty": "dense", "bias": True, "intercept": True, "gates": PatchGates(12), "pooling": "mean"},
     "group": {"activation": "gated_relu", "gates": 6, "kernel_size": 2, "pool_cells": 2},
     "nuclear": {"activation": "gated_relu", "penalty": "nuclear", "gates": PatchGates(6), "intercept": True},
+    "gradient": {"penalty": "dense", "bias": True, "gates": GradientGates(5, images=30, rounds=2)},
+    "trained": {"penalty": "dense", "bias": True, "gates": TrainedGates(5, images=30, epochs=2)},
 }
+STACKS: dict[str, dict[str, Any]] = {
+    "stack": {"downsample": 2, "reg_fraction": 0.05},
+    "residual": {
+        "residual": True, "project": 6, "hand_on": 5, "mirror": True, "crop": True, "reg_fraction": (0.1, 0.05),
+    },
+    "validated": {"validation": 0.25, "mirror": True, "reg_fraction": 0.05},
+}  # fmt: skip
 
 
 def data() -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,10 +97,12 @@ def fitted(part: slice) -> dict[str, np.ndarray]:
         found[f"{name}.weights"] = result.weights.numpy()
         found[f"{name}.gates"] = block.gates_
         found[f"{name}.prediction"] = gather_rows(torch.from_numpy(block.predict(images))).numpy()
-    block = ConvexConvBlock(gates=10, penalty="dense", padding=1, **{**SOLVER, "reg": 0.01})
-    stack = LayerwiseCNN(layers=2, block=block, downsample=2, reg_fraction=0.05).fit(images, targets)
-    found["stack.regs"] = np.array([block.reg for block in stack.blocks_])
-    found["stack.prediction"] = gather_rows(torch.from_numpy(stack.predict(images))).numpy()
+    block = ConvexConvBlock(gates=PatchGates(8), penalty="dense", padding=1, intercept=True, bias=True, **SOLVER)
+    for name, options in STACKS.items():
+        stack = LayerwiseCNN(layers=2, block=block, **options).fit(images, targets)
+        found[f"{name}.regs"] = np.array([block.reg for block in stack.blocks_])
+        found[f"{name}.objectives"] = np.array([block.result_.objective for block in stack.blocks_])
+        found[f"{name}.prediction"] = gather_rows(torch.from_numpy(stack.predict(images))).numpy()
     chosen = distinct(alike(part), gates_with_copies())
     found["distinct"] = np.array([len(chosen), chosen.n_duplicates, chosen.n_zero])
     found["distinct.vectors"] = chosen.vectors.numpy()
@@ -86,6 +119,11 @@ def sums(number: int) -> None:
     assert gather_rows(own).tolist() == [[2, 2]]
     own = torch.arange(2 + number).view(-1, 1) + 10 * number
     assert gather_rows(own).flatten().tolist() == [0, 1, 10, 11, 12]
+    assert take_rows(own, torch.tensor([4, 0, 2])).flatten().tolist() == [12, 0, 10]
+    assert take_rows(own.half(), torch.tensor([1])).flatten().tolist() == [1]
+    with alone():
+        assert (rank(), size(), len(gather_rows(own))) == (0, 1, 2 + number)
+    assert size() == 2
     assert gather_rows(own > 0).flatten().tolist() == [False, True, True, True, True]
     assert all_mean(own.double()).tolist() == [34 / 5]
     values = torch.tensor([[1, 2], [3, 4]]).T * (1 << 53 + number)
@@ -108,6 +146,8 @@ def refusals() -> None:
     refused("'working_set' can't .*needs all images in one process, and there are 2", penalty="dense",
             solver="working_set")  # fmt: skip
     refused("'cvxpy:CLARABEL' can't", penalty="dense", solver="cvxpy:CLARABEL")
+    with pytest.raises(InputError, match=r"processes must get the same gates; they got \[1, 2\] of them"):
+        resolve(np.eye(9)[: 1 + rank()], Patches(images[:, :1], PatchGeometry()))
     refused("patterns are enumerated in one process", penalty="dense", gates=EnumeratedGates(), kernel_size=1)
 
 
@@ -155,7 +195,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, np.nd
     return [dict(np.load(path / f"{number}.npz")) for number in range(2)], one
 
 
-@pytest.mark.parametrize("what", ["dense", "group", "nuclear", "stack", "distinct"])
+@pytest.mark.parametrize("what", [*BLOCKS, *STACKS, "distinct"])
 def test_two_processes_find_what_one_finds(what: str, both: Any) -> None:
     two, one = both
     names = [name for name in one if name.startswith(what)]
@@ -169,7 +209,7 @@ def test_two_processes_find_what_one_finds(what: str, both: Any) -> None:
 
 def test_the_gates_are_to_the_last_bit_those_of_one_process(both: Any) -> None:
     two, one = both
-    for name in ("dense.gates", "group.gates", "nuclear.gates", "distinct.vectors"):
+    for name in (*(f"{name}.gates" for name in BLOCKS), "distinct.vectors"):
         assert np.array_equal(two[0][name], one[name]), name
     assert list(one["distinct"]) == [8, 6, 2]
 

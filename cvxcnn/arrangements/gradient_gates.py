@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..distributed import alone
 from ..errors import InputError
 from ..patches import Patches
 from .base import Gates, GateSampler, check_count, draw_distinct
@@ -88,13 +89,14 @@ class GradientGates(SupervisedGates):
     def choose(self, patches: Patches, targets: Tensor, generator: torch.Generator) -> Gates:
         """Return the gates; see the class."""
         some, residual = some_images(patches, targets, self.images, generator)
-        drawn = draw_distinct(self.source.sample, some, self.count * self.candidates, generator)
-        if len(drawn) <= self.count:
-            return Gates(drawn.vectors.to(patches.pool), drawn.n_duplicates, drawn.n_zero)
-        features = some.relu_features(drawn.vectors)
-        features -= features.mean(dim=0)
-        chosen = _greedy(features, residual, self.count, self.rounds)
-        return Gates(drawn.vectors[chosen].to(patches.pool), drawn.n_duplicates, drawn.n_zero)
+        with alone():
+            drawn = draw_distinct(self.source.sample, some, self.count * self.candidates, generator)
+            vectors = drawn.vectors
+            if len(drawn) > self.count:
+                features = some.relu_features(vectors)
+                features -= features.mean(dim=0)
+                vectors = vectors[_greedy(features, residual, self.count, self.rounds)]
+        return Gates(vectors.to(patches.pool), drawn.n_duplicates, drawn.n_zero)
 
 
 def _greedy(features: Tensor, targets: Tensor, count: int, rounds: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..distributed import broadcast, gather_rows, size
 from ..errors import InputError
 from ..patches import Patches
 from .base import Gates, GateSampler, check_count, check_vectors, distinct, draw_distinct
@@ -47,7 +49,7 @@ def resolve(gates: Any, patches: Patches, seed: int = 0, targets: Tensor | None 
     Raises
     ------
     InputError
-        If ``gates`` is none of these, or if no gate is active on any patch.
+        If ``gates`` is none of these, if no gate is active on any patch, or if several processes don't get as many.
 
     Examples
     --------
@@ -65,7 +67,15 @@ def resolve(gates: Any, patches: Patches, seed: int = 0, targets: Tensor | None 
             "no gate is active on any patch, so nothing could be fitted. "
             "Check that the images are not all zero; use more gates, or their negatives."
         )
-    return found
+    return found if size() == 1 else _agreed(found)
+
+
+def _agreed(gates: Gates) -> Gates:
+    """Return the gates of the first process, or raise InputError if another has more or fewer."""
+    counts = gather_rows(torch.tensor([len(gates)])).tolist()
+    if len(set(counts)) > 1:
+        raise InputError(f"processes must get the same gates; they got {counts} of them. Use another sampler.")
+    return replace(gates, vectors=broadcast(gates.vectors))
 
 
 def _resolve(gates: Any, patches: Patches, generator: torch.Generator, targets: Tensor | None) -> Gates:

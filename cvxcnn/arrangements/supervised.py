@@ -7,6 +7,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from ..distributed import row_counts, take_rows
 from ..errors import InputError
 from ..patches import Patches
 from .base import Gates, GateSampler
@@ -15,7 +16,11 @@ __all__ = ["SupervisedGates", "some_images"]
 
 
 class SupervisedGates(GateSampler):
-    """A sampler whose gates depend on the targets: define ``choose``, which ``draw`` calls with them."""
+    """A sampler whose gates depend on the targets: define ``choose``, which ``draw`` calls with them.
+
+    Several processes must choose the same gates: from ``some_images``, which are the same in all of them, and inside
+    ``cvxcnn.distributed.alone``.
+    """
 
     @abstractmethod
     def choose(self, patches: Patches, targets: Tensor, generator: torch.Generator) -> Gates:
@@ -46,7 +51,11 @@ class SupervisedGates(GateSampler):
 
 
 def some_images(patches: Patches, targets: Tensor, most: int, generator: torch.Generator) -> tuple[Patches, Tensor]:
-    """Return at most ``most`` images, drawn at random, as float32 patches, and their centred targets."""
-    rows = torch.randperm(patches.n_images, generator=generator)[:most].sort().values.to(targets.device)
-    chosen = targets[rows].to(torch.float32)
-    return patches.subset(rows.to(patches.images.device)).astype(torch.float32), chosen - chosen.mean(dim=0)
+    """Return at most ``most`` images, drawn at random, as float32 patches, and their centred targets.
+
+    They are drawn from the images of all processes, and the same in each.
+    """
+    rows = torch.randperm(sum(row_counts(targets)), generator=generator)[:most].sort().values
+    chosen = take_rows(targets, rows).to(torch.float32)
+    some = Patches(take_rows(patches.images, rows), patches.geometry, patches.dtype)
+    return some.astype(torch.float32), chosen - chosen.mean(dim=0)

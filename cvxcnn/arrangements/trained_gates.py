@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..baseline import train_baseline
+from ..distributed import alone, broadcast
 from ..errors import InputError
 from ..patches import Patches
 from .base import Gates, check_count, distinct
@@ -79,8 +80,10 @@ class TrainedGates(SupervisedGates):
                 "Use PatchGates or Gaussian gates."
             )
         seed = int(torch.randint(1 << 31, (1,), generator=generator))
-        trained = train_baseline(
-            some, centred, self.reg_fraction * scale, self.count, epochs=self.epochs, seed=seed
-        ).filters
+        with alone():
+            trained = train_baseline(
+                some, centred, self.reg_fraction * scale, self.count, epochs=self.epochs, seed=seed
+            ).filters
+        trained = broadcast(trained)
         used = trained[trained.any(dim=1)]
         return distinct(patches, normalize(used, dim=1)) if len(used) else Gates(patches.pool.new_empty(0, patches.dim))
