@@ -41,7 +41,7 @@ def _pool(patches: Patches, generator: torch.Generator) -> Tensor:
     return torch.cat(pool)[:most].to(torch.float64)
 
 
-def whitening(rows: Tensor, eps: float = 1e-3, dims: int | None = None) -> tuple[Tensor, Tensor]:
+def whitening(rows: Tensor, eps: float = 0.03, dims: int | None = None) -> tuple[Tensor, Tensor]:
     """Return the mean mu and the ZCA matrix W = (S + eps * tr(S)/d * I)^(-1/2) of a set of patches.
 
     S is the covariance, divided by the number of patches: W (x - mu) has covariance I as eps goes to 0.
@@ -157,7 +157,7 @@ class PatchGates(GateSampler):
     count: int = 100
     whiten: bool = True
     quantile: float = 0.7
-    eps: float = 1e-3
+    eps: float = 0.03
     dims: int | None = None
 
     def __post_init__(self) -> None:
