@@ -51,7 +51,8 @@ class Settings:
     limit_train : int or None
         Training images, every class in its share; None for all.
     activation, penalty, gates, solver, tol, kernel_size, padding, pool_cells
-        Of every ``ConvexConvBlock``; pooling is the mean, and filters have a bias.
+        Of every ``ConvexConvBlock``; pooling is the mean, and filters have a bias. ``gates`` may be a text that
+        ``parse_gates`` reads, such as "patches:400".
     reg : float or None
         lam of every block; None to take ``reg_fraction`` of each block's own ``reg_max``.
     reg_fraction : float

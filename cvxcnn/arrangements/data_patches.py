@@ -128,7 +128,8 @@ class PatchGates(GateSampler):
     quantile : float
         Share of the patches on which a gate is inactive, in (0, 1). Used only with ``bias``.
     eps : float
-        Regularisation of the whitening, > 0, as a share of the mean variance of a patch's entries.
+        Regularisation of the whitening, > 0, as a share of the mean variance of a patch's entries. The default is
+        between 0.01 and 0.1, where validation accuracy on CIFAR-10 is flat, 2 to 3 points above that at 0.001.
     dims : int or None
         Gates lie in the span of this many leading principal directions of the patches, not counting the bias; None,
         or a number above the length of a patch, for all of them. Used only with ``whiten``.
