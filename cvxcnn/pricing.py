@@ -76,13 +76,15 @@ class PricingOptions:
     ----------
     starts : int
         Random starts of each search, half Gaussian and half data patches; the bound that is
-        reported at the end comes from three times as many.
+        reported at the end comes from three times as many. Above 262,144 patches, climbing is on every second to
+        fourth patch of as many images as make that number, from the best of eight times as many starts, which are
+        whitened patches too; what is found is scored on all patches.
     ascent_steps : int
         Steps of the local ascent from each start.
     additions : int
         Filters added in a round, at most.
     improvement_steps : int
-        L-BFGS steps on Eq. 1 between rounds.
+        L-BFGS steps on Eq. 1 between rounds, on half a million patches at most.
     initial_filters : int
         Neurons of the short ordinary training that the first filters come from (ReLU filters only).
     max_rounds : int

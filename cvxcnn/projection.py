@@ -33,7 +33,9 @@ def _principal(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
     peaks = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
     vectors = vectors * torch.where(peaks < 0, -1.0, 1.0)
     scale = values.mean().sqrt()
-    weights = (vectors / (scale if scale > 0 else 1.0)).T.contiguous()
+    if not scale > 1e-12 * mean.abs().max():
+        raise InputError("all feature maps are constant, so they have no principal directions. Use a smaller reg.")
+    weights = (vectors / scale).T.contiguous()
     return weights, -(weights @ mean)
 
 
@@ -95,8 +97,6 @@ class PatchPCA:
         """
         dtype = maps.dtype
         weights, shift = _principal(maps.transpose(0, 1).flatten(1).T, count)
-        if not bool(weights.any()):
-            raise InputError("all feature maps are constant, so they have no principal directions. Use a smaller reg.")
         reduced = F.conv2d(maps.double(), weights[:, :, None, None], shift)
         places = math.prod(side + 2 * p - k + 1 for side, p, k in zip(maps.shape[2:], padding, kernel, strict=True))
         # The same places in every image: the choice doesn't depend on which process has which images.

@@ -57,7 +57,8 @@ class Settings:
     activation, penalty, solver, tol, pool_cells, dtype, intercept
         Of every ``ConvexConvBlock``; pooling is the mean, and filters have a bias.
     kernel_size, padding, gates : int, str, or sequence of them
-        Of every block, or of each; the last value stands for all further blocks.
+        Of every block, or of each; the last value stands for all further blocks. Gates may be a text that
+        ``parse_gates`` reads, such as "patches:400".
     reg : float or None
         lam of every block; None to take ``reg_fraction`` of each block's own ``reg_max``.
     reg_fraction : float or sequence of float

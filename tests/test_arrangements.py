@@ -199,7 +199,7 @@ def test_whitening_is_regularised_as_documented():
 def test_patch_gates_are_inner_products_of_whitened_patches():
     patches = random_patches(n=8, channels=1)
     rows = patches.unfold().flatten(0, 1)
-    mean, root = whitening(rows, 1e-3)
+    mean, root = whitening(rows)
     white = (rows - mean) @ root
     gates = PatchGates().sample(patches, 10, seeded())
     inner = gates @ (rows - mean).T

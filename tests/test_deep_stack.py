@@ -166,7 +166,9 @@ def test_reg_is_that_of_the_lowest_error_on_held_out_images(problem: tuple[np.nd
         errors[float(trial.reg)] = float(np.square(trial.predict(scaled[held]) - targets[held]).sum())
     falling = list(errors.values())
     # The path ends when the error has risen twice in a row.
-    stop = next((i + 2 for i in range(1, 8) if falling[i] >= min(falling[:i]) and falling[i + 1] >= min(falling[:i])), 9)
+    stop = next(
+        (i + 2 for i in range(1, 8) if falling[i] >= min(falling[:i]) and falling[i + 1] >= min(falling[:i])), 9
+    )
     assert first.reg == pytest.approx(min(list(errors)[:stop], key=lambda reg: errors[reg]))
 
 
