@@ -88,8 +88,8 @@ class ConvexConvBlock(Savable, BaseEstimator):
         found by the optimisation itself, until the gap over all gates is small. "priced" is short for
         ``PricedGates()``, with the options in ``pricing`` if there are any.
     solver : str
-        "auto", "working_set", "cone_working_set", "fista", "proximal_newton", "cvxpy:CLARABEL", "cvxpy:SCS" or
-        "cvxpy:MOSEK".
+        "auto", "working_set", "cone_working_set", "fista", "proximal_newton", "streamed", "cvxpy:CLARABEL",
+        "cvxpy:SCS" or "cvxpy:MOSEK".
         With priced gates only "auto".
     tol : float
         Relative duality gap over the gates at hand.
