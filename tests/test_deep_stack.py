@@ -1,7 +1,8 @@
-"""What makes deep stacks work: residual targets, projected patches, few neurons handed on, mirror images, chosen reg."""
+"""Deep stacks: residual targets, projected patches, few neurons handed on, mirror images, reg by held-out images."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def test_no_layer_of_a_residual_stack_loses_what_those_before_have_won(problem: 
     stack = LayerwiseCNN(layers=4, block=BLOCK, residual=True)
     stack.fit(*problem, on_layer=lambda layer, block, stage: stages.append(stage))
     found = losses(stack, *problem)
-    assert all(later <= earlier + 1e-9 for earlier, later in zip(found, found[1:], strict=False))
+    assert all(later <= earlier + 1e-9 for earlier, later in pairwise(found))
     for stage, block, loss in zip(stages, stack.blocks_, found, strict=True):
         # Zero weights leave the predecessor's prediction as it is, so the objective can't be above its loss.
         assert block.result_.objective <= 0.5 * float(stage.targets.square().sum()) + 1e-9
