@@ -26,6 +26,7 @@ from .distributed import all_sum, process_group, rank, shard, size
 from .errors import CvxcnnError, InputError, ModelFileError
 from .history import Point, history_of
 from .html_report import QUICK_FILE, REPORT_FILE, write_report
+from .memory import check_run_memory, predict_run_memory
 from .neurons import Neurons
 from .patches import Patches
 from .pricing import PricingOptions
@@ -81,6 +82,8 @@ class Settings:
     baseline_epochs : int
     device : {"auto", "cpu", "cuda"}
         "auto" is the GPU if there is one.
+    memory : float or None
+        GiB: a run that is predicted to need more is refused before it starts.
     seed : int
     """
 
@@ -113,8 +116,12 @@ class Settings:
     baseline_width: int = 200
     baseline_epochs: int = 350
     device: str = "auto"
+    memory: float | None = None
     seed: int = 0
 
+
+# Predictions of memory above this are shown.
+_LARGE = 2 << 30
 
 # Settings that differ from the defaults, for a kind of problem.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -548,6 +555,8 @@ def _run(settings: Settings, output: OutputFolder, state: State | None, console:
         train, test = load_sets(settings)
         check_maps(stack, train.image_shape)
         n_images = len(train), len(test)
+        predicted = predict_run_memory(stack, n_images[0], n_images[1], train.image_shape, len(train.classes))
+        check_run_memory(predicted, settings.memory)
         train, test = _share(train), _share(test)
         gap = pricing_options(settings).gap if settings.gates == "priced" else settings.tol
         reporter = Reporter(console, gap)
@@ -555,6 +564,8 @@ def _run(settings: Settings, output: OutputFolder, state: State | None, console:
             f"{train.name}: {n_images[0]} training and {n_images[1]} test images of shape {train.image_shape}, "
             f"{len(train.classes)} classes"
         )
+        if predicted is not None and predicted > _LARGE:
+            reporter.say(f"up to {predicted / 2**30:.1f} GiB of memory")
         if size() > 1:
             reporter.say(f"{size()} processes, each with a share of the images; no ordinary training for comparison")
         records = LayerRecords(settings, stack, train, test, reporter, folder.partial if folder else None, n_images)

@@ -29,12 +29,12 @@ from .solvers import Progress
 from .solvers.base import is_number
 from .stacked_module import StackedCNN
 
-__all__ = ["LayerwiseCNN", "Stage", "Standardizer"]
+__all__ = ["IMAGES_AT_ONCE", "LayerwiseCNN", "Stage", "Standardizer"]
 
 logger = logging.getLogger(__name__)
 
 # Images whose maps are held at once, between two blocks.
-_IMAGES_AT_ONCE = 512
+IMAGES_AT_ONCE = 512
 # Images that principal directions are computed from.
 _PROJECTION_IMAGES = 1000
 # The path along which reg is chosen on held-out images.
@@ -422,21 +422,21 @@ class LayerwiseCNN(Savable, BaseEstimator):
             return None
         if not layer:
             return Standardizer.of(inputs)
-        parts = torch.split(inputs, _IMAGES_AT_ONCE)
+        parts = torch.split(inputs, IMAGES_AT_ONCE)
         return Standardizer.of_parts(self._hand_on(layer - 1, part) for part in parts)
 
     def _inputs(self, layer: int, inputs: Tensor) -> Tensor:
         """Return the input of block ``layer`` from that of the block before, or from images for the first."""
         if not layer:
             return self._standardized(0, inputs)
-        parts = torch.split(inputs, _IMAGES_AT_ONCE)
+        parts = torch.split(inputs, IMAGES_AT_ONCE)
         found: Tensor | None = None
         for index, part in enumerate(parts):
             values = self._standardized(layer, self._hand_on(layer - 1, part))
             if found is None:
                 dtype = torch.float16 if self.half_maps else values.dtype
                 found = values.new_empty((len(inputs), *values.shape[1:]), dtype=dtype)
-            found[index * _IMAGES_AT_ONCE :][: len(values)] = values
+            found[index * IMAGES_AT_ONCE :][: len(values)] = values
         return inputs if found is None else found
 
     def _standardized(self, layer: int, maps: Tensor) -> Tensor:

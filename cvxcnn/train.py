@@ -126,6 +126,10 @@ def build_parser(prog: str = PROGRAM) -> Parser:
     other = parser.add_argument_group("machine and messages")
     parser.add_device(other)
     add(other, "--dtype", metavar="float64|float32", type=one_of("float64", "float32"), help="of the training")
+    add(
+        other, "--memory", metavar="GIB", type=positive,
+        help="refuse a run that is predicted to need more, before it starts (default: no limit)",
+    )  # fmt: skip
     add(other, "--half-maps", action="store_true", help="keep feature maps in float16 between layers")
     add(other, "--seed", metavar="N", type=integer(0, 2**32 - 1), help="of everything random")
     parser.add_messages(other)
