@@ -20,6 +20,8 @@ import torch.multiprocessing
 from cvxcnn import ConvexConvBlock, LayerwiseCNN
 from cvxcnn.arrangements import (
     EnumeratedGates,
+    Gates,
+    GaussianGates,
     GradientGates,
     PatchGates,
     TrainedGates,
@@ -133,6 +135,13 @@ def sums(number: int) -> None:
     assert torch.equal(values, before)
 
 
+class OwnGates(GaussianGates):
+    """A sampler that gives each process gates of its own."""
+
+    def draw(self, patches: Patches, generator: torch.Generator, targets: torch.Tensor | None = None) -> Gates:
+        return Gates(self.sample(patches, 1 + rank(), generator))
+
+
 def refusals() -> None:
     images, targets = data()
 
@@ -147,7 +156,7 @@ def refusals() -> None:
             solver="working_set")  # fmt: skip
     refused("'cvxpy:CLARABEL' can't", penalty="dense", solver="cvxpy:CLARABEL")
     with pytest.raises(InputError, match=r"processes must get the same gates; they got \[1, 2\] of them"):
-        resolve(np.eye(9)[: 1 + rank()], Patches(images[:, :1], PatchGeometry()))
+        resolve(OwnGates(), Patches(images, PatchGeometry()))
     refused("patterns are enumerated in one process", penalty="dense", gates=EnumeratedGates(), kernel_size=1)
 
 
@@ -160,6 +169,8 @@ def work(number: int, path: Path) -> None:
         compare(number, path)
     finally:
         dist.destroy_process_group()
+    # Past the interpreter's own end: gloo now and then aborts there after a connection was lost.
+    os._exit(0)
 
 
 def compare(number: int, path: Path) -> None:
