@@ -410,3 +410,42 @@ def test_more_cells_than_the_maps_have_are_refused() -> None:
     message = "pool_cells=3 needs feature maps of at least that side; they are 4 x 2. Use fewer cells or more padding."
     with pytest.raises(InputError, match=re.escape(message)):
         Patches(torch.ones(1, 1, 6, 4), PatchGeometry(kernel_size=3, pool_cells=3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("geometry", [
+    PatchGeometry(3, 1, 1, "mean", 2, bias=True), PatchGeometry((2, 3), (2, 1), (0, 1), "sum", 2),
+    PatchGeometry(3, 1, 0, "mean", 3, bias=True), PatchGeometry(2, 1, 0, "sum", 1),
+])  # fmt: skip
+def test_images_convolved_one_at_a_time(
+    geometry: PatchGeometry, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same numbers as in chunks of unfolded patches, to rounding, also from images stored in float16."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(5, 2, 6, 6, generator=generator).half()
+    patches = Patches(images, geometry, dtype)
+    filters = torch.randn(7, patches.dim, generator=generator).to(dtype)
+    assert not patches.convolves(len(filters))
+    chunked = patches.relu_features(filters)
+    monkeypatch.setattr(patches_module, "CONVOLUTION_PRODUCTS", 1)
+    assert patches.convolves(len(filters))
+    found = patches.relu_features(filters)
+    assert found.dtype == dtype and found.shape == chunked.shape
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(found, chunked, rtol=tolerance, atol=tolerance)
+    whole = Patches(images.to(dtype), geometry).relu_features(filters)
+    torch.testing.assert_close(found, whole, rtol=0, atol=0)
+    part = patches.subset(slice(1, 4))
+    torch.testing.assert_close(part.relu_features(filters), found[1:4], rtol=0, atol=0)
+
+
+def test_a_slice_of_patches_keeps_none_of_its_own() -> None:
+    """Parts of many images would otherwise be unfolded as a whole; what is kept already is shared."""
+    patches = Patches(torch.randn(6, 1, 4, 4, generator=torch.Generator().manual_seed(0)), PatchGeometry(2))
+    before = patches.subset(slice(2, 5))
+    assert before._whole() is None
+    whole = patches.unfold()
+    after = patches.subset(slice(2, 5))
+    assert after.unfold().data_ptr() == whole[2:5].data_ptr()
+    torch.testing.assert_close(before.unfold(), after.unfold(), rtol=0, atol=0)
+    assert before.images.data_ptr() == patches.images[2:].data_ptr()
