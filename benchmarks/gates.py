@@ -4,7 +4,7 @@ For each kind of gates and each number of them: the gated program (group penalty
 for a few reg; the best validation accuracy of these, and the objective at one reg that is the same for all kinds.
 Validation images are split off the training images; test images are not looked at.
 
-    python benchmarks/gates.py                    # digits; about a minute on two cores
+    python benchmarks/gates.py                    # digits; about two minutes on two cores
     python benchmarks/gates.py --data cifar10     # or a path that cvxcnn.data.load_data reads; about five minutes
 
 Writes benchmarks/outputs/gates-<data>.csv and benchmarks/figures/gates-<data>.png.
