@@ -471,12 +471,17 @@ class ConvexConvBlock(Savable, BaseEstimator):
         """
         return np.asarray(self.relu_maps(images).cpu().numpy())
 
-    def relu_maps(self, images: Any, neurons: Tensor | None = None) -> Tensor:
-        """Return ``transform`` as a tensor, on the block's device; of the neurons with these indices, if given."""
+    def relu_maps(
+        self, images: Any, neurons: Tensor | None = None, then: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """Return ``transform`` as a tensor, on the block's device.
+
+        Of the neurons with these indices, and what ``then`` makes of each image's maps, if they are given.
+        """
         patches = self._patches(images)
         filters = self.neurons_.filters
         with torch.no_grad():
-            return patches.relu_maps(filters if neurons is None else filters[neurons])
+            return patches.relu_maps(filters if neurons is None else filters[neurons], then)
 
     def neuron_norms(self) -> Tensor:
         """Return how much each neuron of ``neurons_`` contributes: ||u_i|| ||w_i||, or ||z_i|| for a gated block."""

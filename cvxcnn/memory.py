@@ -8,7 +8,7 @@ from .block import ConvexConvBlock
 from .cost import Size, predict_memory
 from .distributed import size
 from .errors import InputError
-from .stack import IMAGES_AT_ONCE, LayerwiseCNN
+from .stack import LayerwiseCNN
 
 __all__ = ["check_run_memory", "predict_run_memory"]
 
@@ -44,7 +44,7 @@ def predict_run_memory(
     """
     blocks = stack._settings()
     own = -(-n_train // size()) * (1 + int(stack.mirror)) * (1 + int(stack.crop))
-    shape, peak, held = image_shape, 0, 0
+    shape, peak = image_shape, 0
     count_before, side = 0, (0, 0)
     before = own * _pixels(shape) * 4
     for layer, block in enumerate(blocks):
@@ -57,7 +57,6 @@ def predict_run_memory(
             channels = min(count_before, stack.hand_on or count_before)
             step = stack.pooling_after(layer - 1)
             maps = channels, side[0] // step, side[1] // step
-            held = 4 * IMAGES_AT_ONCE * channels * side[0] * side[1] * item
             shape = maps
             if stack.project is not None:
                 kernel, padding = stack._projected_kernel(layer)
@@ -73,7 +72,7 @@ def predict_run_memory(
             ),
             block.solver,
         )  # fmt: skip
-        peak = max(peak, before + inputs + held, program)
+        peak = max(peak, before + inputs, program)
         before, count_before, side = inputs, count, geometry.map_shape(shape[1:])
     return _INTERPRETER + (n_train // size() + n_test // size()) * _pixels(image_shape) * 8 + peak
 

@@ -29,6 +29,8 @@ CHUNK_ENTRIES_CPU = 1 << 18
 CHUNK_ENTRIES_GPU = 1 << 28
 # From this many products an image on, images are convolved one at a time: the responses of one fill the cache.
 CONVOLUTION_PRODUCTS = 1 << 20
+# Images whose maps are made at once on a GPU.
+_IMAGES_GPU = 256
 # A thread is not worth waking for fewer patches.
 _SHARE_PATCHES = 1024
 
@@ -325,8 +327,8 @@ class Patches:
         """Return whether responses to ``count`` filters are cheaper one image at a time than in chunks."""
         return self.images.device.type == "cpu" and count * self.n_patches * self.dim >= CONVOLUTION_PRODUCTS
 
-    def _responses(self, filters: Tensor) -> Callable[[int], Tensor]:
-        """Return the function that gives the ReLU responses of one image, m * K numbers, filter by filter.
+    def _responses(self, filters: Tensor) -> Callable[[slice], Tensor]:
+        """Return the function that gives the ReLU responses of some images, shape (b, m, K) or (b, m, H', W').
 
         A convolution in float32, which has fast ones; a matrix product otherwise.
         """
@@ -334,12 +336,12 @@ class Patches:
         flat = flat.contiguous()
         kernels = flat.view(len(filters), self.images.shape[1], *self.kernel)
 
-        def respond(row: int) -> Tensor:
-            image = self.images[row : row + 1].to(self.dtype)
+        def respond(rows: slice) -> Tensor:
+            images = self.images[rows].to(self.dtype)
             if self.dtype == torch.float32:
-                return F.conv2d(image, kernels, bias, self.stride, self.padding).relu_()
-            columns = F.unfold(image, self.kernel, padding=self.padding, stride=self.stride)[0]
-            return (flat @ columns if bias is None else torch.addmm(bias[:, None], flat, columns)).relu_()
+                return F.conv2d(images, kernels, bias, self.stride, self.padding).relu_()
+            products = flat @ F.unfold(images, self.kernel, padding=self.padding, stride=self.stride)
+            return (products if bias is None else products.add_(bias[:, None])).relu_()
 
         return respond
 
@@ -352,7 +354,7 @@ class Patches:
 
         def work(share: slice) -> None:
             for row in range(share.start, share.stop):
-                responses = respond(row)
+                responses = respond(slice(row, row + 1))
                 if tiled:
                     parts = responses.view(count, cells, height // cells, cells, width // cells)
                     pooled[row] = parts.sum(dim=(2, 4)).view(count, -1).T.mul_(scale)
@@ -362,25 +364,40 @@ class Patches:
         map_shares(work, self.n_images, self.images.device)
         return pooled
 
-    def relu_maps(self, filters: Tensor) -> Tensor:
-        """Return the unpooled ReLU responses, shape (n, m, H', W'), n * m * H' * W' numbers."""
-        maps = self.pool.new_empty(self.n_images, len(filters), self.n_patches)
-        if self.convolves(len(filters)):
+    def relu_maps(self, filters: Tensor, then: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Return the unpooled ReLU responses, shape (n, m, H', W'), n * m * H' * W' numbers.
+
+        With ``then``, a function of maps (b, m, H', W') that takes each image by itself, what it makes of them: the
+        maps of all images are never there together.
+        """
+        count, shape = len(filters), (len(filters), *self.map_shape)
+        if count and self.n_images and (then is not None or self.convolves(count)):
             respond = self._responses(filters)
 
+            def made(rows: slice) -> Tensor:
+                maps = respond(rows).view(-1, *shape)
+                return maps if then is None else then(maps)
+
+            first = made(slice(0, 1))
+            found = first.new_empty(self.n_images, *first.shape[1:])
+            # One image at a time stays in a processor's cache.
+            step = 1 if self.images.device.type == "cpu" else _IMAGES_GPU
+
             def convolve(share: slice) -> None:
-                for row in range(share.start, share.stop):
-                    maps[row] = respond(row).view(len(filters), -1)
+                for start in range(share.start, share.stop, step):
+                    rows = slice(start, min(start + step, share.stop))
+                    found[rows] = made(rows)
 
             map_shares(convolve, self.n_images, self.images.device)
-            return maps.view(self.n_images, len(filters), *self.map_shape)
+            return found
+        maps = self.pool.new_empty(self.n_images, count, self.n_patches)
 
         def work(share: slice) -> None:
-            for rows, chunk in self.chunks(len(filters), share):
+            for rows, chunk in self.chunks(count, share):
                 maps[rows] = (chunk @ filters.T).relu_().transpose(1, 2)
 
         self.map_shares(work)
-        return maps.view(self.n_images, len(filters), *self.map_shape)
+        return maps.view(self.n_images, *shape)
 
     def gated_features(self, gates: Tensor) -> Tensor:
         """Return phi = sum_k P_ck 1[x_jk . g_i >= 0] x_jk, shape (n, P, cells, d)."""

@@ -29,12 +29,12 @@ from .solvers import Progress
 from .solvers.base import is_number
 from .stacked_module import StackedCNN
 
-__all__ = ["IMAGES_AT_ONCE", "LayerwiseCNN", "Stage", "Standardizer"]
+__all__ = ["LayerwiseCNN", "Stage", "Standardizer"]
 
 logger = logging.getLogger(__name__)
 
 # Images whose maps are held at once, between two blocks.
-IMAGES_AT_ONCE = 512
+_IMAGES_AT_ONCE = 512
 # Images that principal directions are computed from.
 _PROJECTION_IMAGES = 1000
 # The path along which reg is chosen on held-out images.
@@ -422,22 +422,14 @@ class LayerwiseCNN(Savable, BaseEstimator):
             return None
         if not layer:
             return Standardizer.of(inputs)
-        parts = torch.split(inputs, IMAGES_AT_ONCE)
+        parts = torch.split(inputs, _IMAGES_AT_ONCE)
         return Standardizer.of_parts(self._hand_on(layer - 1, part) for part in parts)
 
     def _inputs(self, layer: int, inputs: Tensor) -> Tensor:
         """Return the input of block ``layer`` from that of the block before, or from images for the first."""
         if not layer:
             return self._standardized(0, inputs)
-        parts = torch.split(inputs, IMAGES_AT_ONCE)
-        found: Tensor | None = None
-        for index, part in enumerate(parts):
-            values = self._standardized(layer, self._hand_on(layer - 1, part))
-            if found is None:
-                dtype = torch.float16 if self.half_maps else values.dtype
-                found = values.new_empty((len(inputs), *values.shape[1:]), dtype=dtype)
-            found[index * IMAGES_AT_ONCE :][: len(values)] = values
-        return inputs if found is None else found
+        return self._hand_on(layer - 1, inputs, layer)
 
     def _standardized(self, layer: int, maps: Tensor) -> Tensor:
         standardizer = self.standardizers_[layer]
@@ -452,24 +444,29 @@ class LayerwiseCNN(Savable, BaseEstimator):
         lengths = self.blocks_[layer].neuron_norms()
         return torch.argsort(lengths, descending=True, stable=True)[: self.hand_on].sort().values
 
-    def _hand_on(self, layer: int, inputs: Tensor) -> Tensor:
-        """Return what block ``layer`` hands on from its (standardized) inputs: pooled ReLU maps."""
+    def _hand_on(self, layer: int, inputs: Tensor, following: int | None = None) -> Tensor:
+        """Return what block ``layer`` hands on from its input: pooled maps, or the input of the following block."""
         block = self.blocks_[layer]
         if not block.n_neurons_:
             raise InputError(
                 f"layer {layer + 1} has no neurons at reg={block.reg:g}, so it hands nothing on. "
                 "Use a smaller reg, or fewer layers."
             )
-        maps = block.relu_maps(inputs, self.handed_on(layer))
-        step = self.pooling_after(layer)
-        if step == 1:
-            return maps
-        if step > min(maps.shape[2:]):
+        step, sides = self.pooling_after(layer), block.geometry_.map_shape(block.image_shape_[1:])
+        if step > min(sides):
             raise InputError(
-                f"downsample={step} after layer {layer + 1} is larger than its {maps.shape[2]} x {maps.shape[3]} "
+                f"downsample={step} after layer {layer + 1} is larger than its {sides[0]} x {sides[1]} "
                 "feature maps. Use fewer layers, more padding, or less downsampling."
             )
-        return F.avg_pool2d(maps, step)
+
+        def then(maps: Tensor) -> Tensor:
+            pooled = maps if step == 1 else F.avg_pool2d(maps, step)
+            if following is None:
+                return pooled
+            values = self._standardized(following, pooled)
+            return values.half() if self.half_maps else values
+
+        return block.relu_maps(inputs, self.handed_on(layer), then)
 
     def layer_inputs(self, images: Any) -> Iterator[tuple[ConvexConvBlock, Tensor]]:
         """Yield (block, its input (n, C, H, W)) for each layer."""

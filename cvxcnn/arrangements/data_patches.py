@@ -106,11 +106,12 @@ def _thresholds(rows: Tensor, gates: Tensor, quantile: float, tie: float) -> Ten
     position = min(math.ceil(quantile * len(rows)) - 1, len(rows) - 1)
     step = max(1, SORT_ENTRIES // len(rows))
     for start in range(0, len(gates), step):
-        responses = (rows @ gates[start : start + step].T).sort(0).values
-        here = responses[position]
-        gap = tie * responses.abs().amax(0)
-        above = torch.where(responses > here + gap, responses, math.inf).amin(0)
-        below = torch.where(responses < here - gap, responses, -math.inf).amax(0)
+        # A gate's responses lie together, which is several times faster to sort.
+        responses = (gates[start : start + step] @ rows.T).sort(1).values
+        here = responses[:, position]
+        gap = tie * responses.abs().amax(1)
+        above = torch.where(responses > (here + gap)[:, None], responses, math.inf).amin(1)
+        below = torch.where(responses < (here - gap)[:, None], responses, -math.inf).amax(1)
         # Nothing is larger when the quantile is the maximum: then the maximum alone stays active.
         neighbour = torch.where(above.isfinite(), above, torch.where(below.isfinite(), below, here))
         found.append((here + neighbour) / 2)
