@@ -130,20 +130,22 @@ RECIPES: dict[str, dict[str, Any]] = {
     # to what is left. Chosen on a validation split of CIFAR-10's training images (benchmarks/RESULTS.md).
     "large": {
         "layers": 5,
-        "gates": ("patches:768", "patches:2048"),
+        "gates": ("patches:640", "patches:896"),
         "reg_fraction": (2e-4, 1e-3),
         "starts": 0,
         "tol": 1e-3,
         "kernel_size": (5, 5, 3),
         "padding": (2, 2, 1),
+        "pool_cells": 3,
         "downsample": (2, 1, 2, 1),
         "intercept": True,
         "residual": True,
-        "project": 96,
+        "project": 80,
         "hand_on": 256,
         "augment": ("mirror",),
         "dtype": "float32",
         "half_maps": True,
+        "baseline": False,
     },
 }
 

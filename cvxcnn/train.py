@@ -119,7 +119,10 @@ def build_parser(prog: str = PROGRAM) -> Parser:
     add(program, "--tol", metavar="X", type=positive, help="relative duality gap over the gates at hand")
 
     rival = parser.add_argument_group("ordinary training, for comparison")
-    rival.add_argument("--no-baseline", action="store_true", default=argparse.SUPPRESS, help="leave it out")
+    rival.add_argument(
+        "--baseline", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS,
+        help="train it, or leave it out (default: train it, but for --recipe large)",
+    )  # fmt: skip
     add(rival, "--baseline-width", metavar="N", type=size, help="its neurons, at least as many as the block's")
     add(rival, "--baseline-epochs", metavar="N", type=size, help="passes over the images, at most")
 
@@ -139,7 +142,6 @@ def build_parser(prog: str = PROGRAM) -> Parser:
 def settings_of(options: Mapping[str, Any]) -> Settings:
     """Return the settings of parsed arguments."""
     values = dict(options)
-    values["baseline"] = not values.pop("no_baseline", False)
     if values["activation"] == "gated_relu":
         values.setdefault("penalty", "nuclear")
     values.pop("recipe", None)
