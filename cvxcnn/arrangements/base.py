@@ -195,7 +195,10 @@ def _all_prints(patches: Patches, vectors: Tensor, prints: Tensor) -> Tensor:
     """
     if size() == 1 and patches.n_images <= FIRST_IMAGES:
         return prints
-    _, inverse, counts = torch.unique(prints, dim=0, return_inverse=True, return_counts=True)
+    _, inverse = torch.unique(prints, dim=0, return_inverse=True)
+    # A vector that is there twice has one pattern: no doubt, and no pass over all images.
+    _, same = torch.unique(vectors.cpu(), dim=0, return_inverse=True)
+    counts = torch.bincount(torch.unique(torch.stack([inverse, same]), dim=1)[0])
     doubtful = (counts[inverse] > 1) | (prints[:, 0] == 0)
     further = torch.zeros_like(prints)
     if doubtful.any():
