@@ -130,13 +130,13 @@ RECIPES: dict[str, dict[str, Any]] = {
     # to what is left. Chosen on a validation split of CIFAR-10's training images (benchmarks/RESULTS.md).
     "large": {
         "layers": 5,
-        "gates": ("patches:768", "patches:1536"),
-        "reg_fraction": (1e-4, 1e-3),
+        "gates": ("patches:768", "patches:1024"),
+        "reg_fraction": (1e-4, 3e-4),
         "starts": 0,
         "tol": 1e-3,
         "kernel_size": (5, 5, 3),
         "padding": (2, 2, 1),
-        "pool_cells": 2,
+        "pool_cells": 3,
         "downsample": (2, 1, 2, 1),
         "intercept": True,
         "residual": True,
