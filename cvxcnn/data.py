@@ -24,6 +24,8 @@ __all__ = ["ImageSet", "check_images", "check_targets", "limit", "load_data", "o
 # The digits' test images are the same in every run, whatever its seed.
 DIGITS_TEST_FRACTION = 0.2
 DIGITS_SPLIT_SEED = 0
+# Numbers that are tested for NaN and infinity at once.
+_TESTED_AT_ONCE = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +121,9 @@ def _numbers(name: str, values: Any, dtype: torch.dtype, device: torch.device | 
         with np.errstate(over="ignore"):  # reported below, as infinite values
             array = np.require(array, target, ["C", "W"])
         tensor = torch.from_numpy(array).to(device, dtype)
-    bad = tensor.numel() - int(torch.isfinite(tensor).sum())
+    # In parts: the test makes several copies of what it is given.
+    parts = torch.split(tensor.reshape(-1), _TESTED_AT_ONCE)
+    bad = tensor.numel() - sum(int(torch.isfinite(part).sum()) for part in parts)
     if bad:
         raise InputError(
             f"{name} must be finite; {bad} of {tensor.numel()} values are NaN or infinite as {dtype}. "

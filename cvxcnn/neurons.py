@@ -16,6 +16,10 @@ from .program import Program
 __all__ = ["CellSum", "GatedConv", "Neurons", "read_neurons", "to_module"]
 
 
+# Pooled responses that a prediction holds at once.
+_FEATURES_AT_ONCE = 1 << 26
+
+
 @dataclass(frozen=True)
 class Neurons:
     """ReLU neurons f_jo = sum_ic w_ico sum_k P_ck (x_jk . u_i)_+ + b_o.
@@ -39,7 +43,16 @@ class Neurons:
 
     def predict(self, patches: Patches) -> Tensor:
         """Return the outputs (n, outputs)."""
-        return torch.einsum("ncm,mco->no", patches.relu_features(self.filters), self.readout) + self.intercept
+        width = len(self.filters) * patches.n_cells
+        step = max(1, _FEATURES_AT_ONCE // max(width, 1))
+        if patches.n_images <= step:
+            return torch.einsum("ncm,mco->no", patches.relu_features(self.filters), self.readout) + self.intercept
+        outputs = patches.pool.new_empty(patches.n_images, self.readout.shape[2])
+        for start in range(0, patches.n_images, step):
+            rows = slice(start, min(start + step, patches.n_images))
+            features = patches.subset(rows).relu_features(self.filters)
+            outputs[rows] = torch.einsum("ncm,mco->no", features, self.readout) + self.intercept
+        return outputs
 
 
 def _balanced(directions: Tensor, readout: Tensor, intercept: Tensor) -> Neurons:
