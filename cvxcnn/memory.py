@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from numbers import Integral
 
+import numpy as np
+from torch import Tensor
+
+from .arrangements import GateSampler
 from .block import ConvexConvBlock
 from .cost import Size, predict_memory
 from .distributed import size
@@ -20,8 +24,9 @@ def _count(block: ConvexConvBlock) -> int | None:
     """Return how many gates a block is to have, None if the optimisation decides."""
     if isinstance(block.gates, Integral):
         return int(block.gates)
-    count = getattr(block.gates, "count", None)
-    return len(block.gates) if hasattr(block.gates, "__len__") and not isinstance(block.gates, str) else count
+    if isinstance(block.gates, GateSampler):
+        return block.gates.count
+    return len(block.gates) if isinstance(block.gates, (np.ndarray, Tensor)) else None
 
 
 def predict_run_memory(
