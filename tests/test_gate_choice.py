@@ -18,6 +18,7 @@ from cvxcnn.arrangements import (
     parse_gates,
     patterns,
     resolve,
+    supervised,
     whitening,
 )
 from cvxcnn.arrangements.base import draw_distinct
@@ -165,8 +166,8 @@ def test_choice_is_decided_by_the_seed(sampler):
 @pytest.mark.parametrize("sampler", [GradientGates(4, images=5), TrainedGates(4, images=5, epochs=1)], ids=repr)
 def test_no_more_images_than_asked_for_are_looked_at(sampler, monkeypatch):
     seen = []
-    whole = Patches.subset
-    monkeypatch.setattr(Patches, "subset", lambda self, rows: seen.append(len(rows)) or whole(self, rows))
+    taken = supervised.take_rows
+    monkeypatch.setattr(supervised, "take_rows", lambda values, rows: seen.append(len(rows)) or taken(values, rows))
     resolve(sampler, random_patches(), 0, labels())
     assert set(seen) == {5}
 
