@@ -245,8 +245,8 @@ def test_every_kind_trains_a_block(name, options):
 
 
 def test_settings_make_samplers_of_names():
-    block = build_stack(Settings(gates="patches:12")).block
-    assert block is not None and block.gates == PatchGates(12)
+    (block, *_) = build_stack(Settings(gates="patches:12")).block
+    assert block.gates == PatchGates(12)
 
 
 def test_samplers_that_look_at_targets_work_in_a_stack():
