@@ -17,7 +17,7 @@ from .stack import LayerwiseCNN
 __all__ = ["check_run_memory", "predict_run_memory"]
 
 # Python, torch and what they load.
-_INTERPRETER = 450 << 20
+_INTERPRETER = 700 << 20
 
 
 def _count(block: ConvexConvBlock) -> int | None:
@@ -51,7 +51,9 @@ def predict_run_memory(
     own = -(-n_train // size()) * (1 + int(stack.mirror)) * (1 + int(stack.crop))
     shape, peak = image_shape, 0
     count_before, side = 0, (0, 0)
-    before = own * _pixels(shape) * 4
+    # Test images go through the layers as well.
+    tested = -(-n_test // size()) * (1 + int(stack.mirror))
+    before = (own + tested) * _pixels(shape) * 4
     for layer, block in enumerate(blocks):
         count = _count(block)
         if count is None:
@@ -68,7 +70,7 @@ def predict_run_memory(
                 height, width = (s + 2 * p - k + 1 for s, p, k in zip(maps[1:], padding, kernel, strict=True))
                 shape = min(stack.project, channels * kernel[0] * kernel[1]), height, width
             stored = 2 if stack.half_maps else item
-        inputs = own * _pixels(shape) * stored
+        inputs = (own + tested) * _pixels(shape) * stored
         geometry = block._check_parameters()
         program = predict_memory(
             Size.of_block(
@@ -77,7 +79,7 @@ def predict_run_memory(
             ),
             block.solver,
         )  # fmt: skip
-        peak = max(peak, before + inputs, program)
+        peak = max(peak, before + inputs, program + tested * _pixels(shape) * stored)
         before, count_before, side = inputs, count, geometry.map_shape(shape[1:])
     return _INTERPRETER + (n_train // size() + n_test // size()) * _pixels(image_shape) * 8 + peak
 

@@ -350,6 +350,9 @@ class LayerwiseCNN(Savable, BaseEstimator):
         training = self._first_stage(inputs, expected)
         del inputs, expected
         kept = [] if finished is None else list(zip(finished.blocks_, finished.standardizers_, strict=True))
+        if len(kept) >= len(settings):
+            self.blocks_, self.standardizers_ = [block for block, _ in kept], [part for _, part in kept]
+            return self
         for layer, block in enumerate(settings):
             known = layer < len(kept)
             standardizer = kept[layer][1] if known else self._standardizer(layer, training.inputs)

@@ -204,6 +204,11 @@ def filters(model: LayerwiseCNN) -> str:
     classes = [str(name) for name in getattr(model, "extra_", {}).get("classes", ())]
     parts, above = [], np.arange(model.image_shape_[0])
     for layer, block in enumerate(model.blocks_, start=1):
+        projected = layer > 1 and model.project is not None
+        columns = "in the order of the filters of the layer before"
+        if projected:
+            above = np.arange(block.image_shape_[0])
+            columns = "principal directions of patches of the maps before, the leading ones first"
         order = np.argsort(-shares(block), kind="stable")
         shown = order[:MOST_FILTERS]
         tiles = [_tile(tile, number, classes, above) for number, tile in enumerate(filter_tiles(block, shown), 1)]
@@ -213,12 +218,14 @@ def filters(model: LayerwiseCNN) -> str:
         if channels not in (1, 3):
             alt = f"Strength with which the {len(shown)} filters of layer {layer} read its {channels} input maps"
             caption = (
-                f"The same filters (rows) and all {channels} input maps (columns, in the order of the filters of the "
-                "layer before): the darker, the larger the norm of the filter on that map."
+                f"The same filters (rows) and all {channels} input maps (columns, {columns}): the darker, the larger "
+                "the norm of the filter on that map."
             )
             heat = image(input_norms(block, shown, above), alt, ' class="heat"')
             parts.append(f"<figure>{heat}<figcaption>{text(caption)}</figcaption></figure>")
-        above = order
+        # The channels of the next layer, as the filters that hand their maps on are sorted here.
+        channel = {int(neuron): place for place, neuron in enumerate(model.handed_on(layer - 1).tolist())}
+        above = np.array([channel[int(neuron)] for neuron in order if int(neuron) in channel], dtype=np.int64)
     gated = any(block.activation == "gated_relu" for block in model.blocks_)
     note = (
         "Sorted by contribution, the percentage below each: the norm of a gate's weights as a share of the sum of all. "
