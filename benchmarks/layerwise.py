@@ -1,6 +1,6 @@
 """Convex layers beside the same layers trained in torch, and beside a whole network: the poster's two figures, a table.
 
-    python benchmarks/layerwise.py --data digits --layers 5
+    python benchmarks/layerwise.py --data digits --layers 5 --downsample 2 1
     python benchmarks/layerwise.py --data cifar10 --recipe large --limit-train 10000
 
 Each torch layer gets the convex layer's input, targets, reg, width and pooling, the best of five learning rates (on
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,17 +65,22 @@ class TimedRecords(LayerRecords):
         few, few_targets = patches.subset(some), stage.targets[some]
         reg = block.reg / 8
         base = default_learning_rate(few, few_targets, width, connect=connect)
-        began = time.perf_counter()
         tried = {
             factor: train_baseline(few, few_targets, reg, width, learning_rate=factor * base, epochs=1, connect=connect)
             for factor in FACTORS
         }
-        seconds_a_pass = 8 * (time.perf_counter() - began) / len(FACTORS)
         rate = base * min(FACTORS, key=lambda factor: tried[factor].objective)
-        epochs = max(1, round(min(self.patience * self.convex_seconds, self.most) / seconds_a_pass))
-        result = train_baseline(
-            patches, stage.targets, block.reg, width, learning_rate=rate, epochs=epochs, connect=connect
-        )
+        needed = min(self.patience * self.convex_seconds, self.most)
+        epochs = 1
+        while True:
+            # Schedules depend on their length, so a run that was too short is made again, not continued.
+            result = train_baseline(
+                patches, stage.targets, block.reg, width,
+                learning_rate=rate, epochs=epochs, connect=connect, tol=1e-12, batch_size=BATCH,
+            )  # fmt: skip
+            if result.seconds >= needed:
+                break
+            epochs = max(epochs + 1, math.ceil(1.1 * epochs * needed / result.seconds))
         self.reporter.say(
             f"  torch: rate {rate:.2g}, {epochs} epochs, {result.seconds:.0f} s (convex {self.convex_seconds:.0f} s)"
         )
@@ -163,6 +169,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=5)
     parser.add_argument("--limit-train", type=int)
     parser.add_argument("--gates", nargs="+", help="of each layer; those of the recipe by default")
+    parser.add_argument("--downsample", type=int, nargs="+", help="after each layer; those of the recipe by default")
     parser.add_argument("--residual", action="store_true", help="fit each layer to what those before leave")
     parser.add_argument("--patience", type=float, default=1.0, help="torch's time as a multiple of the convex layer's")
     parser.add_argument("--no-baseline", action="store_true", help="convex layers alone")
@@ -174,6 +181,8 @@ def main() -> None:
     changes |= {"limit_train": options.limit_train, "baseline": not options.no_baseline}
     if options.gates:
         changes["gates"] = tuple(options.gates)
+    if options.downsample:
+        changes["downsample"] = tuple(options.downsample)
     if options.residual:
         changes["residual"] = True
     settings = replace(Settings(), **changes)

@@ -131,7 +131,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "large": {
         "layers": 5,
         "gates": ("patches:768", "patches:1024"),
-        "reg_fraction": (1e-4, 3e-4),
+        "reg_fraction": (1e-4, 3e-3, 1e-2),
         "starts": 0,
         "tol": 1e-3,
         "kernel_size": (5, 5, 3),
