@@ -13,7 +13,6 @@ learning rate is the best of three on a tenth of the training images. Test image
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
 import time
@@ -205,7 +204,6 @@ def main() -> None:
     plot_objective(summary, options.output / f"{name}-objective.png")
     plot_accuracy(summary, options.output / f"{name}-accuracy.png")
     write_metrics(summary, options.output / f"{name}.csv")
-    (options.output / f"{name}.json").write_text(json.dumps(summary, indent=2) + "\n")
 
 
 if __name__ == "__main__":
