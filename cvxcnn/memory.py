@@ -12,6 +12,7 @@ from .block import ConvexConvBlock
 from .cost import Size, predict_memory
 from .distributed import size
 from .errors import InputError
+from .patches import PatchGeometry
 from .stack import LayerwiseCNN
 
 __all__ = ["check_run_memory", "predict_run_memory"]
@@ -67,7 +68,7 @@ def predict_run_memory(
             shape = maps
             if stack.project is not None:
                 kernel, padding = stack._projected_kernel(layer)
-                height, width = (s + 2 * p - k + 1 for s, p, k in zip(maps[1:], padding, kernel, strict=True))
+                height, width = PatchGeometry(kernel, 1, padding).map_shape(maps[1:])
                 shape = min(stack.project, channels * kernel[0] * kernel[1]), height, width
             stored = 2 if stack.half_maps else item
         inputs = (own + tested) * _pixels(shape) * stored

@@ -9,15 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .design import SignedGatedDesign
+from .design import FilterDesign, SignedGatedDesign
 from .patches import Patches, PatchGeometry
 from .program import Program
 
 __all__ = ["CellSum", "GatedConv", "Neurons", "read_neurons", "to_module"]
-
-
-# Pooled responses that a prediction holds at once.
-_FEATURES_AT_ONCE = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -43,16 +39,7 @@ class Neurons:
 
     def predict(self, patches: Patches) -> Tensor:
         """Return the outputs (n, outputs)."""
-        width = len(self.filters) * patches.n_cells
-        step = max(1, _FEATURES_AT_ONCE // max(width, 1))
-        if patches.n_images <= step:
-            return torch.einsum("ncm,mco->no", patches.relu_features(self.filters), self.readout) + self.intercept
-        outputs = patches.pool.new_empty(patches.n_images, self.readout.shape[2])
-        for start in range(0, patches.n_images, step):
-            rows = slice(start, min(start + step, patches.n_images))
-            features = patches.subset(rows).relu_features(self.filters)
-            outputs[rows] = torch.einsum("ncm,mco->no", features, self.readout) + self.intercept
-        return outputs
+        return FilterDesign(patches, self.filters).predict(self.readout.unsqueeze(2)) + self.intercept
 
 
 def _balanced(directions: Tensor, readout: Tensor, intercept: Tensor) -> Neurons:

@@ -261,7 +261,7 @@ def choose_reg(
         program, gates = block._fixed_program(patches, expected)
         solver = block._solver(program)
         largest, worse = solver.reg_max(program), 0
-        # Zero weights, the path's first point, need no solve: they are worse than what follows, or reg_max is best.
+        # From below reg_max, where weights are zero: a layer that does nothing is never chosen.
         for fraction in smallest ** (np.arange(1, points) / (points - 1)):
             point = replace(program, reg=float(largest * fraction))
             weights = solver.run(point, weights, lambda *_: None).weights

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from .distributed import all_sum
 from .errors import InputError
+from .patches import PatchGeometry
 
 __all__ = ["PatchPCA"]
 
@@ -98,7 +98,7 @@ class PatchPCA:
         dtype = maps.dtype
         weights, shift = _principal(maps.transpose(0, 1).flatten(1).T, count)
         reduced = F.conv2d(maps.double(), weights[:, :, None, None], shift)
-        places = math.prod(side + 2 * p - k + 1 for side, p, k in zip(maps.shape[2:], padding, kernel, strict=True))
+        places = math.prod(PatchGeometry(kernel, 1, padding).map_shape((maps.shape[2], maps.shape[3])))
         # The same places in every image: the choice doesn't depend on which process has which images.
         total = int(all_sum(torch.tensor([len(maps)], device=maps.device)))
         chosen = torch.randperm(places, generator=generator)[: max(1, patches // total)].to(maps.device)
@@ -120,12 +120,10 @@ class PatchPCA:
         """Number of channels of what is given."""
         return len(self.directions)
 
-    def map_shape(self, shape: Sequence[int]) -> tuple[int, int]:
-        """Return the height and width of what is given for maps of this height and width."""
-        height, width = (
-            side + 2 * p - k + 1 for side, p, k in zip(shape, self.padding, self.directions.shape[2:], strict=True)
-        )
-        return height, width
+    @property
+    def geometry(self) -> PatchGeometry:
+        """Kernel and padding of the patches."""
+        return PatchGeometry((self.directions.shape[2], self.directions.shape[3]), 1, self.padding)
 
     def to_torch(self) -> tuple[nn.Conv2d, nn.Conv2d]:
         """Return the two convolutions, whose parameters ask for no gradient."""

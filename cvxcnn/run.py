@@ -34,7 +34,7 @@ from .progress import Reporter
 from .report import plot_accuracy, plot_objective, results_table, write_metrics
 from .run_folder import OutputFolder, default_output, hidden_folder
 from .solvers import SOLVERS
-from .stack import LayerwiseCNN, Stage, mirrored
+from .stack import LayerwiseCNN, Seen, Stage
 
 __all__ = ["RECIPES", "Settings", "accuracy", "pricing_options", "resume", "run"]
 
@@ -289,17 +289,17 @@ class LayerRecords:
     rivals: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     history: list[Point] = field(default_factory=list)
     saved: int = 0
-    _tested_stages: Iterator[Tested] | None = None
+    _seen: Iterator[Seen] | None = None
 
     def on_layer(self, layer: int, block: ConvexConvBlock, stage: Stage) -> None:
         """Record layer ``layer``, fitted on ``stage``."""
         self.reporter.finish()
-        if self._tested_stages is None:
+        if self._seen is None:
             # It goes on to each block as it is added, so test images pass every layer once.
-            self._tested_stages = tested_stages(self.stack, self.test.images)
+            self._seen = self.stack.seen(self.test.images)
             for _ in range(layer):  # of a run that was gone on with
-                next(self._tested_stages)
-        tested = next(self._tested_stages)
+                next(self._seen)
+        tested = next(self._seen)
         convex = self._convex(block, stage, tested)
         self.reporter.say(
             f"layer {layer + 1}: objective {block.result_.objective:.6g}, {block.n_neurons_} neurons, "
@@ -340,7 +340,7 @@ class LayerRecords:
             "reg": [float(entry["reg"]) for entry in self.summaries],
         }
 
-    def _convex(self, block: ConvexConvBlock, stage: Stage, tested: Tested) -> dict[str, Any]:
+    def _convex(self, block: ConvexConvBlock, stage: Stage, tested: Seen) -> dict[str, Any]:
         result, certificate = block.result_, block.certificate_
         outputs = (stage.offset + stage.prediction).cpu().numpy()
         loss = 0.5 * all_sum((stage.targets.double() - stage.prediction.double()).square().sum())
@@ -367,7 +367,7 @@ class LayerRecords:
         return labels[::2] if self.stack.mirror else labels
 
     def _nonconvex(
-        self, layer: int, block: ConvexConvBlock, stage: Stage, tested: Tested
+        self, layer: int, block: ConvexConvBlock, stage: Stage, tested: Seen
     ) -> tuple[dict[str, Any], BaselineResult]:
         patches, test_patches = Patches(stage.inputs, block.geometry_), Patches(tested.inputs, block.geometry_)
         connect = "group" if block.penalty == "group" else "dense"
@@ -416,26 +416,6 @@ class LayerRecords:
         )  # fmt: skip
         self.reporter.finish()
         return result
-
-
-@dataclass(frozen=True)
-class Tested:
-    """What a block makes of the test images: its input, and the layers' predictions with it and before it."""
-
-    inputs: Tensor
-    offset: np.ndarray
-    outputs: np.ndarray
-
-
-def tested_stages(stack: LayerwiseCNN, images: np.ndarray) -> Iterator[Tested]:
-    """Yield the test images as each block of a growing stack sees them."""
-    shown = torch.from_numpy(images)
-    outputs: np.ndarray | None = None
-    for block, inputs in stack.layer_inputs(mirrored(shown) if stack.mirror else shown):
-        own = block.outputs(inputs).cpu().numpy()
-        offset = outputs if outputs is not None and stack.residual else np.zeros_like(own)
-        outputs = offset + own
-        yield Tested(inputs, offset, outputs)
 
 
 def predict(result: BaselineResult, patches: Patches) -> np.ndarray:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .block import DTYPES, ConvexConvBlock
 from .data import check_images, check_targets, shifted
-from .distributed import all_sum, gather_rows, rank, size
+from .distributed import all_sum, rank, row_counts, size
 from .errors import InputError
 from .neurons import Neurons, convolution, to_module
 from .patches import PatchGeometry
@@ -29,7 +29,7 @@ from .solvers import Progress
 from .solvers.base import is_number
 from .stacked_module import StackedCNN
 
-__all__ = ["LayerwiseCNN", "Stage", "Standardizer"]
+__all__ = ["LayerwiseCNN", "Seen", "Stage", "Standardizer"]
 
 logger = logging.getLogger(__name__)
 
@@ -106,11 +106,6 @@ def mirrored(images: Tensor) -> Tensor:
     return torch.stack([images, images.flip(3)], dim=1).flatten(0, 1)
 
 
-def _first_index(count: int) -> int:
-    """Return the number of the first image of this process, among those of all."""
-    return int(gather_rows(torch.tensor([count]))[: rank()].sum())
-
-
 def _held_out(first: int, count: int, share: float) -> Tensor:
     """Return which of the images ``first``, ``first + 1``, ... are held out, bool: every so many."""
     index = torch.arange(first, first + count, dtype=torch.float64)
@@ -148,6 +143,23 @@ class Stage:
     def remainder(self) -> Stage:
         """Return what the block leaves to fit."""
         return replace(self, targets=self.targets - self.prediction, offset=self.offset + self.prediction)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a block makes of images.
+
+    Attributes
+    ----------
+    inputs : Tensor, shape (n, C, H, W)
+        Its input; with ``mirror``, each image is followed by its mirror image.
+    offset, outputs : ndarray, shape (n, outputs)
+        The stack's predictions before it (zero without ``residual``) and with it.
+    """
+
+    inputs: Tensor
+    offset: np.ndarray
+    outputs: np.ndarray
 
 
 class LayerwiseCNN(Savable, BaseEstimator):
@@ -336,23 +348,25 @@ class LayerwiseCNN(Savable, BaseEstimator):
         self.image_shape_ = tuple(int(side) for side in inputs.shape[1:])
         self.blocks_: list[ConvexConvBlock] = []
         self.standardizers_: list[Standardizer | PatchPCA | None] = []
-        held_out = None
-        first_index = _first_index(len(inputs))
-        if self.validation is not None:
-            held = _held_out(first_index, len(inputs), self.validation).to(inputs.device)
-            held_out = self._first_stage(inputs[held], expected[held])
-            inputs, expected = inputs[~held], expected[~held]
-        if self.crop:
-            copies = shifted(inputs, int(first.random_state), first_index)
-            # Each beside its image, so that the order doesn't depend on which process has which images.
-            inputs = torch.stack([inputs, copies], dim=1).flatten(0, 1)
-            expected = expected.repeat_interleave(2, dim=0)
-        training = self._first_stage(inputs, expected)
-        del inputs, expected
         kept = [] if finished is None else list(zip(finished.blocks_, finished.standardizers_, strict=True))
         if len(kept) >= len(settings):
             self.blocks_, self.standardizers_ = [block for block, _ in kept], [part for _, part in kept]
             return self
+        held_out = None
+        # The number of this process's first image, among those of all.
+        number = sum(row_counts(inputs)[: rank()])
+        copies = shifted(inputs, int(first.random_state), number) if self.crop else None
+        if self.validation is not None:
+            held = _held_out(number, len(inputs), self.validation).to(inputs.device)
+            held_out = self._first_stage(inputs[held], expected[held])
+            inputs, expected = inputs[~held], expected[~held]
+            copies = None if copies is None else copies[~held]
+        if copies is not None:
+            # Each beside its image, so that the order doesn't depend on which process has which images.
+            inputs = torch.stack([inputs, copies], dim=1).flatten(0, 1)
+            expected = expected.repeat_interleave(2, dim=0)
+        training = self._first_stage(inputs, expected)
+        del inputs, expected, copies
         for layer, block in enumerate(settings):
             known = layer < len(kept)
             standardizer = kept[layer][1] if known else self._standardizer(layer, training.inputs)
@@ -408,10 +422,10 @@ class LayerwiseCNN(Savable, BaseEstimator):
 
     def _sampled(self, inputs: Tensor) -> Tensor:
         """Return some images of the whole set, evenly spaced: those of them that this process holds."""
-        count = len(inputs)
-        first, total = _first_index(count), int(all_sum(torch.tensor([count])))
+        counts = row_counts(inputs)
+        total, first = sum(counts), sum(counts[: rank()])
         places = torch.linspace(0, total - 1, min(total, _PROJECTION_IMAGES), dtype=torch.float64).round().long()
-        own = places[(places >= first) & (places < first + count)] - first
+        own = places[(places >= first) & (places < first + len(inputs))] - first
         return inputs[own.to(inputs.device)]
 
     def _standardizer(self, layer: int, inputs: Tensor) -> Standardizer | PatchPCA | None:
@@ -487,17 +501,25 @@ class LayerwiseCNN(Savable, BaseEstimator):
             inputs = self._inputs(layer, inputs)
             yield block, inputs
 
+    def seen(self, images: Any) -> Iterator[Seen]:
+        """Yield what each block makes of images, mirror images with them; also of blocks that are added meanwhile."""
+        if not getattr(self, "blocks_", None):
+            raise NotFittedError("This LayerwiseCNN isn't fitted yet. Call fit first.")
+        if self.mirror:
+            like = self.blocks_[0].neurons_.filters
+            images = mirrored(check_images(images, dtype=like.dtype, device=like.device))
+        outputs: np.ndarray | None = None
+        for block, inputs in self.layer_inputs(images):
+            own = block.outputs(inputs).cpu().numpy()
+            offset = outputs if outputs is not None and self.residual else np.zeros_like(own)
+            outputs = offset + own
+            yield Seen(inputs, offset, outputs)
+
     def staged_predict(self, images: Any) -> Iterator[np.ndarray]:
         """Yield each layer's predictions, shape (n,) or (n, outputs)."""
-        if self.mirror and getattr(self, "blocks_", None):
-            like = self.blocks_[0].neurons_.filters
-            inputs = check_images(images, dtype=like.dtype, device=like.device)
-            images = mirrored(inputs)
-        total: np.ndarray | None = None
-        for block, inputs in self.layer_inputs(images):
-            prediction = block.predict(inputs)
-            total = prediction if total is None or not self.residual else total + prediction
-            yield self.averaged(total)
+        for layer, seen in enumerate(self.seen(images)):
+            flat = self.blocks_[layer].flat_targets_
+            yield self.averaged(seen.outputs[:, 0] if flat else seen.outputs)
 
     def averaged(self, predictions: np.ndarray) -> np.ndarray:
         """Return predictions, the mean of those for images and their mirror images with ``mirror``."""

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["coarse_threads", "map_items", "map_shares", "wide_threads"]
+__all__ = ["coarse_threads", "map_items", "map_shares"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -58,28 +58,6 @@ def coarse_threads() -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         _workers.reset(token)
-
-
-@contextmanager
-def wide_threads() -> Iterator[None]:
-    """All threads for large dense algebra inside ``coarse_threads``: factors and products of thousands of columns.
-
-    Examples
-    --------
-    >>> with coarse_threads(), wide_threads():
-    ...     torch.get_num_threads() >= 1
-    True
-    """
-    threads = _workers.get()
-    if threads is None or threads == 1:
-        yield
-        return
-    torch.set_num_threads(threads)
-    try:
-        with _controller().limit(limits=threads, user_api="blas"):
-            yield
-    finally:
-        torch.set_num_threads(1)
 
 
 @lru_cache(maxsize=4)

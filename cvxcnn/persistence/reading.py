@@ -95,7 +95,7 @@ class Reader:
             if layer and model.project is not None:
                 standardizer = self._projection(layer, table, (channels, height, width))
                 channels = standardizer.n_directions
-                height, width = standardizer.map_shape((height, width))
+                height, width = standardizer.geometry.map_shape((height, width))
             block = self._block(layer, table, (channels, height, width))
             if standardizer is None and model.standardize:
                 standardizer = self._standardizer(layer, block, channels)
@@ -161,8 +161,10 @@ class Reader:
             self._placed(self._tensor(layer, "projection.bias", dtype, (len(directions),))),
             (padding[0], padding[1]),
         )
-        if not directions.numel() or min(projection.map_shape(shape[1:])) < 1:
-            raise MisfitError(f"{name}directions doesn't fit maps of {shape[1]} x {shape[2]}")
+        try:
+            projection.geometry.map_shape(shape[1:])
+        except InputError as error:
+            raise MisfitError(f"{name}directions doesn't fit: {str(error).rstrip('.')}") from error
         return projection
 
     def _placed(self, tensor: Tensor) -> Tensor:
