@@ -12,7 +12,8 @@ from rich.console import Console
 from .arrangements import GATES, parse_gates
 from .cli import Parser, fraction, integer, one_of, positive, run_command
 from .errors import InputError
-from .run import RECIPES, Settings, resume, run
+from .run import resume, run
+from .settings import RECIPES, Settings
 from .solvers import SOLVERS
 
 __all__ = ["main"]

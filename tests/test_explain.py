@@ -38,7 +38,8 @@ from cvxcnn.explain import (
 )
 from cvxcnn.explain.__main__ import main
 from cvxcnn.explain.runs import FILES, load_networks
-from cvxcnn.run import Settings, accuracy, run
+from cvxcnn.records import accuracy
+from cvxcnn.run import Settings, run
 
 GUIDED = ("guided_gradcam", "deconvolution", "guided_backprop")
 

@@ -25,7 +25,7 @@ from cvxcnn.arrangements.base import draw_distinct
 from cvxcnn.baseline import train_baseline
 from cvxcnn.errors import InputError
 from cvxcnn.patches import Patches, PatchGeometry
-from cvxcnn.run import Settings, build_stack
+from cvxcnn.settings import Settings, build_stack
 
 
 def seeded(seed=0):

@@ -9,7 +9,7 @@ import pytest
 
 from cvxcnn.errors import InputError
 from cvxcnn.memory import check_run_memory, predict_run_memory
-from cvxcnn.run import RECIPES, Settings, build_stack
+from cvxcnn.settings import RECIPES, Settings, build_stack
 from cvxcnn.train import build_parser, main, settings_of
 
 LARGE = replace(Settings(), **RECIPES["large"])

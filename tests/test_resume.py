@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from sklearn.datasets import load_digits
 
+import cvxcnn.records
 import cvxcnn.run
 from cvxcnn import ConvexConvBlock, LayerwiseCNN
 from cvxcnn.errors import InputError, ModelFileError
@@ -42,14 +43,14 @@ def without_seconds(folder: str) -> dict[str, Any]:
 
 def break_off(monkeypatch: pytest.MonkeyPatch, error: BaseException, layer: int = 1) -> None:
     """Make ordinary training fail at a layer, counted from 0."""
-    train, calls = cvxcnn.run.train_baseline, iter(range(100))
+    train, calls = cvxcnn.records.train_baseline, iter(range(100))
 
     def fail(*arguments: Any, **options: Any) -> Any:
         if next(calls) == layer:
             raise error
         return train(*arguments, **options)
 
-    monkeypatch.setattr(cvxcnn.run, "train_baseline", fail)
+    monkeypatch.setattr(cvxcnn.records, "train_baseline", fail)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_an_interrupted_run_is_usable_and_goes_on(
 
 
 def test_a_killed_run_goes_on_from_its_last_layer(whole: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = cvxcnn.run.write_checkpoint
+    write = cvxcnn.records.write_checkpoint
 
     def write_and_copy(partial: Path, *arguments: Any) -> None:
         write(partial, *arguments)
@@ -103,7 +104,7 @@ def test_a_killed_run_goes_on_from_its_last_layer(whole: str, monkeypatch: pytes
             shutil.copytree(partial, "copy")
 
     with monkeypatch.context() as patched:
-        patched.setattr(cvxcnn.run, "write_checkpoint", write_and_copy)
+        patched.setattr(cvxcnn.records, "write_checkpoint", write_and_copy)
         break_off(patched, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             run(QUICK)
@@ -116,7 +117,7 @@ def test_a_killed_run_goes_on_from_its_last_layer(whole: str, monkeypatch: pytes
 
 
 def test_a_run_killed_before_its_first_layer_begins_again(whole: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = cvxcnn.run.write_checkpoint
+    write = cvxcnn.records.write_checkpoint
 
     def write_and_copy(partial: Path, *arguments: Any) -> None:
         write(partial, *arguments)
@@ -124,7 +125,7 @@ def test_a_run_killed_before_its_first_layer_begins_again(whole: str, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(cvxcnn.run, "write_checkpoint", write_and_copy)
+        patched.setattr(cvxcnn.records, "write_checkpoint", write_and_copy)
         with pytest.raises(KeyboardInterrupt):
             run(QUICK)
     assert os.listdir() == ["copy"]
@@ -134,7 +135,7 @@ def test_a_run_killed_before_its_first_layer_begins_again(whole: str, monkeypatc
 
 
 def test_a_layer_whose_checkpoint_fails_is_not_counted(whole: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = cvxcnn.run.write_checkpoint
+    write = cvxcnn.records.write_checkpoint
 
     def fail_at_two(partial: Path, state: Any, extra: Any) -> None:
         if len(state.summary["layers"]) == 2:
@@ -142,7 +143,7 @@ def test_a_layer_whose_checkpoint_fails_is_not_counted(whole: str, monkeypatch: 
         write(partial, state, extra)
 
     with monkeypatch.context() as patched:
-        patched.setattr(cvxcnn.run, "write_checkpoint", fail_at_two)
+        patched.setattr(cvxcnn.records, "write_checkpoint", fail_at_two)
         with pytest.raises(OSError, match="Disk full"):
             run(QUICK)
     assert len(json.loads(Path("out/summary.json").read_text())["layers"]) == 1

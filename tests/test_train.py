@@ -23,15 +23,17 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import cvxcnn.progress
-import cvxcnn.run
+import cvxcnn.settings
 from cvxcnn import __version__, nonconvex_objective
 from cvxcnn.data import ImageSet, limit, load_data, one_hot
 from cvxcnn.errors import DataError, InputError, SolverError
 from cvxcnn.history import read_history
 from cvxcnn.patches import Patches
 from cvxcnn.persistence import load_model
-from cvxcnn.run import Settings, accuracy, build_stack, finite, run
+from cvxcnn.records import accuracy, finite
+from cvxcnn.run import run
 from cvxcnn.run_folder import OutputFolder, default_output
+from cvxcnn.settings import Settings, build_stack
 from cvxcnn.train import build_parser, main, settings_of
 
 QUICK = ["--layers", "1", "--limit-train", "40", "--reg", "10", "--gates", "8"]
@@ -429,12 +431,17 @@ def test_settings_from_python_are_checked_too(settings: Settings, text: str) -> 
 @pytest.mark.parametrize(
     ("error", "code", "text", "step"),
     [
-        (KeyboardInterrupt(), 130, "interrupted; nothing was written.", "train_baseline"),
-        (SolverError("It diverged."), 1, "error: It diverged.", "train_baseline"),
-        (DataError("It is damaged."), 1, "error: It is damaged.", "load_sets"),
-        (OSError(28, "Disk full"), 1, "error: can't write the results: Disk full.", "write_checkpoint"),
-        (MemoryError(), 1, "error: out of memory.", "load_sets"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you"), 1, "error: out of memory.", "train_baseline"),
+        (KeyboardInterrupt(), 130, "interrupted; nothing was written.", "records.train_baseline"),
+        (SolverError("It diverged."), 1, "error: It diverged.", "records.train_baseline"),
+        (DataError("It is damaged."), 1, "error: It is damaged.", "run.load_sets"),
+        (OSError(28, "Disk full"), 1, "error: can't write the results: Disk full.", "records.write_checkpoint"),
+        (MemoryError(), 1, "error: out of memory.", "run.load_sets"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you"),
+            1,
+            "error: out of memory.",
+            "records.train_baseline",
+        ),
     ],
 )
 def test_a_run_that_fails_before_a_layer_is_finished_leaves_nothing(
@@ -445,7 +452,7 @@ def test_a_run_that_fails_before_a_layer_is_finished_leaves_nothing(
         assert any(name.endswith(".partial") for name in os.listdir("new"))
         raise error
 
-    monkeypatch.setattr(cvxcnn.run, step, fail)
+    monkeypatch.setattr(f"cvxcnn.{step}", fail)
     arguments = [*QUICK, "--baseline-epochs", "1", "--baseline-width", "4", "--output", "new/out"]
     assert main(arguments) == code
     shown = capsys.readouterr().err
@@ -457,7 +464,7 @@ def test_a_programming_error_is_not_hidden_and_leaves_nothing(monkeypatch: pytes
     def fail(*arguments: Any, **options: Any) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(cvxcnn.run, "check_maps", fail)
+    monkeypatch.setattr("cvxcnn.run.check_maps", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         main([*QUICK, "--no-baseline", "--output", "out"])
     assert os.listdir() == []
@@ -469,13 +476,13 @@ def test_signals_end_a_run_cleanly(
     number: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    load = cvxcnn.run.load_data
+    load = cvxcnn.settings.load_data
 
     def send(source: str) -> Any:
         os.kill(os.getpid(), number)
         return load(source)
 
-    monkeypatch.setattr(cvxcnn.run, "load_data", send)
+    monkeypatch.setattr(cvxcnn.settings, "load_data", send)
     assert main(["--output", "out"]) == code
     assert "nothing was written" in capsys.readouterr().err
     assert os.listdir() == []

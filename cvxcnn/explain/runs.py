@@ -24,9 +24,10 @@ from ..html_report import write_report
 from ..neurons import Neurons
 from ..persistence import load_model, write_atomically
 from ..persistence.files import read_bytes, read_tensors
+from ..records import finite
 from ..report import _name
-from ..run import finite, resolve_device
 from ..run_folder import SUMMARY_FILE
+from ..settings import resolve_device
 from ..stack import LayerwiseCNN
 from .attribution import METHODS, allowed, attribute
 from .figures import plot_explanations, plot_sanity

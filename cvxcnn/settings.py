@@ -1,0 +1,264 @@
+"""The settings of a training run, and the stack and the images that they stand for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .arrangements import parse_gates
+from .block import ConvexConvBlock
+from .data import ImageSet, limit, load_data
+from .errors import InputError
+from .pricing import PricingOptions
+from .solvers import SOLVERS
+from .stack import LayerwiseCNN
+
+__all__ = [
+    "RECIPES",
+    "Settings",
+    "build_stack",
+    "check_maps",
+    "check_settings",
+    "load_sets",
+    "pricing_options",
+    "resolve_device",
+]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides a run; the defaults are those of the command line.
+
+    Attributes
+    ----------
+    layers : int
+    data : str
+        "digits", "cifar10", or a path that ``load_data`` reads.
+    output : str or None
+        Folder of the results; None for runs/<data>-<time>.
+    limit_train : int or None
+        Training images, every class in its share; None for all.
+    augment : sequence of {"mirror", "crop"}
+        "mirror": train on mirror images too, and predict by the mean over both. "crop": train on a copy of each image
+        too that is shifted by up to an eighth of its side.
+    activation, penalty, solver, tol, pool_cells, dtype, intercept
+        Of every ``ConvexConvBlock``; pooling is the mean, and filters have a bias.
+    kernel_size, padding, gates : int, str, or sequence of them
+        Of every block, or of each; the last value stands for all further blocks. Gates may be a text that
+        ``parse_gates`` reads, such as "patches:400".
+    reg : float or None
+        lam of every block; None to take ``reg_fraction`` of each block's own ``reg_max``.
+    reg_fraction : float or sequence of float
+        In (0, 1), for every layer or for each. The default was chosen on a validation split of the digits
+        (benchmarks/choose_reg.py).
+    validation : float or None
+        If given, this share of the training images is held out, and each layer's reg is chosen by its error on them.
+    rounds : int
+        Pricing rounds of each block, at most.
+    starts : int
+        Of every search for filters, and for the bound over all of them; 0 leaves that bound out over fixed gates.
+    residual, project, hand_on, half_maps
+        Of the ``LayerwiseCNN``.
+    downsample : sequence of int
+        Average pooling after each layer; the last one stands for all further layers.
+    baseline : bool
+        Whether each layer is also trained the ordinary way, on the same inputs; not by several processes.
+    baseline_width : int
+        Its neurons, at least; it gets as many as the convex block if that has more.
+    baseline_epochs : int
+    device : {"auto", "cpu", "cuda"}
+        "auto" is the GPU if there is one.
+    memory : float or None
+        GiB: a run that is predicted to need more is refused before it starts.
+    seed : int
+    """
+
+    layers: int = 3
+    data: str = "digits"
+    output: str | None = None
+    limit_train: int | None = None
+    activation: str = "relu"
+    penalty: str = "dense"
+    gates: int | str | Sequence[int | str] = "priced"
+    solver: str = "auto"
+    reg: float | None = None
+    reg_fraction: float | Sequence[float] = 0.01
+    validation: float | None = None
+    rounds: int = 3
+    starts: int = 96
+    tol: float = 1e-6
+    kernel_size: int | Sequence[int] = 3
+    padding: int | Sequence[int] = 1
+    pool_cells: int = 2
+    downsample: Sequence[int] = (2,)
+    intercept: bool = False
+    residual: bool = False
+    project: int | None = None
+    hand_on: int | None = None
+    augment: Sequence[str] = ()
+    dtype: str = "float64"
+    half_maps: bool = False
+    baseline: bool = True
+    baseline_width: int = 200
+    baseline_epochs: int = 350
+    device: str = "auto"
+    memory: float | None = None
+    seed: int = 0
+
+
+# Settings that differ from the defaults, for a kind of problem.
+RECIPES: dict[str, dict[str, Any]] = {
+    "exact": {},
+    # Tens of thousands of photographs: whitened data patches for filters, which the program weighs; each block fitted
+    # to what is left. Chosen on a validation split of CIFAR-10's training images (benchmarks/RESULTS.md).
+    "large": {
+        "layers": 5,
+        "gates": ("patches:768", "patches:1536", "patches:1536", "patches:1024"),
+        "reg_fraction": (1e-4, 8e-3, 2e-2, 4e-2),
+        "starts": 0,
+        "tol": 1e-3,
+        "kernel_size": (5, 5, 3),
+        "padding": (2, 2, 1),
+        "pool_cells": 3,
+        "downsample": (2, 1, 2, 1),
+        "intercept": True,
+        "residual": True,
+        "project": 80,
+        "hand_on": 256,
+        "augment": ("mirror",),
+        "dtype": "float32",
+        "half_maps": True,
+        "baseline": False,
+    },
+}
+
+
+def pricing_options(settings: Settings) -> PricingOptions:
+    """Return how hard the blocks of a run search for filters or gates."""
+    return PricingOptions(starts=settings.starts, max_rounds=settings.rounds)
+
+
+def _each(value: Any, layers: int) -> list[Any]:
+    """Return a setting of every layer; the last one given stands for all further layers."""
+    values = [value] if isinstance(value, (int, str)) else list(value)
+    if not values:
+        raise InputError("settings of each layer need one value at least; got none.")
+    return [values[min(layer, len(values) - 1)] for layer in range(max(layers, 1))]
+
+
+def build_stack(settings: Settings) -> LayerwiseCNN:
+    """Return the unfitted stack of these settings.
+
+    Raises
+    ------
+    InputError
+        If settings are out of their range or don't go together.
+    """
+    if settings.gates == "priced" and settings.solver != "auto":
+        raise InputError(
+            f'solver {settings.solver!r} needs fixed gates: add --gates 100, or leave the solver at "auto".'
+        )
+    unknown = sorted(set(settings.augment) - {"mirror", "crop"})
+    if unknown:
+        raise InputError(f'augment must name "mirror", "crop" or both; got {unknown[0]!r}.')
+    each = (_each(value, settings.layers) for value in (settings.kernel_size, settings.padding, settings.gates))
+    common: dict[str, Any] = {
+        "pooling": "mean",
+        "pool_cells": settings.pool_cells,
+        "bias": True,
+        "activation": settings.activation,
+        "penalty": settings.penalty,
+        "reg": 1.0 if settings.reg is None else settings.reg,
+        "solver": settings.solver,
+        "tol": settings.tol,
+        "device": resolve_device(settings.device),
+        "dtype": settings.dtype,
+        "random_state": settings.seed,
+        "intercept": settings.intercept,
+        "pricing": pricing_options(settings),
+    }
+    blocks = [
+        ConvexConvBlock(
+            kernel_size=kernel,
+            padding=padding,
+            gates=parse_gates(gates) if isinstance(gates, str) else gates,
+            **common,
+        )
+        for kernel, padding, gates in zip(*each, strict=True)
+    ]
+    for block in blocks:
+        block._check_parameters()
+    stack = LayerwiseCNN(
+        layers=settings.layers,
+        block=blocks,
+        downsample=tuple(settings.downsample),
+        reg_fraction=settings.reg_fraction if settings.reg is None else None,
+        residual=settings.residual,
+        project=settings.project,
+        hand_on=settings.hand_on,
+        mirror="mirror" in settings.augment,
+        crop="crop" in settings.augment,
+        validation=settings.validation,
+        half_maps=settings.half_maps,
+    )
+    stack._settings()
+    stack.pooling_after(0)
+    return stack
+
+
+def resolve_device(name: str) -> str:
+    """Return "cuda" or "cpu"; "auto" is the first if there is a GPU.
+
+    Raises
+    ------
+    InputError
+        If there is no such device.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f'device must be "auto", "cpu" or "cuda"; got {name!r}.')
+    found = torch.cuda.is_available()
+    if name == "cuda" and not found:
+        raise InputError("device cuda was asked for, but torch finds no GPU. Use auto or cpu.")
+    return "cuda" if found and name != "cpu" else "cpu"
+
+
+def check_maps(stack: LayerwiseCNN, image_shape: tuple[int, int, int]) -> None:
+    """Raise InputError if the images are too small for that many layers, before the first is trained."""
+    blocks: Any = stack.block
+    height, width = image_shape[1:]
+    for layer in range(stack.layers):
+        if min(height, width) < 1:
+            raise InputError(
+                f"images of {image_shape[1]} x {image_shape[2]} pixels have no pixels left after {layer} layers. "
+                "Use fewer layers, or less downsampling."
+            )
+        try:
+            height, width = blocks[layer]._check_parameters().map_shape((height, width))
+        except InputError as error:
+            raise InputError(f"layer {layer + 1}: {error}") from error
+        size = stack.pooling_after(layer)
+        height, width = height // size, width // size
+
+
+def load_sets(settings: Settings) -> tuple[ImageSet, ImageSet]:
+    """Return training and test images."""
+    train, test = load_data(settings.data)
+    if settings.limit_train is not None:
+        train = limit(train, settings.limit_train, settings.seed)
+    return train, test
+
+
+def check_settings(settings: Settings) -> None:
+    """Check what neither the stack nor the data loader checks before training."""
+    for name in ("baseline_width", "baseline_epochs", "tol"):
+        value = getattr(settings, name)
+        if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+            raise InputError(f"{name} must be positive; got {value!r}.")
+    if not 0 <= settings.seed < 1 << 32:
+        raise InputError(f"seed must be an int from 0 to 2^32 - 1; got {settings.seed!r}.")
+    if settings.solver != "auto" and settings.solver not in SOLVERS:
+        raise InputError(f'solver must be "auto" or one of {sorted(SOLVERS)}; got {settings.solver!r}.')
