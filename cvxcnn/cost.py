@@ -32,13 +32,12 @@ import torch
 
 from . import distributed
 from .design import PART_BYTES_CPU, PART_BYTES_GPU, GatedDesign
-from .errors import InputError
 from .patches import CACHE_BYTES, PatchGeometry
 from .penalties import GroupPenalty
 from .program import Program
 from .threads import map_items
 
-__all__ = ["Cost", "Size", "check_memory", "matmul_rate", "memory_here", "predict_memory", "prefers_streamed"]
+__all__ = ["Cost", "Size", "matmul_rate", "memory_here", "predict_memory", "prefers_streamed"]
 
 logger = logging.getLogger(__name__)
 
@@ -226,21 +225,6 @@ def predict_memory(size: Size, solver: str = "auto") -> int:
     if solver == "streamed" or (solver == "auto" and prefers_streamed(size)):
         return size.streamed().bytes
     return size.working_set().bytes
-
-
-def check_memory(predicted: int, limit: int) -> None:
-    """Raise InputError if a prediction of bytes is above a limit.
-
-    Examples
-    --------
-    >>> check_memory(predicted=10**9, limit=2 * 10**9)
-    """
-    if predicted > limit:
-        raise InputError(
-            f"the block needs about {predicted / 2**30:.2f} GiB, more than the limit of {limit / 2**30:.2f} GiB. "
-            "Use fewer gates, fewer pooling cells or fewer images, share the images among more processes, or allow "
-            "more memory."
-        )
 
 
 def memory_here(device: str = "cpu") -> int:
