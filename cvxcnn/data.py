@@ -371,16 +371,29 @@ def shifted(images: Tensor, seed: int, first: int = 0, fraction: float = 0.125) 
     >>> shifted(torch.ones(2, 1, 4, 4), seed=0).shape
     torch.Size([2, 1, 4, 4])
     """
-    height, width = images.shape[2:]
-    most = max(1, int(fraction * height)), max(1, int(fraction * width))
-    moved = torch.empty_like(images)
-    rows, columns = torch.arange(height), torch.arange(width)
+    most = [max(1, int(fraction * side)) for side in images.shape[2:]]
+    copies = torch.empty_like(images)
     for index, image in enumerate(images):
         draw = np.random.default_rng((seed, first + index))
         down, right = (int(draw.integers(-m, m + 1)) for m in most)
-        at = (rows + down).clamp(0, height - 1), (columns + right).clamp(0, width - 1)
-        moved[index] = image[:, at[0]][:, :, at[1]]
-    return moved
+        copies[index] = moved(image, down, right)
+    return copies
+
+
+def moved(images: Tensor, down: int, right: int) -> Tensor:
+    """Return what comes into view of images (..., H, W) from so many pixels further down and to the right.
+
+    Beyond the edge, the edge is repeated.
+
+    Examples
+    --------
+    >>> moved(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), down=1, right=0).tolist()
+    [[3.0, 4.0], [3.0, 4.0]]
+    """
+    height, width = images.shape[-2:]
+    rows = (torch.arange(height, device=images.device) + down).clamp(0, height - 1)
+    columns = (torch.arange(width, device=images.device) + right).clamp(0, width - 1)
+    return images[..., rows, :][..., columns]
 
 
 def load_data(source: str | os.PathLike[str]) -> tuple[ImageSet, ImageSet]:

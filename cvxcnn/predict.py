@@ -21,7 +21,7 @@ from .persistence import load_model, write_atomically
 from .progress import printable
 from .readers import READERS, reading
 from .readers.unlabelled import array_names, read_images
-from .run import resolve_device
+from .settings import resolve_device
 from .stack import LayerwiseCNN
 
 __all__ = ["load_images", "main", "predict_labels"]
@@ -58,12 +58,19 @@ def load_images(source: str, part: str = "test") -> tuple[NDArray[np.float64], l
     >>> images.shape, names[:2]
     ((360, 1, 8, 8), ['0', '1'])
     """
+    images, names, _ = _load(source, part)
+    return images, names
+
+
+def _load(source: str, part: str) -> tuple[NDArray[np.float64], list[str], list[str] | None]:
+    """Return images, their names, and the labels that a data set gives them."""
     path = Path(source).expanduser()
     if source in NAMED or _is_data_set(path):
         train, test = load_data(source)
         chosen = train if part == "train" else test
-        return chosen.images, [str(row) for row in range(len(chosen))]
-    return read_images(path)
+        labels = [str(chosen.classes[label]) for label in chosen.labels]
+        return chosen.images, [str(row) for row in range(len(chosen))], labels
+    return *read_images(path), None
 
 
 def _is_data_set(path: Path) -> bool:
@@ -74,7 +81,7 @@ def _is_data_set(path: Path) -> bool:
 
 
 def predict_labels(
-    model: LayerwiseCNN, images: NDArray[np.float64], names: Sequence[str], layer: int | None = None
+    model: LayerwiseCNN, images: NDArray[np.float64], names: Sequence[str], layer: int | None = None, shift: int = 0
 ) -> Iterator[Row]:
     """Yield the name of each image, its label, and the output for that label.
 
@@ -86,6 +93,8 @@ def predict_labels(
     names : sequence of str, length n
     layer : int, optional
         Whose outputs are taken, from 1; None for the last one.
+    shift : int
+        Outputs are the mean over each image and copies that are shifted by so many pixels; 0 for none.
 
     Raises
     ------
@@ -103,7 +112,7 @@ def predict_labels(
     _check_shape(images.shape[1:], tuple(model.image_shape_))
     classes = [str(name) for name in getattr(model, "extra_", {}).get("classes", range(outputs))]
     for start in range(0, len(images), BATCH):
-        scores = model.predict(images[start : start + BATCH], layer - 1)
+        scores = model.predict(images[start : start + BATCH], layer - 1, shift=shift)
         for name, row in zip(names[start : start + BATCH], scores, strict=True):
             best = int(row.argmax())
             yield name, classes[best], float(row[best])
@@ -139,6 +148,11 @@ def build_parser(prog: str = PROGRAM) -> Parser:
     options = parser.add_argument_group("prediction")
     options.add_argument("--layer", metavar="J", type=integer(1), help="whose outputs are taken (default: last)")
     options.add_argument(
+        "--shift", metavar="PIXELS", type=integer(0), default=0,
+        help="outputs are the mean over each image and four copies that are shifted by so many pixels: five times the "
+        "work, and often a little better (default: 0, none)",
+    )  # fmt: skip
+    options.add_argument(
         "--part", metavar="|".join(PARTS), type=one_of(*PARTS), default="test", help="images of a data set"
     )
     options.add_argument(
@@ -169,15 +183,20 @@ def main(argv: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
 
     def work(options: dict[str, Any], console: Console) -> None:
         model = load_model(options["folder"], device=resolve_device(options["device"]))
-        images, names = load_images(options["images"], options["part"])
+        images, names, known = _load(options["images"], options["part"])
         table = io.StringIO(newline="")
         writer = csv.writer(table, lineterminator="\n")
         writer.writerow(COLUMNS)
-        for name, label, score in predict_labels(model, images, names, options.get("layer")):
+        found = []
+        for name, label, score in predict_labels(model, images, names, options.get("layer"), options["shift"]):
             writer.writerow([printable(name), printable(label), f"{score:.6g}"])
+            found.append(label)
         _write(table.getvalue(), options.get("output"))
         if "output" in options:
             line = f"{len(images)} images, labels in {options['output']}"
+            if known is not None:
+                equal = sum(one == other for one, other in zip(found, known, strict=True))
+                line += f", {100 * equal / len(images):.2f} % as in the data set"
             console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
     return run_command(build_parser(prog), argv, work, what="the labels", results_on_stdout=True)

@@ -17,7 +17,7 @@ from sklearn.exceptions import NotFittedError
 from torch import Tensor, nn
 
 from .block import DTYPES, ConvexConvBlock
-from .data import check_images, check_targets, shifted
+from .data import check_images, check_targets, moved, shifted
 from .distributed import all_sum, rank, row_counts, size
 from .errors import InputError
 from .neurons import Neurons, convolution, to_module
@@ -515,11 +515,18 @@ class LayerwiseCNN(Savable, BaseEstimator):
             outputs = offset + own
             yield Seen(inputs, offset, outputs)
 
-    def staged_predict(self, images: Any) -> Iterator[np.ndarray]:
-        """Yield each layer's predictions, shape (n,) or (n, outputs)."""
-        for layer, seen in enumerate(self.seen(images)):
-            flat = self.blocks_[layer].flat_targets_
-            yield self.averaged(seen.outputs[:, 0] if flat else seen.outputs)
+    def staged_predict(self, images: Any, *, shift: int = 0) -> Iterator[np.ndarray]:
+        """Yield each layer's predictions, shape (n,) or (n, outputs); for ``shift`` see ``predict``."""
+        if not isinstance(shift, Integral) or isinstance(shift, bool) or shift < 0:
+            raise InputError(f"shift must be an int >= 0, in pixels; got {shift!r}.")
+        views = [images]
+        if shift:
+            given = check_images(images)
+            steps = (0, 0), (shift, 0), (-shift, 0), (0, shift), (0, -shift)
+            views = [moved(given, int(down), int(right)) for down, right in steps]
+        for layer, seen in enumerate(zip(*(self.seen(view) for view in views), strict=True)):
+            outputs = self.averaged(np.asarray(sum(view.outputs for view in seen) / len(views)))
+            yield outputs[:, 0] if self.blocks_[layer].flat_targets_ else outputs
 
     def averaged(self, predictions: np.ndarray) -> np.ndarray:
         """Return predictions, the mean of those for images and their mirror images with ``mirror``."""
@@ -527,12 +534,28 @@ class LayerwiseCNN(Savable, BaseEstimator):
             return predictions
         return np.asarray((predictions[0::2] + predictions[1::2]) / 2)
 
-    def predict(self, images: Any, layer: int = -1, *, ensemble: bool = False) -> np.ndarray:
-        """Return the predictions of a layer, counted from 0; the last one by default.
+    def predict(self, images: Any, layer: int = -1, *, ensemble: bool = False, shift: int = 0) -> np.ndarray:
+        """Return the predictions of a layer, shape (n,) or (n, outputs).
 
-        With ``ensemble`` they are the mean of the predictions of all layers up to it.
+        Parameters
+        ----------
+        images : array-like, shape (n, C, H, W) or (n, H, W)
+        layer : int
+            Counted from 0; the last one by default.
+        ensemble : bool
+            The mean of the predictions of all layers up to this one.
+        shift : int
+            The mean over each image and four copies of it, shifted by so many pixels up, down, left and right, with
+            the edge repeated: five times the work. 0 for none.
+
+        Raises
+        ------
+        NotFittedError
+            Before ``fit``.
+        InputError
+            If there is no such layer, images have another shape than those of ``fit``, or shift is negative.
         """
-        predictions = list(self.staged_predict(images))
+        predictions = list(self.staged_predict(images, shift=shift))
         if not -len(predictions) <= layer < len(predictions):
             raise InputError(f"layer must be between 0 and {len(predictions) - 1}; got {layer}.")
         if ensemble:

@@ -72,6 +72,22 @@ def test_mirrored_images_get_the_same_predictions(problem: tuple[np.ndarray, np.
     assert 2 * np.square(stack.predict(images) - targets).sum() <= alone
 
 
+@pytest.mark.parametrize("mirror", [False, True])
+def test_predictions_over_shifts_are_a_mean(problem: tuple[np.ndarray, np.ndarray], mirror: bool) -> None:
+    images, targets = problem
+    stack = LayerwiseCNN(layers=2, block=BLOCK, residual=True, mirror=mirror).fit(images, targets[:, 0])
+    padded = np.pad(images, ((0, 0), (0, 0), (2, 2), (2, 2)), mode="edge")
+    views = [padded[:, :, y : y + 6, x : x + 6] for y, x in ((2, 2), (0, 2), (4, 2), (2, 0), (2, 4))]
+    for layer, shown in enumerate(stack.staged_predict(images, shift=2)):
+        np.testing.assert_allclose(shown, np.mean([stack.predict(view, layer) for view in views], axis=0), atol=1e-12)
+        assert shown.shape == (len(images),)
+    np.testing.assert_array_equal(stack.predict(images, shift=2), shown)
+    np.testing.assert_array_equal(stack.predict(images, shift=0), stack.predict(images))
+    for wrong in (-1, 1.5, True):
+        with pytest.raises(InputError, match="shift must be an int >= 0, in pixels"):
+            stack.predict(images, shift=wrong)  # type: ignore[arg-type]
+
+
 def test_the_strongest_neurons_are_handed_on(problem: tuple[np.ndarray, np.ndarray]) -> None:
     stack = LayerwiseCNN(layers=2, block=BLOCK, hand_on=4).fit(*problem)
     first = stack.blocks_[0]

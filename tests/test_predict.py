@@ -20,7 +20,7 @@ from cvxcnn import ConvexConvBlock, LayerwiseCNN, load_model, save_model
 from cvxcnn.data import load_data, one_hot
 from cvxcnn.errors import DataError, InputError
 from cvxcnn.predict import BATCH, load_images, main, predict_labels
-from cvxcnn.run import accuracy
+from cvxcnn.records import accuracy
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,20 @@ def test_pictures_and_arrays_are_the_same_images(
     assert main([str(model_folder), str(folder / "c.png")]) == 0
     (row,) = rows_of(capsys.readouterr().out)
     assert row["image"] == "c.png" and float(row["score"]) == pytest.approx(expected[2].max(), rel=1e-5)
+
+
+def test_labels_by_the_mean_over_shifts(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, test = load_data("digits")
+    model = load_model(model_folder)
+    folder, target = tmp_path / "named_alike", tmp_path / "labels.csv"
+    save_model(model, folder, extra={"classes": list(test.classes)})
+    assert main([str(folder), "digits", "--shift", "1", "--output", str(target)]) == 0
+    scores = model.predict(test.images, shift=1)
+    share = 100 * accuracy(scores, test.labels)
+    assert share > 50
+    assert capsys.readouterr().err == f"{len(test)} images, labels in {target}, {share:.2f} % as in the data set\n"
+    found = [float(row["score"]) for row in rows_of(target.read_text())]
+    np.testing.assert_allclose(found, scores.max(axis=1), rtol=1e-5)
 
 
 def test_a_file_for_the_labels(
