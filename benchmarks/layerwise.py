@@ -31,8 +31,9 @@ from cvxcnn.block import ConvexConvBlock
 from cvxcnn.data import ImageSet, one_hot, split
 from cvxcnn.patches import Patches
 from cvxcnn.progress import Reporter
+from cvxcnn.records import LayerRecords, accuracy
 from cvxcnn.report import plot_accuracy, plot_objective, results_table, write_metrics
-from cvxcnn.run import RECIPES, LayerRecords, Settings, accuracy, build_stack, check_maps, load_sets
+from cvxcnn.settings import RECIPES, Settings, build_stack, check_maps, load_sets
 from cvxcnn.stack import LayerwiseCNN, Stage
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -169,6 +170,7 @@ def main() -> None:
     parser.add_argument("--limit-train", type=int)
     parser.add_argument("--gates", nargs="+", help="of each layer; those of the recipe by default")
     parser.add_argument("--downsample", type=int, nargs="+", help="after each layer; those of the recipe by default")
+    parser.add_argument("--reg-fraction", type=float, nargs="+", help="of each layer; those of the recipe by default")
     parser.add_argument("--residual", action="store_true", help="fit each layer to what those before leave")
     parser.add_argument("--patience", type=float, default=1.0, help="torch's time as a multiple of the convex layer's")
     parser.add_argument("--no-baseline", action="store_true", help="convex layers alone")
@@ -180,6 +182,8 @@ def main() -> None:
     changes |= {"limit_train": options.limit_train, "baseline": not options.no_baseline}
     if options.gates:
         changes["gates"] = tuple(options.gates)
+    if options.reg_fraction:
+        changes["reg_fraction"] = tuple(options.reg_fraction)
     if options.downsample:
         changes["downsample"] = tuple(options.downsample)
     if options.residual:

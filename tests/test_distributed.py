@@ -63,7 +63,7 @@ STACKS: dict[str, dict[str, Any]] = {
     "residual": {
         "residual": True, "project": 6, "hand_on": 5, "mirror": True, "crop": True, "reg_fraction": (0.1, 0.05),
     },
-    "validated": {"validation": 0.25, "mirror": True, "reg_fraction": 0.05},
+    "validated": {"validation": 0.25, "mirror": True, "crop": True, "reg_fraction": 0.05},
 }  # fmt: skip
 
 
