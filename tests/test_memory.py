@@ -29,7 +29,8 @@ def test_the_prediction_grows_with_what_costs_memory() -> None:
     assert images + pair < whole < images + pair + (3 << 29)
     assert whole < 12 << 30
     assert predicted(replace(LARGE, project=40)) < whole
-    assert predicted(replace(LARGE, augment=())) < 0.7 * whole
+    # Half of the pair, were it not for the Gram matrix of 1,536 filters, which then decides.
+    assert pair / 3 < whole - predicted(replace(LARGE, augment=())) < pair / 2
     assert predicted(replace(LARGE, half_maps=False)) > 1.5 * whole
     assert predicted(replace(LARGE, augment=("mirror", "crop"))) > 1.6 * whole
 
