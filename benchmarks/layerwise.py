@@ -48,7 +48,6 @@ class TimedRecords(LayerRecords):
     patience: float = 1.0
     began: float = 0.0
     convex_seconds: float = 0.0
-    most: float = float("inf")
 
     def on_layer(self, layer: int, block: ConvexConvBlock, stage: Stage) -> None:
         """Note the wall time of the layer, everything since the one before included, and go on."""
@@ -70,7 +69,7 @@ class TimedRecords(LayerRecords):
             for factor in FACTORS
         }
         rate = base * min(FACTORS, key=lambda factor: tried[factor].objective)
-        needed = min(self.patience * self.convex_seconds, self.most)
+        needed = self.patience * self.convex_seconds
         epochs = 1
         while True:
             # Schedules depend on their length, so a run that was too short is made again, not continued.
