@@ -487,7 +487,8 @@ class LayerwiseCNN(Savable, BaseEstimator):
 
     def layer_inputs(self, images: Any) -> Iterator[tuple[ConvexConvBlock, Tensor]]:
         """Yield (block, its input (n, C, H, W)) for each layer."""
-        self._check_fitted()
+        if not getattr(self, "blocks_", None):
+            raise NotFittedError("This LayerwiseCNN isn't fitted yet. Call fit first.")
         like = self.blocks_[0].neurons_.filters
         inputs = check_images(images, dtype=like.dtype, device=like.device)
         if tuple(inputs.shape[1:]) != tuple(self.image_shape_):
@@ -500,13 +501,10 @@ class LayerwiseCNN(Savable, BaseEstimator):
             inputs = self._inputs(layer, inputs)
             yield block, inputs
 
-    def _check_fitted(self) -> None:
-        if not getattr(self, "blocks_", None):
-            raise NotFittedError("This LayerwiseCNN isn't fitted yet. Call fit first.")
-
     def seen(self, images: Any) -> Iterator[Seen]:
         """Yield what each block makes of images, mirror images with them; also of blocks that are added meanwhile."""
-        self._check_fitted()
+        if not getattr(self, "blocks_", None):
+            raise NotFittedError("This LayerwiseCNN isn't fitted yet. Call fit first.")
         if self.mirror:
             like = self.blocks_[0].neurons_.filters
             images = mirrored(check_images(images, dtype=like.dtype, device=like.device))
@@ -519,7 +517,7 @@ class LayerwiseCNN(Savable, BaseEstimator):
 
     def staged_predict(self, images: Any, *, shift: int = 0) -> Iterator[np.ndarray]:
         """Yield each layer's predictions, shape (n,) or (n, outputs); for ``shift`` see ``predict``."""
-        if not is_number(shift, Integral) or shift < 0:
+        if not isinstance(shift, Integral) or isinstance(shift, bool) or shift < 0:
             raise InputError(f"shift must be an int >= 0, in pixels; got {shift!r}.")
         views = [images]
         if shift:
@@ -610,7 +608,8 @@ class LayerwiseCNN(Savable, BaseEstimator):
         >>> np.allclose(module(torch.from_numpy(images))[:, 0].detach(), stack.predict(images))
         True
         """
-        self._check_fitted()
+        if not getattr(self, "blocks_", None):
+            raise NotFittedError("This LayerwiseCNN isn't fitted yet. Call fit first.")
         if not isinstance(layer, Integral) or not -len(self.blocks_) <= layer < len(self.blocks_):
             raise InputError(f"layer must be between 0 and {len(self.blocks_) - 1}; got {layer!r}.")
         last = int(layer) % len(self.blocks_)
