@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
 from itertools import pairwise
+from threading import Barrier
 from typing import Any, TypeVar
 
 import torch
@@ -62,7 +63,18 @@ def coarse_threads() -> Iterator[None]:
 
 @lru_cache(maxsize=4)
 def _pool(workers: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(workers, thread_name_prefix="cvxcnn", initializer=torch.set_num_threads, initargs=(1,))
+    threads = torch.get_num_threads()
+    started = Barrier(workers)
+
+    def one_thread() -> None:
+        # At its first question a thread is given the number that was set last, in whichever thread: ask, then set.
+        torch.get_num_threads()
+        torch.set_num_threads(1)
+
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="cvxcnn", initializer=one_thread)
+    list(pool.map(lambda _: started.wait(), range(workers)))
+    torch.set_num_threads(threads)
+    return pool
 
 
 def map_shares(function: Callable[[slice], Result], length: int, device: torch.device, least: int = 1) -> list[Result]:
