@@ -2,12 +2,14 @@
 
     python benchmarks/layerwise.py --data digits --layers 5 --downsample 2 1
     python benchmarks/layerwise.py --data cifar10 --recipe large --limit-train 10000
+    python benchmarks/layerwise.py --run RUN --seconds 376 662 452 176 157
 
-Each torch layer gets the convex layer's input, targets, reg, width and pooling, the best of five learning rates (on
-the training objective, after one pass over an eighth of the images), and --patience times the convex layer's wall
-time, one pass over the images at least. The whole network has the widths that the convex blocks hand on, and is trained
-end to end by Adam on cross-entropy with randomly mirrored images for the wall time of all convex layers together; its
-learning rate is the best of three on a tenth of the training images. Test images are looked at once, at the end.
+The last takes its convex layers from a finished run of ``python -m cvxcnn.train``. Each torch layer gets the convex
+layer's input, targets, reg, width and pooling, the best of five learning rates (on the training objective, after one
+pass over an eighth of the images), and --patience times the convex layer's wall time, one pass over the images at
+least. The whole network has the widths that the convex blocks hand on, and is trained end to end by Adam on
+cross-entropy with randomly mirrored images for the wall time of all convex layers together; its learning rate is the
+best of three on a tenth of the training images. Test images are looked at once, at the end.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import argparse
 import logging
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,12 +31,14 @@ from torch import Tensor, nn
 
 from cvxcnn.baseline import BaselineResult, default_learning_rate, train_baseline
 from cvxcnn.block import ConvexConvBlock
+from cvxcnn.checkpoint import read_state
 from cvxcnn.data import ImageSet, one_hot, split
+from cvxcnn.errors import InputError
 from cvxcnn.patches import Patches
 from cvxcnn.progress import Reporter
 from cvxcnn.records import LayerRecords, accuracy
 from cvxcnn.report import plot_accuracy, plot_objective, results_table, write_metrics
-from cvxcnn.settings import RECIPES, Settings, build_stack, check_maps, load_sets
+from cvxcnn.settings import RECIPES, Settings, build_stack, check_maps, load_sets, recorded_settings
 from cvxcnn.stack import LayerwiseCNN, Stage
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -48,10 +53,11 @@ class TimedRecords(LayerRecords):
     patience: float = 1.0
     began: float = 0.0
     convex_seconds: float = 0.0
+    given: tuple[float, ...] = ()
 
     def on_layer(self, layer: int, block: ConvexConvBlock, stage: Stage) -> None:
         """Note the wall time of the layer, everything since the one before included, and go on."""
-        self.convex_seconds = time.perf_counter() - self.began
+        self.convex_seconds = self.given[layer] if self.given else time.perf_counter() - self.began
         super().on_layer(layer, block, stage)
         self.summaries[-1]["convex"]["seconds"] = self.convex_seconds
         self.began = time.perf_counter()
@@ -70,7 +76,8 @@ class TimedRecords(LayerRecords):
         }
         rate = base * min(FACTORS, key=lambda factor: tried[factor].objective)
         needed = self.patience * self.convex_seconds
-        epochs = 1
+        # An eighth of the images for one pass says how many passes the time is for.
+        epochs = max(1, math.ceil(needed / (8 * np.median([found.seconds for found in tried.values()]))))
         while True:
             # Schedules depend on their length, so a run that was too short is made again, not continued.
             result = train_baseline(
@@ -84,6 +91,18 @@ class TimedRecords(LayerRecords):
             f"  torch: rate {rate:.2g}, {epochs} epochs, {result.seconds:.0f} s (convex {self.convex_seconds:.0f} s)"
         )
         return result
+
+
+def stages(stack: LayerwiseCNN, train: ImageSet) -> Iterator[Stage]:
+    """Yield what each block of a finished run was fitted on."""
+    if stack.crop or stack.validation is not None:
+        raise InputError("a run with crops or held-out images was trained on others than those of its data set.")
+    labels = train.labels.repeat(2) if stack.mirror else train.labels
+    targets = one_hot(labels, len(train.classes), dtype=stack.blocks_[0].neurons_.filters.dtype)
+    for seen in stack.seen(train.images):
+        offset = torch.from_numpy(seen.offset).to(targets)
+        prediction = torch.from_numpy(seen.outputs).to(targets) - offset
+        yield Stage(seen.inputs, targets - offset, offset, prediction)
 
 
 def whole_network(stack: LayerwiseCNN, classes: int) -> nn.Sequential:
@@ -171,42 +190,54 @@ def main() -> None:
     parser.add_argument("--downsample", type=int, nargs="+", help="after each layer; those of the recipe by default")
     parser.add_argument("--reg-fraction", type=float, nargs="+", help="of each layer; those of the recipe by default")
     parser.add_argument("--residual", action="store_true", help="fit each layer to what those before leave")
+    parser.add_argument("--run", type=Path, help="folder of a finished run, whose convex layers and settings are taken")
+    parser.add_argument("--seconds", type=float, nargs="+", help="wall time of each convex layer, with --run")
     parser.add_argument("--patience", type=float, default=1.0, help="torch's time as a multiple of the convex layer's")
     parser.add_argument("--no-baseline", action="store_true", help="convex layers alone")
+    parser.add_argument("--no-whole", action="store_true", help="no whole network for reference")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "figures")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     console = Console(width=140)
-    changes = {**RECIPES[options.recipe], "data": options.data, "layers": options.layers}
-    changes |= {"limit_train": options.limit_train, "baseline": not options.no_baseline}
-    if options.gates:
-        changes["gates"] = tuple(options.gates)
-    if options.reg_fraction:
-        changes["reg_fraction"] = tuple(options.reg_fraction)
-    if options.downsample:
-        changes["downsample"] = tuple(options.downsample)
-    if options.residual:
-        changes["residual"] = True
-    settings = replace(Settings(), **changes)
+    finished = None
+    if options.run:
+        state = read_state(options.run)
+        settings = recorded_settings(state.summary["settings"], baseline=True)
+        finished = state.stack
+    else:
+        changes = {**RECIPES[options.recipe], "data": options.data, "layers": options.layers}
+        changes |= {"limit_train": options.limit_train, "baseline": not options.no_baseline}
+        for name in ("gates", "reg_fraction", "downsample"):
+            if getattr(options, name):
+                changes[name] = tuple(getattr(options, name))
+        if options.residual:
+            changes["residual"] = True
+        settings = replace(Settings(), **changes)
     stack = build_stack(settings)
     train, test = load_sets(settings)
     check_maps(stack, train.image_shape)
     records = TimedRecords(
-        settings, stack, train, test, Reporter(console, settings.tol), None, (len(train), len(test)),
+        settings, finished or stack, train, test, Reporter(console, settings.tol), None, (len(train), len(test)),
         patience=options.patience, began=time.perf_counter(),
     )  # fmt: skip
-    stack.fit(train.images, one_hot(train.labels, len(train.classes)), on_layer=records.on_layer)
+    if finished is None:
+        stack.fit(train.images, one_hot(train.labels, len(train.classes)), on_layer=records.on_layer)
+    else:
+        entries = state.summary["layers"]
+        records.given = tuple(options.seconds or [entry["convex"]["seconds"] for entry in entries])
+        for layer, stage in enumerate(stages(finished, train)):
+            block = finished.blocks_[layer].set_params(reg=entries[layer]["reg"])
+            records.on_layer(layer, block, stage)
     summary = records.state().summary
-    console.print(results_table(summary))
-    if not options.no_baseline:
-        seconds = sum(entry["convex"]["seconds"] for entry in summary["layers"])
-        summary["end_to_end"] = end_to_end(stack, train, test, seconds)
-        console.print(summary["end_to_end"])
     options.output.mkdir(parents=True, exist_ok=True)
     name = f"layerwise-{train.name.lower().replace(' ', '-')}"
     plot_objective(summary, options.output / f"{name}-objective.png")
     plot_accuracy(summary, options.output / f"{name}-accuracy.png")
     write_metrics(summary, options.output / f"{name}.csv")
+    console.print(results_table(summary))
+    if settings.baseline and not options.no_whole:
+        seconds = sum(entry["convex"]["seconds"] for entry in summary["layers"])
+        console.print(end_to_end(records.stack, train, test, seconds))
 
 
 if __name__ == "__main__":

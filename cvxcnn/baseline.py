@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .design import FilterDesign
 from .errors import InputError, SolverError
 from .losses import Loss, get_loss
 from .patches import CACHE_BYTES, CHUNK_ENTRIES_CPU, CHUNK_ENTRIES_GPU, Patches
@@ -297,12 +298,16 @@ class _Run:
     def keep(self, filters: Tensor, readout: Tensor) -> None:
         """Balance these weights, judge them in float64 with and without the negligible, and keep the best so far."""
         filters, readout = rebalance(filters.double(), readout.double())
-        features = self.exact.relu_features(filters)
         sizes = filters.norm(dim=1)
+        candidates = []
         for least in (0.0, NEGLIGIBLE * float(sizes.max())):
             kept = (sizes > least).to(filters)
-            inner, outer = filters * kept[:, None], readout * kept[:, None, None]
-            value = self._value(torch.einsum("ncm,mco->no", features, outer), self.exact_targets, inner, outer)
+            candidates.append((filters * kept[:, None], readout * kept[:, None, None]))
+        # One pass over the images, chunk by chunk: their features may not fit.
+        design = FilterDesign(self.exact, filters)
+        predictions = design.predict(torch.cat([outer for _, outer in candidates], dim=2).unsqueeze(2)).chunk(2, dim=1)
+        for (inner, outer), prediction in zip(candidates, predictions, strict=True):
+            value = self._value(prediction, self.exact_targets, inner, outer)
             if not math.isfinite(value):
                 raise _DivergedError
             if value <= self.objective:

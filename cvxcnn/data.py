@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,23 @@ from .errors import DataError, InputError
 from .readers import encode_labels, read, reading, to_pixels
 from .readers.cifar10 import CIFAR10_CLASSES
 
-__all__ = ["ImageSet", "check_images", "check_targets", "limit", "load_data", "one_hot", "shifted", "split"]
+__all__ = [
+    "ImageSet",
+    "check_images",
+    "check_targets",
+    "limit",
+    "limited_rows",
+    "load_data",
+    "load_rows",
+    "one_hot",
+    "shifted",
+    "split",
+]
 
+Choice = Callable[[str, NDArray[np.int64], int], NDArray[np.int64]]
+Agreement = Callable[[tuple[int, int, int], str], tuple[int, int, int]]
+
+SPLITS = ("train", "test")
 # The digits' test images are the same in every run, whatever its seed.
 DIGITS_TEST_FRACTION = 0.2
 DIGITS_SPLIT_SEED = 0
@@ -330,15 +346,17 @@ def limit(image_set: ImageSet, n: int, seed: int) -> ImageSet:
     >>> np.bincount(limit(train, 20, seed=0).labels)
     array([2, 2, 2, 2, 2, 2, 2, 2, 2, 2])
     """
-    labels = image_set.labels
+    return image_set.subset(limited_rows(image_set.labels, len(image_set.classes), n, seed))
+
+
+def limited_rows(labels: NDArray[np.int64], n_classes: int, n: int, seed: int) -> NDArray[np.int64]:
+    """Return the rows that ``limit`` keeps, ascending."""
     try:
         count = operator.index(n)
     except TypeError as error:
         raise InputError(f"n must be an int; got {n!r}.") from error
-    if not len(image_set.classes) <= count <= len(labels):
-        raise InputError(
-            f"n must be from {len(image_set.classes)} (one image a class) to {len(labels)} (all there are); got {n}."
-        )
+    if not n_classes <= count <= len(labels):
+        raise InputError(f"n must be from {n_classes} (one image a class) to {len(labels)} (all there are); got {n}.")
     # In a random order, the r-th of the m images of a class is due at (r + 1/2) / m; the first of each goes before all.
     random = np.random.default_rng(seed)
     shuffled = random.permutation(len(labels))
@@ -348,7 +366,7 @@ def limit(image_set: ImageSet, n: int, seed: int) -> ImageSet:
         due[members] = (np.arange(len(members)) + 0.5) / len(members)
         due[members[0]] = 0.0
     order = np.lexsort((random.random(len(labels)), due))
-    return image_set.subset(np.sort(order[:count]))
+    return np.asarray(np.sort(order[:count]))
 
 
 def shifted(images: Tensor, seed: int, first: int = 0, fraction: float = 0.125) -> Tensor:
@@ -427,14 +445,35 @@ def load_data(source: str | os.PathLike[str]) -> tuple[ImageSet, ImageSet]:
     >>> len(train), len(test), train.image_shape
     (1437, 360, (1, 8, 8))
     """
+    return load_rows(source, lambda _, labels, __: np.arange(len(labels)), lambda shape, _: shape)
+
+
+def load_rows(source: str | os.PathLike[str], choose: Choice, agree: Agreement) -> tuple[ImageSet, ImageSet]:
+    """Return some of the images of ``load_data``: the others are not decoded, where the format allows it.
+
+    Parameters
+    ----------
+    source : str or path
+    choose : callable
+        Takes "train" or "test", the labels of that split and the number of classes, and returns the rows to keep,
+        ascending.
+    agree : callable
+        Takes the shape of the images that were kept, and where they come from, and returns the shape that they are to
+        have: grey images become as many equal channels.
+    """
     if source == "digits":
-        return _load_digits()
+        whole = _load_digits()
+        train, test = (
+            part.subset(choose(split, part.labels, len(part.classes)))
+            for split, part in zip(SPLITS, whole, strict=True)
+        )
+        return train, test
     if source == "cifar10":
-        return _load_files(_find_cifar10(), "cifar10")
+        return _load_files(_find_cifar10(), "cifar10", choose, agree)
     with reading(source, "Check the path."):
         path = Path(source).expanduser().resolve()
         name = path.stem if path.is_file() else path.name
-    return _load_files(path, name)
+    return _load_files(path, name, choose, agree)
 
 
 def _load_digits() -> tuple[ImageSet, ImageSet]:
@@ -459,12 +498,20 @@ def _find_cifar10() -> Path:
     )
 
 
-def _load_files(path: Path, name: str) -> tuple[ImageSet, ImageSet]:
+def _load_files(path: Path, name: str, choose: Choice, agree: Agreement) -> tuple[ImageSet, ImageSet]:
     raw = read(path)
     indices, classes = encode_labels(*raw)
     if name == "cifar10" and classes == tuple("0123456789"):
         classes = CIFAR10_CLASSES
-    train, test = (ImageSet(to_pixels(part), rows, classes, name) for part, rows in zip(raw, indices, strict=True))
+    sets = []
+    for split, part, labels in zip(SPLITS, raw, indices, strict=True):
+        rows = choose(split, labels, len(classes))
+        images = to_pixels(part, rows)
+        channels, _, _ = agree((images.shape[1], images.shape[2], images.shape[3]), part.origin)
+        if channels != images.shape[1]:
+            images = np.repeat(images, channels, axis=1)
+        sets.append(ImageSet(images, labels[rows], classes, name))
+    train, test = sets
     if train.image_shape != test.image_shape:
         raise DataError(
             f"{raw[0].origin} has images of shape {train.image_shape}, {raw[1].origin} of {test.image_shape}. "

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext, suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 from rich.console import Console
 
 from .checkpoint import State, drop_checkpoints, find_state, read_state, write_state
 from .data import ImageSet, one_hot
-from .distributed import process_group, rank, shard, size
+from .distributed import all_sum, process_group, rank, size
 from .errors import CvxcnnError, InputError, ModelFileError
 from .html_report import QUICK_FILE, REPORT_FILE, write_report
 from .memory import check_run_memory, predict_run_memory
@@ -28,6 +28,7 @@ from .settings import (
     check_settings,
     load_sets,
     pricing_options,
+    recorded_settings,
     resolve_device,
 )
 
@@ -93,14 +94,8 @@ def resume(path: str | os.PathLike[str], console: Console | None = None) -> dict
         state = read_state(found)
     except (OSError, ValueError) as error:
         raise InputError(f"can't read {target}: {getattr(error, 'strerror', None) or error}.") from error
-    names = {entry.name for entry in fields(Settings)}
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in state.summary["settings"].items()
-        if name in names
-    }
     try:
-        settings = replace(Settings(**values), output=str(target), downsample=tuple(values["downsample"]))
+        settings = recorded_settings(state.summary["settings"], output=str(target))
         complete = len(state.summary["layers"]) >= settings.layers
     except (TypeError, KeyError) as error:
         raise ModelFileError(f"The settings of the run in {target} are damaged: {error}. Train it again.") from error
@@ -123,10 +118,9 @@ def _run(settings: Settings, output: OutputFolder, state: State | None, console:
     with output if rank() == 0 else nullcontext() as folder:
         train, test = load_sets(settings)
         check_maps(stack, train.image_shape)
-        n_images = len(train), len(test)
+        n_images = _total(train), _total(test)
         predicted = predict_run_memory(stack, n_images[0], n_images[1], train.image_shape, len(train.classes))
         check_run_memory(predicted, settings.memory)
-        train, test = _share(train), _share(test)
         gap = pricing_options(settings).gap if settings.gates == "priced" else settings.tol
         reporter = Reporter(console, gap)
         reporter.say(
@@ -160,13 +154,9 @@ def _run(settings: Settings, output: OutputFolder, state: State | None, console:
     return summary
 
 
-def _share(images: ImageSet) -> ImageSet:
-    """Return this process's share of the images: the whole set if there is one process."""
-    if size() == 1:
-        return images
-    if len(images) < size():
-        raise InputError(f"{len(images)} images can't be shared by {size()} processes. Start as many or fewer.")
-    return images.subset(np.arange(len(images))[shard(len(images), rank(), size())])
+def _total(images: ImageSet) -> int:
+    """Return how many images all processes have together."""
+    return int(all_sum(torch.tensor(len(images))))
 
 
 def _take_over(records: LayerRecords, state: State) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from .arrangements import parse_gates
 from .block import ConvexConvBlock
-from .data import ImageSet, limit, load_data
-from .errors import InputError
+from .data import ImageSet, limited_rows, load_rows
+from .distributed import gather_rows, rank, shard, size
+from .errors import DataError, InputError
 from .pricing import PricingOptions
 from .solvers import SOLVERS
 from .stack import LayerwiseCNN
@@ -25,6 +28,7 @@ __all__ = [
     "check_settings",
     "load_sets",
     "pricing_options",
+    "recorded_settings",
     "resolve_device",
 ]
 
@@ -210,6 +214,21 @@ def build_stack(settings: Settings) -> LayerwiseCNN:
     return stack
 
 
+def recorded_settings(values: Mapping[str, Any], **changes: Any) -> Settings:
+    """Return the settings that a run's summary has recorded, among other things, with some of them changed.
+
+    Raises
+    ------
+    TypeError, KeyError
+        If they are not settings.
+    """
+    names = {entry.name for entry in fields(Settings)}
+    known: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if name in names
+    }
+    return replace(Settings(**known), downsample=tuple(known["downsample"]), **changes)
+
+
 def resolve_device(name: str) -> str:
     """Return "cuda" or "cpu"; "auto" is the first if there is a GPU.
 
@@ -245,11 +264,30 @@ def check_maps(stack: LayerwiseCNN, image_shape: tuple[int, int, int]) -> None:
 
 
 def load_sets(settings: Settings) -> tuple[ImageSet, ImageSet]:
-    """Return training and test images."""
-    train, test = load_data(settings.data)
-    if settings.limit_train is not None:
-        train = limit(train, settings.limit_train, settings.seed)
-    return train, test
+    """Return training and test images: of several processes, this one's shares, and no others are decoded."""
+
+    def choose(split: str, labels: NDArray[np.int64], n_classes: int) -> NDArray[np.int64]:
+        rows = np.arange(len(labels))
+        if split == "train" and settings.limit_train is not None:
+            rows = limited_rows(labels, n_classes, settings.limit_train, settings.seed)
+        if len(rows) < size():
+            raise InputError(f"{len(rows)} images can't be shared by {size()} processes. Start as many or fewer.")
+        return rows[shard(len(rows), rank(), size())]
+
+    return load_rows(settings.data, choose, _common_shape)
+
+
+def _common_shape(shape: tuple[int, int, int], origin: str) -> tuple[int, int, int]:
+    """Return the shape of the images of all processes; grey ones among those in colour are to become colour."""
+    shapes = gather_rows(torch.tensor([shape])).tolist()
+    channels = max(found[0] for found in shapes)
+    sides = sorted({(found[1], found[2]) for found in shapes})
+    if len(sides) > 1 or any(found[0] not in (1, channels) for found in shapes):
+        raise DataError(
+            f"The images of {origin} must have one shape; processes found {sorted(map(tuple, shapes))}. "
+            "Resize or crop them to one size."
+        )
+    return channels, *sides[0]
 
 
 def check_settings(settings: Settings) -> None:

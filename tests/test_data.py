@@ -24,9 +24,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_cifar10_python import write_archive, write_batches
 
-from cvxcnn.data import ImageSet, check_images, check_targets, limit, load_data, one_hot, split
+from cvxcnn.data import ImageSet, check_images, check_targets, limit, load_data, load_rows, one_hot, split
 from cvxcnn.errors import CvxcnnError, DataError, InputError
-from cvxcnn.readers import READERS
+from cvxcnn.readers import READERS, encoded
 
 
 def matches(error: type[Exception], *texts: str) -> Any:
@@ -439,6 +439,70 @@ def test_parquet_shards_in_the_order_of_their_names(tmp_path: Path) -> None:
     check_colour(tmp_path)
 
 
+def write_parquet_pieces(folder: Path) -> Path:
+    """Two files of row groups of two and three rows."""
+    write_parquet(folder)
+    table = pq.read_table(folder / "train.parquet")
+    (folder / "train.parquet").unlink()
+    pq.write_table(table.slice(0, 5), folder / "train-00000-of-00002.parquet", row_group_size=2)
+    pq.write_table(table.slice(5), folder / "train-00001-of-00002.parquet", row_group_size=3)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("write", "name"),
+    [
+        (write_parquet_pieces, "pieces"),
+        (write_npz, "shapes.npz"),
+        (write_idx, "idx"),
+        (write_cifar10, "batches"),
+        (write_folders, "folders"),
+        (lambda path: "digits", ""),
+    ],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_some_rows_are_those_of_the_whole(
+    write: Callable[[Path], Any], name: str, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path / name)
+    whole = load_data(source)
+    chosen, decoded = [], []
+
+    def choose(split: str, labels: np.ndarray, n_classes: int) -> np.ndarray:
+        part = whole[split == "test"]
+        assert np.array_equal(labels, part.labels) and n_classes == len(part.classes)
+        chosen.append(np.flatnonzero(np.random.default_rng(seed).random(len(labels)) < 0.5))
+        chosen[-1] = chosen[-1] if len(chosen[-1]) else np.array([len(labels) - 1])
+        return chosen[-1]
+
+    def decode(content: bytes) -> np.ndarray:
+        decoded.append(content)
+        return original(content)
+
+    original = encoded._decode
+    monkeypatch.setattr(encoded, "_decode", decode)
+    some = load_rows(source, choose, lambda shape, _: (3, *shape[1:]))
+    for part, all_there_are, rows in zip(some, whole, chosen, strict=True):
+        assert np.array_equal(part.images, np.broadcast_to(all_there_are.images[rows], part.images.shape))
+        assert np.array_equal(part.labels, all_there_are.labels[rows])
+        assert (part.classes, part.name) == (all_there_are.classes, all_there_are.name)
+    assert [part.image_shape[0] for part in some] == [1 if source == "digits" else 3] * 2
+    assert len(decoded) in (0, sum(map(len, chosen)))
+
+
+def test_files_that_change_while_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_parquet(tmp_path)
+    path = folder / "train.parquet"
+    shorter = pq.read_table(path).slice(0, 3)
+
+    def choose(split: str, labels: np.ndarray, _: int) -> np.ndarray:
+        pq.write_table(shorter, path)
+        return np.arange(len(labels))
+
+    with matches(DataError, str(path), "has 3 images where", "were announced", "get it again"):
+        load_rows(folder, choose, lambda shape, _: shape)
+
+
 def test_parquet_class_names_in_the_metadata(tmp_path: Path) -> None:
     write_parquet(tmp_path)
     names = ["ant", "bee", "cow"]
@@ -644,7 +708,7 @@ def rewrite(folder: Path, part: str, table: pa.Table) -> Path:
             ["Column img", "holds struct<path: string>, not encoded images"],
         ),
         (
-            lambda: parquet_table([COLOUR["train"][0], None], [0, 1]),
+            lambda: parquet_table([COLOUR["train"][0], None, COLOUR["train"][0]], [0, 1, 2]),
             ["Row 1", "has no image bytes", "Embed the images"],
         ),
         (lambda: parquet_table(COLOUR["train"][:2], [0, None]), ["Column label", "has missing values"]),
@@ -652,17 +716,20 @@ def rewrite(folder: Path, part: str, table: pa.Table) -> Path:
         (lambda: parquet_table(COLOUR["train"][:2], [[0], [1]]), ["Column label", "holds list<", "not labels"]),
         (lambda: parquet_table(COLOUR["train"][:2], [1, 1]), ["has fewer than two classes (1)"]),
         (lambda: parquet_table(COLOUR["train"][:2], ["a", "b"]), ["has labels of dtype <U1", "test.parquet", "int64"]),
-        (lambda: parquet_table([COLOUR["train"][0], b"no image"], [0, 1]), ["Can't read image 1 of", "Mend the image"]),
         (
-            lambda: parquet_table([COLOUR["train"][0], encode(COLOUR["train"][1])[:-40]], [0, 1]),
+            lambda: parquet_table([COLOUR["train"][0], b"no image", b"nor this"], [0, 1, 2]),
             ["Can't read image 1 of", "Mend the image"],
         ),
         (
-            lambda: parquet_table([encode(np.zeros((5, 4), np.uint16)), COLOUR["train"][0]], [0, 1]),
+            lambda: parquet_table([COLOUR["train"][0], encode(COLOUR["train"][1])[:-40], b""], [0, 1, 2]),
+            ["Can't read image 1 of", "Mend the image"],
+        ),
+        (
+            lambda: parquet_table([encode(np.zeros((5, 4), np.uint16)), *COLOUR["train"][:2]], [0, 1, 2]),
             ["Can't read image 0 of", "it has more than 8 bits a channel (mode I;16)", "8-bit PNG"],
         ),
         (
-            lambda: parquet_table([COLOUR["train"][0], COLOUR["train"][0][:, :3]], [0, 1]),
+            lambda: parquet_table([COLOUR["train"][0], COLOUR["train"][0][:, :3], b""], [0, 1, 2]),
             ["must have one size: image 1 of", "is 3 x 4, those before it are 5 x 4", "Resize"],
         ),
     ],

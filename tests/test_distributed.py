@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from PIL import Image
 
 from cvxcnn import ConvexConvBlock, LayerwiseCNN
 from cvxcnn.arrangements import (
@@ -31,6 +32,7 @@ from cvxcnn.arrangements import (
     patterns,
     resolve,
 )
+from cvxcnn.data import load_data
 from cvxcnn.distributed import (
     all_mean,
     all_sum,
@@ -44,9 +46,10 @@ from cvxcnn.distributed import (
     size,
     take_rows,
 )
-from cvxcnn.errors import CvxcnnError, InputError
+from cvxcnn.errors import CvxcnnError, DataError, InputError
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.run import Settings, run
+from cvxcnn.settings import load_sets
 from cvxcnn.stack import Standardizer
 
 N_IMAGES = 41  # shares of 20 and 21
@@ -135,6 +138,28 @@ def sums(number: int) -> None:
     assert torch.equal(values, before)
 
 
+def write_pictures(path: Path) -> None:
+    """Images of which half are grey, those of the first process or of the second; the same in two sizes."""
+    for split, grey in (("train", range(6)), ("test", range(6, 12))):
+        for index in range(12):
+            pixels = np.random.default_rng(index).integers(0, 256, (5, 4, 3), np.uint8)
+            pixels = pixels[..., 0] if index in grey else pixels
+            for folder, image in (("pictures", pixels), ("sizes", pixels[: 4 + index // 6])):
+                group = path / folder / split / str(index // 6)
+                group.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image).save(group / f"{index:02d}.png")
+
+
+def shares(path: Path) -> dict[str, np.ndarray]:
+    """Return what this process loads."""
+    found = {}
+    for name, loaded in zip(("train", "test"), load_sets(Settings(data=str(path / "pictures"))), strict=True):
+        found |= {f"pictures.{name}": loaded.images, f"pictures.{name}.labels": loaded.labels}
+    with pytest.raises(DataError, match=r"must have one shape; processes found \[\(1, 4, 4\), \(3, 5, 4\)\]. Resize"):
+        load_sets(Settings(data=str(path / "sizes")))
+    return found
+
+
 class OwnGates(GaussianGates):
     """A sampler that gives each process gates of its own."""
 
@@ -179,7 +204,7 @@ def compare(number: int, path: Path) -> None:
         refusals()
         # Small, so that a pool is drawn and images are compared in two stages.
         data_patches.POOL_PATCHES, base.FIRST_IMAGES = 64, 3
-        np.savez(path / f"{number}.npz", **fitted(shard(N_IMAGES, number, 2)))
+        np.savez(path / f"{number}.npz", **fitted(shard(N_IMAGES, number, 2)), **shares(path))
     assert (rank(), size()) == (0, 1)
     dist.barrier()  # the group that was there before is left as it was
     with process_group("cpu"):
@@ -198,11 +223,14 @@ def in_two_processes(function: Callable[..., None], path: Path) -> None:
 def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, np.ndarray]], dict[str, np.ndarray]]:
     """What two processes found, and what one did."""
     path = tmp_path_factory.mktemp("two")
+    write_pictures(path)
     in_two_processes(work, path)
     assert (path / "told").exists()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data_patches, "POOL_PATCHES", 64)
         one = fitted(slice(None))
+    for name, loaded in zip(("train", "test"), load_data(path / "pictures"), strict=True):
+        one |= {f"pictures.{name}": loaded.images, f"pictures.{name}.labels": loaded.labels}
     return [dict(np.load(path / f"{number}.npz")) for number in range(2)], one
 
 
@@ -216,6 +244,15 @@ def test_two_processes_find_what_one_finds(what: str, both: Any) -> None:
         scale = np.abs(one[name]).max()
         assert two[0][name].shape == np.shape(one[name]), name
         assert np.abs(two[0][name] - one[name]).max() <= 1e-8 * scale, name
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_each_process_loads_its_share_of_the_images(split: str, both: Any) -> None:
+    two, one = both
+    for name in (f"pictures.{split}", f"pictures.{split}.labels"):
+        assert [len(found[name]) for found in two] == [6, 6]
+        # Grey images among those in colour are in colour, wherever those are.
+        assert np.array_equal(np.concatenate([found[name] for found in two]), one[name])
 
 
 def test_the_gates_are_to_the_last_bit_those_of_one_process(both: Any) -> None:
@@ -301,7 +338,7 @@ def test_each_process_needs_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_more_processes_than_images_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("cvxcnn.run.size", lambda: 500)
+    monkeypatch.setattr("cvxcnn.settings.size", lambda: 500)
     with pytest.raises(InputError, match="40 images can't be shared by 500 processes"):
         run(Settings(layers=1, limit_train=40, gates=5, output=str(tmp_path / "run")))
     assert not list(tmp_path.iterdir())

@@ -476,13 +476,13 @@ def test_signals_end_a_run_cleanly(
     number: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    load = cvxcnn.settings.load_data
+    load = cvxcnn.settings.load_rows
 
-    def send(source: str) -> Any:
+    def send(*arguments: Any) -> Any:
         os.kill(os.getpid(), number)
-        return load(source)
+        return load(*arguments)
 
-    monkeypatch.setattr(cvxcnn.settings, "load_data", send)
+    monkeypatch.setattr(cvxcnn.settings, "load_rows", send)
     assert main(["--output", "out"]) == code
     assert "nothing was written" in capsys.readouterr().err
     assert os.listdir() == []

@@ -4,15 +4,48 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import EllipsisType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from .raw import reading
+from .raw import DAMAGED, reading
 
-__all__ = ["decode_all"]
+__all__ = ["EncodedImages", "decode_all"]
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedImages:
+    """Images that stay encoded where they are until some of them are asked for: ``images[rows]``.
+
+    Parameters
+    ----------
+    count : int
+    origin : str
+        The file they come from, for error messages.
+    contents : callable
+        Takes rows, ascending, and yields the origin and the bytes of each.
+    """
+
+    count: int
+    origin: str
+    contents: Callable[[NDArray[np.int64]], Iterable[tuple[str, bytes]]]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return (n,)."""
+        return (self.count,)
+
+    def __getitem__(self, rows: NDArray[np.int64] | EllipsisType) -> NDArray[np.uint8]:
+        """Return images as one (len(rows), C, h, w) array."""
+        wanted = np.arange(self.count)[rows]
+        images = decode_all(self.contents(wanted))
+        if len(images) != len(wanted):
+            raise DataError(f"{self.origin} has {len(images)} images where {len(wanted)} were announced. {DAMAGED}")
+        return images
 
 
 def _decode(content: bytes) -> NDArray[np.uint8]:

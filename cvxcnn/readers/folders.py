@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import DataError
-from .encoded import decode_all
+from .encoded import EncodedImages
 from .raw import RawSplit, files, reading
 
 
@@ -25,7 +27,14 @@ def _read_split(folder: Path) -> RawSplit:
         paths = [p for group in _class_folders(folder) for p in files(group)]
         if not paths:
             raise DataError(f"{folder} holds no images. Put them there as {folder.name}/<class>/<image>.")
-        images = decode_all((str(p), p.read_bytes()) for p in paths)
+
+    def contents(rows: NDArray[np.int64]) -> Iterator[tuple[str, bytes]]:
+        for row in rows:
+            with reading(paths[row], "Check the file and its permissions."):
+                content = paths[row].read_bytes()
+            yield str(paths[row]), content
+
+    images = EncodedImages(len(paths), str(folder), contents)
     return RawSplit(images, np.array([p.parent.name for p in paths]), str(folder))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from .encoded import decode_all
+from .encoded import EncodedImages
 from .raw import RawSplit, files, reading
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "coarse_label")
+_ROWS_AT_ONCE = 1024
 
 
 def _shards(folder: Path, split: str) -> list[Path]:
@@ -52,53 +55,94 @@ def _class_names(schema: Any, label: str) -> tuple[str, ...] | None:
     return tuple(map(str, names)) if isinstance(names, list) and names else None
 
 
-def _read_split(folder: Path, split: str) -> RawSplit:
-    import pyarrow as pa
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
-    shards = _shards(folder, split)
-    if not shards:
+    with reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        yield file
+
+
+@dataclass(frozen=True, eq=False)
+class _Shard:
+    """One file: its labels, and the column that its images are read from when they are asked for."""
+
+    path: Path
+    labels: NDArray[Any]
+    names: tuple[str, ...] | None
+    column: str
+    nested: bool
+
+    def contents(self, rows: NDArray[np.int64]) -> Iterator[tuple[str, bytes]]:
+        """Yield the origin and the bytes of these rows, which ascend; row groups without any aren't read."""
+        with _opened(self.path) as file:
+            stop = 0
+            for group in range(file.num_row_groups):
+                start, stop = stop, stop + file.metadata.row_group(group).num_rows
+                if np.searchsorted(rows, start) == np.searchsorted(rows, stop):
+                    continue
+                columns = [f"{self.column}.bytes" if self.nested else self.column]
+                for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns):
+                    wanted = rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + batch.num_rows)]
+                    values = batch.column(self.column).take(wanted - start).to_pylist()
+                    for row, value in zip(wanted, values, strict=True):
+                        value = value["bytes"] if self.nested and value is not None else value
+                        if value is None:
+                            raise DataError(
+                                f"Row {row} of {self.path} has no image bytes. Embed the images, not their paths."
+                            )
+                        yield f"image {row} of {self.path}", value
+                    start += batch.num_rows
+
+
+def _open_shard(path: Path) -> _Shard:
+    import pyarrow as pa
+
+    with _opened(path) as file:
+        schema = file.schema_arrow
+        image = _column(path, schema, IMAGE_COLUMNS, "image")
+        label = _column(path, schema, LABEL_COLUMNS, "label")
+        encoded, kind = schema.field(image).type, schema.field(label).type
+        nested = pa.types.is_struct(encoded) and encoded.get_field_index("bytes") >= 0
+        content = encoded.field("bytes").type if nested else encoded
+        if not (pa.types.is_binary(content) or pa.types.is_large_binary(content)):
+            raise DataError(
+                f"Column {image} of {path} holds {encoded}, not encoded images. "
+                "Store JPEG or PNG bytes, as binary or as struct{bytes, path}."
+            )
+        if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise DataError(f"Column {label} of {path} holds {kind}, not labels. Store integers or strings.")
+        column = file.read(columns=[label]).column(label)
+        if column.null_count:
+            raise DataError(f"Column {label} of {path} has missing values. Fill them in, or take out the rows.")
+        if not len(column):
+            raise DataError(f"{path} is empty: it has no rows. Get the file again, or take it out.")
+        labels = column.to_numpy()
+        names = _class_names(schema, label) if pa.types.is_integer(kind) else None
+    return _Shard(path, labels if pa.types.is_integer(kind) else labels.astype(str), names, image, nested)
+
+
+def _read_split(folder: Path, split: str) -> RawSplit:
+    paths = _shards(folder, split)
+    if not paths:
         raise DataError(
             f"{folder} has no {split} split: neither {split}.parquet nor {split}-*.parquet. "
             "Put both a training and a test file there."
         )
-    labels: list[NDArray[Any]] = []
-    names: tuple[str, ...] | None = None
+    shards = [_open_shard(path) for path in paths]
+    labels = np.concatenate([shard.labels for shard in shards])
 
-    def rows(path: Path) -> Iterator[tuple[str, bytes]]:
-        nonlocal names
-        with reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
-            schema = file.schema_arrow
-            image = _column(path, schema, IMAGE_COLUMNS, "image")
-            label = _column(path, schema, LABEL_COLUMNS, "label")
-            names = _class_names(schema, label) if pa.types.is_integer(schema.field(label).type) else None
-            encoded, kind = schema.field(image).type, schema.field(label).type
-            nested = pa.types.is_struct(encoded) and encoded.get_field_index("bytes") >= 0
-            content = encoded.field("bytes").type if nested else encoded
-            if not (pa.types.is_binary(content) or pa.types.is_large_binary(content)):
-                raise DataError(
-                    f"Column {image} of {path} holds {encoded}, not encoded images. "
-                    "Store JPEG or PNG bytes, as binary or as struct{bytes, path}."
-                )
-            if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-                raise DataError(f"Column {label} of {path} holds {kind}, not labels. Store integers or strings.")
-            row = 0
-            for batch in file.iter_batches(1024, columns=[f"{image}.bytes" if nested else image, label]):
-                if batch.column(label).null_count:
-                    raise DataError(f"Column {label} of {path} has missing values. Fill them in, or take out the rows.")
-                values = batch.column(label).to_numpy(zero_copy_only=False)
-                labels.append(values if pa.types.is_integer(kind) else values.astype(str))
-                for value in batch.column(image).to_pylist():
-                    value = value["bytes"] if nested and value is not None else value
-                    if value is None:
-                        raise DataError(f"Row {row} of {path} has no image bytes. Embed the images, not their paths.")
-                    yield f"image {row} of {path}", value
-                    row += 1
-            if row == 0:
-                raise DataError(f"{path} is empty: it has no rows. Get the file again, or take it out.")
+    def contents(rows: NDArray[np.int64]) -> Iterator[tuple[str, bytes]]:
+        first = 0
+        for shard in shards:
+            last = first + len(shard.labels)
+            own = rows[(rows >= first) & (rows < last)] - first
+            if len(own):
+                yield from shard.contents(own)
+            first = last
 
-    images = decode_all(entry for path in shards for entry in rows(path))
-    return RawSplit(images, np.concatenate(labels), str(shards[0] if len(shards) == 1 else folder), names)
+    origin = str(paths[0] if len(paths) == 1 else folder)
+    return RawSplit(EncodedImages(len(labels), origin, contents), labels, origin, shards[-1].names)
 
 
 def read(folder: Path) -> tuple[RawSplit, RawSplit]:

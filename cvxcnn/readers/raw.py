@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import EllipsisType
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +21,24 @@ __all__ = ["RawSplit", "encode_labels", "files", "first_bytes", "reading", "to_p
 DAMAGED = "The file may be damaged or cut short: get it again."
 
 
+class Undecoded(Protocol):
+    """Images that are read and decoded when they are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return (n,): the rest isn't known yet."""
+
+    def __getitem__(self, rows: NDArray[np.int64] | EllipsisType) -> NDArray[np.uint8]:
+        """Return the images of some rows, which ascend."""
+
+
 @dataclass(frozen=True, eq=False)
 class RawSplit:
     """Images and labels as a file holds them.
 
     Parameters
     ----------
-    images : array, shape (n, h, w) or (n, C, h, w)
+    images : array, shape (n, h, w) or (n, C, h, w), or Undecoded
         Any dtype; not yet scaled.
     labels : array, shape (n,)
         Integers or strings.
@@ -36,7 +48,7 @@ class RawSplit:
         ``names[i]`` is the name of label i; without it the labels' own values are the names.
     """
 
-    images: NDArray[Any]
+    images: NDArray[Any] | Undecoded
     labels: NDArray[Any]
     origin: str
     names: tuple[str, ...] | None = None
@@ -73,9 +85,9 @@ def first_bytes(path: Path, count: int) -> bytes:
         return b""
 
 
-def to_pixels(raw: RawSplit) -> NDArray[np.float64]:
-    """Return raw images as (n, C, H, W) numbers in [0, 1]."""
-    images = raw.images
+def to_pixels(raw: RawSplit, rows: NDArray[np.int64] | EllipsisType = ...) -> NDArray[np.float64]:
+    """Return raw images, all or those of some rows, which ascend, as (n, C, H, W) numbers in [0, 1]."""
+    images = raw.images[rows]
     if images.ndim not in (3, 4) or images.size == 0:
         raise DataError(
             f"Images of {raw.origin} must be (n, c, h, w), (n, h, w, c) or (n, h, w), and not empty; "
