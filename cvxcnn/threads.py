@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["coarse_threads", "map_items", "map_shares"]
+__all__ = ["all_threads", "coarse_threads", "map_items", "map_shares"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -59,6 +59,25 @@ def coarse_threads() -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         _workers.reset(token)
+
+
+@contextmanager
+def all_threads() -> Iterator[None]:
+    """All of torch's threads for large dense algebra, inside ``coarse_threads`` too.
+
+    Examples
+    --------
+    >>> threads = torch.get_num_threads()
+    >>> with coarse_threads(), all_threads():
+    ...     torch.get_num_threads() == threads
+    True
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(_workers.get() or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @lru_cache(maxsize=4)
