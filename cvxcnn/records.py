@@ -87,7 +87,7 @@ class LayerRecords:
             stack.blocks_ = self.stack.blocks_[:count]
             stack.standardizers_ = self.stack.standardizers_[:count]
         history = [point for point in self.history if point.layer <= count]
-        return State(summarise(self.settings, self), stack if count else None, self.rivals[:count], history)
+        return State(summarise(self), stack if count else None, self.rivals[:count], history)
 
     def extra(self) -> dict[str, Any]:
         """Return what the model's configuration says beside the model."""
@@ -218,8 +218,9 @@ def describe(records: LayerRecords) -> dict[str, Any]:
     }
 
 
-def summarise(settings: Settings, records: LayerRecords) -> dict[str, Any]:
+def summarise(records: LayerRecords) -> dict[str, Any]:
     """Return the summary of a run."""
+    settings = records.settings
     return {
         "version": __version__,
         "data": describe(records),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .block import DTYPES, ConvexConvBlock
 from .data import check_images, check_targets, moved, shifted
-from .distributed import all_sum, rank, row_counts, size
+from .distributed import rank, row_counts
 from .errors import InputError
 from .neurons import Neurons, convolution, to_module
 from .patches import PatchGeometry
@@ -28,8 +28,9 @@ from .savable import Savable
 from .solvers import Progress
 from .solvers.base import is_number
 from .stacked_module import StackedCNN
+from .standardizer import Standardizer
 
-__all__ = ["LayerwiseCNN", "Seen", "Stage", "Standardizer"]
+__all__ = ["LayerwiseCNN", "Seen", "Stage"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,62 +44,7 @@ _SMALLEST_FRACTION = 1e-3
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
-
-
-@dataclass(frozen=True)
-class Standardizer:
-    """Each channel shifted and scaled to mean 0 and standard deviation 1 over the training images.
-
-    Attributes
-    ----------
-    mean, scale : Tensor, shape (C,)
-        A channel that is constant keeps scale 1.
-    """
-
-    mean: Tensor
-    scale: Tensor
-
-    @classmethod
-    def of(cls, images: Tensor) -> Standardizer:
-        """Return the standardizer of images (n, C, H, W); of those of all processes together."""
-        return cls.of_parts([images])
-
-    @classmethod
-    def of_parts(cls, parts: Iterable[Tensor]) -> Standardizer:
-        """Return the standardizer of images that are given in parts."""
-        shift, count, total, squares = None, 0, torch.zeros(()), torch.zeros(())
-        for part in parts:
-            if shift is None:
-                # Moments about a value near the mean: no digits are lost where it is large beside the deviation.
-                shift = all_sum(part.mean(dim=(0, 2, 3)).double()) / size()
-                total, squares = torch.zeros_like(shift), torch.zeros_like(shift)
-                dtype = part.dtype
-            centred = part.double() - shift[:, None, None]
-            count += centred[:, 0].numel()
-            total += centred.sum(dim=(0, 2, 3))
-            squares += centred.square().sum(dim=(0, 2, 3))
-        if shift is None:
-            raise InputError("there are no images to standardize.")
-        sums = all_sum(torch.stack([total, squares, torch.full_like(shift, count)]))
-        offset = sums[0] / sums[2]
-        mean, scale = shift + offset, (sums[1] / sums[2] - offset.square()).clamp_min(0.0).sqrt()
-        scale = torch.where(scale > 1e-12 * (1 + mean.abs()), scale, torch.ones_like(scale))
-        return cls(mean.to(dtype), scale.to(dtype))
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return standardized images."""
-        return (images - self.mean[:, None, None]) / self.scale[:, None, None]
-
-    def to_torch(self) -> nn.Conv2d:
-        """Return the same as a 1 x 1 convolution with a group a channel; its parameters ask for no gradient."""
-        count = len(self.mean)
-        # A convolution of its own: folded into the next one it would be wrong at the zeros of its padding.
-        layer = nn.Conv2d(count, count, 1, groups=count).to(self.mean).requires_grad_(False)
-        layer.weight.copy_((1 / self.scale).view_as(layer.weight))
-        if layer.bias is not None:
-            layer.bias.copy_(-self.mean / self.scale)
-        return layer
+    return is_number(value, Integral) and int(value) >= 1
 
 
 def mirrored(images: Tensor) -> Tensor:
@@ -485,10 +431,13 @@ class LayerwiseCNN(Savable, BaseEstimator):
 
         return block.relu_maps(inputs, self.handed_on(layer), then)
 
-    def layer_inputs(self, images: Any) -> Iterator[tuple[ConvexConvBlock, Tensor]]:
-        """Yield (block, its input (n, C, H, W)) for each layer."""
+    def _check_fitted(self) -> None:
         if not getattr(self, "blocks_", None):
             raise NotFittedError("This LayerwiseCNN isn't fitted yet. Call fit first.")
+
+    def layer_inputs(self, images: Any) -> Iterator[tuple[ConvexConvBlock, Tensor]]:
+        """Yield (block, its input (n, C, H, W)) for each layer."""
+        self._check_fitted()
         like = self.blocks_[0].neurons_.filters
         inputs = check_images(images, dtype=like.dtype, device=like.device)
         if tuple(inputs.shape[1:]) != tuple(self.image_shape_):
@@ -503,8 +452,7 @@ class LayerwiseCNN(Savable, BaseEstimator):
 
     def seen(self, images: Any) -> Iterator[Seen]:
         """Yield what each block makes of images, mirror images with them; also of blocks that are added meanwhile."""
-        if not getattr(self, "blocks_", None):
-            raise NotFittedError("This LayerwiseCNN isn't fitted yet. Call fit first.")
+        self._check_fitted()
         if self.mirror:
             like = self.blocks_[0].neurons_.filters
             images = mirrored(check_images(images, dtype=like.dtype, device=like.device))
@@ -517,7 +465,7 @@ class LayerwiseCNN(Savable, BaseEstimator):
 
     def staged_predict(self, images: Any, *, shift: int = 0) -> Iterator[np.ndarray]:
         """Yield each layer's predictions, shape (n,) or (n, outputs); for ``shift`` see ``predict``."""
-        if not isinstance(shift, Integral) or isinstance(shift, bool) or shift < 0:
+        if not is_number(shift, Integral) or shift < 0:
             raise InputError(f"shift must be an int >= 0, in pixels; got {shift!r}.")
         views = [images]
         if shift:
@@ -608,8 +556,7 @@ class LayerwiseCNN(Savable, BaseEstimator):
         >>> np.allclose(module(torch.from_numpy(images))[:, 0].detach(), stack.predict(images))
         True
         """
-        if not getattr(self, "blocks_", None):
-            raise NotFittedError("This LayerwiseCNN isn't fitted yet. Call fit first.")
+        self._check_fitted()
         if not isinstance(layer, Integral) or not -len(self.blocks_) <= layer < len(self.blocks_):
             raise InputError(f"layer must be between 0 and {len(self.blocks_) - 1}; got {layer!r}.")
         last = int(layer) % len(self.blocks_)

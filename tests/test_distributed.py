@@ -50,7 +50,7 @@ from cvxcnn.errors import CvxcnnError, DataError, InputError
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.run import Settings, run
 from cvxcnn.settings import load_sets
-from cvxcnn.stack import Standardizer
+from cvxcnn.standardizer import Standardizer
 
 N_IMAGES = 41  # shares of 20 and 21
 SOLVER = {"solver": "fista", "reg": 0.5, "tol": 1e-9, "max_iter": 100_000}

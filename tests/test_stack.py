@@ -13,7 +13,7 @@ from torch import nn
 from cvxcnn import ConvexConvBlock, LayerwiseCNN, PricingOptions
 from cvxcnn.errors import InputError
 from cvxcnn.neurons import Neurons
-from cvxcnn.stack import Standardizer
+from cvxcnn.standardizer import Standardizer
 
 BLOCK = ConvexConvBlock(kernel_size=3, padding=1, pooling="mean", pool_cells=2, gates=8, reg=3.0)
 

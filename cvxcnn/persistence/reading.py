@@ -18,7 +18,8 @@ from ..patches import PatchGeometry
 from ..pricing import PricedGates, PricingOptions
 from ..projection import PatchPCA
 from ..solvers import SolveResult, Status
-from ..stack import LayerwiseCNN, Standardizer
+from ..stack import LayerwiseCNN
+from ..standardizer import Standardizer
 from .checks import (
     MisfitError,
     entry,
