@@ -83,7 +83,7 @@ def all_threads() -> Iterator[None]:
 @lru_cache(maxsize=4)
 def _pool(workers: int) -> ThreadPoolExecutor:
     threads = torch.get_num_threads()
-    started = Barrier(workers)
+    started = Barrier(workers, timeout=60)
 
     def one_thread() -> None:
         # At its first question a thread is given the number that was set last, in whichever thread: ask, then set.

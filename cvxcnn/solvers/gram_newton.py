@@ -34,6 +34,8 @@ _SMALLER_BOUND = 0.7
 _SHORTER = (1.0, 0.1, 1e-3, 1e-6)
 # Where fewer groups than one in so many aren't zero, their products are taken apart.
 _FEW = 4
+# Rows that are copied at once.
+_ROWS_AT_ONCE = 512
 # Newton iterations for the norm of a group: it is found to the last digits in far fewer.
 _NORM_STEPS = 20
 # Conjugate gradients of a Newton step, at least and at most; what they stop at relative to the right side.
@@ -63,11 +65,14 @@ class GramLasso:
         Rows of W that make a group.
     reg : float
         > 0.
+    spectra : (Tensor, Tensor), optional
+        Eigenvalues (groups, size) and eigenvectors of the blocks on the diagonal of A^T A; found if they are not given.
     batched : bool, optional
         Whether sweeps take groups in batches; by default off the CPU.
 
     Attributes
     ----------
+    spectra : (Tensor, Tensor)
     weights : Tensor, shape (q, outputs)
     norms : Tensor, shape (q / size,)
         ||W_g||.
@@ -76,15 +81,23 @@ class GramLasso:
     """
 
     def __init__(
-        self, gram: Tensor, linear: Tensor, squared_norm: float, size: int, reg: float, batched: bool | None = None
+        self,
+        gram: Tensor,
+        linear: Tensor,
+        squared_norm: float,
+        size: int,
+        reg: float,
+        spectra: tuple[Tensor, Tensor] | None = None,
+        batched: bool | None = None,
     ) -> None:
         self.gram, self.linear, self.squared_norm = gram, linear, squared_norm
         self.size, self.reg = size, reg
         self.n_groups = len(gram) // size
-        groups = torch.arange(self.n_groups, device=gram.device)
-        blocks = gram.view(self.n_groups, size, self.n_groups, size)[groups, :, groups, :]
-        values, self.vectors = torch.linalg.eigh(blocks)
-        self.values = values.clamp_min(0.0)
+        if spectra is None:
+            groups = torch.arange(self.n_groups, device=gram.device)
+            values, vectors = torch.linalg.eigh(gram.view(self.n_groups, size, self.n_groups, size)[groups, :, groups])
+            spectra = values.clamp_min(0.0), vectors
+        self.spectra = spectra
         self.batched = gram.device.type != "cpu" if batched is None else batched
         self.bounds = [1.0] * -(-self.n_groups // _TOGETHER)
         self.move_to(torch.zeros_like(linear))
@@ -106,9 +119,7 @@ class GramLasso:
 
     def _quadratic(self) -> GramQuadratic:
         """Return the same for numpy; on a CPU it shares the memory of the matrices."""
-        gram, linear, values, vectors = (
-            matrix.cpu().numpy() for matrix in (self.gram, self.linear, self.values, self.vectors)
-        )
+        gram, linear, values, vectors = (matrix.cpu().numpy() for matrix in (self.gram, self.linear, *self.spectra))
         return GramQuadratic(gram, linear, self.squared_norm, self.size, (values, vectors))
 
     def _descend(self, tol: float, rounds: int) -> None:
@@ -198,7 +209,8 @@ class GramLasso:
 
         A majorizer moves such a group towards zero without end.
         """
-        own = self.vectors @ (self.values[:, :, None] * (self.vectors.mT @ self._grouped(self.weights)))
+        values, vectors = self.spectra
+        own = vectors @ (values[:, :, None] * (vectors.mT @ self._grouped(self.weights)))
         leaving = (self._lengths(self._grouped(self.pulls) + own) <= self.reg) & (self.norms > 0)
         if not bool(leaving.any()):
             return
@@ -219,7 +231,7 @@ class GramLasso:
         for batch, bound in enumerate(self.bounds):
             groups = slice(batch * _TOGETHER, min((batch + 1) * _TOGETHER, self.n_groups))
             rows = slice(groups.start * self.size, groups.stop * self.size)
-            values, vectors = self.values[groups], self.vectors[groups]
+            values, vectors = (part[groups] for part in self.spectra)
             before = vectors.mT @ weights[rows].reshape(len(values), self.size, -1)
             pulls = vectors.mT @ (self.linear[rows] - product[rows]).reshape(before.shape)
             while True:
@@ -267,8 +279,7 @@ class GramLasso:
         rows = support.repeat_interleave(self.size).nonzero().flatten()
         norms = self._per_row(self.norms[support])
         units = self.weights[rows] / norms
-        whole = len(rows) == len(self.gram)
-        factor = _factor(self.gram.clone() if whole else self.gram[rows][:, rows], (self.reg / norms)[:, 0])
+        factor = _factor(_part(self.gram, rows), (self.reg / norms)[:, 0])
         if factor is None:
             return None
         roots = (self.reg / self.norms[support]).sqrt()
@@ -302,6 +313,16 @@ class GramLasso:
             low, high = torch.where(falls, middle, low), torch.where(falls, high, middle)
         self._set(self.weights + low * step, self.product + low * image)
         return float(low)
+
+
+def _part(matrix: Tensor, rows: Tensor) -> Tensor:
+    """Return a copy of some rows and columns of a matrix, and no other copies on the way."""
+    if len(rows) == len(matrix):
+        return matrix.clone()
+    part = matrix.new_empty(len(rows), len(rows))
+    for some, out in zip(torch.split(rows, _ROWS_AT_ONCE), torch.split(part, _ROWS_AT_ONCE), strict=True):
+        torch.index_select(matrix[some], 1, rows, out=out)
+    return part
 
 
 def _factor(matrix: Tensor, diagonal: Tensor) -> Tensor | None:

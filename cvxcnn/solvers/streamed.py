@@ -124,6 +124,7 @@ def solve_form(
     solution = torch.zeros_like(form.linear) if start is None else start.to(form.linear).reshape(form.linear.shape)
     separable = isinstance(penalty, GroupPenalty)
     size = rows if separable else cells * rows
+    spectra = None
     parts = [[output] for output in range(outputs)] if separable else [list(range(outputs))]
     for _ in range(_ATTEMPTS):
         objective, bound, _ = form.gap(penalty, reg, solution.view(form.shape))
@@ -133,7 +134,9 @@ def solve_form(
             break
         fresh = []
         for part in parts:
-            lasso = GramLasso(form.gram, form.linear[:, part], float(form.squared_norm[part].sum()), size, reg)
+            squared_norm = float(form.squared_norm[part].sum())
+            lasso = GramLasso(form.gram, form.linear[:, part], squared_norm, size, reg, spectra)
+            spectra = lasso.spectra
             fresh.append(lasso.minimise(solution[:, part], 0.9 * accuracy / len(parts), rounds))
         solution = torch.cat(fresh, dim=1)
     return solution.view(form.shape)
