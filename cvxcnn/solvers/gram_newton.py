@@ -181,11 +181,16 @@ class GramLasso:
         scale = max(float(self.gram.diagonal().mean()), 1e-300)
         norms = torch.full_like(self.norms, _START * self.reg / scale)
         for _ in range(_REWEIGHTINGS):
-            factor = _factor(self.gram.clone(), self._per_row(self.reg / norms)[:, 0])
-            if factor is None:
+            if not self._reweight(norms):
                 return
-            self.move_to(_apply(factor, self.linear))
             norms = self.norms.clamp_min(_LEAST_NORM * float(self.norms.max()))
+
+    def _reweight(self, norms: Tensor) -> bool:
+        # A function of its own, so that no factor is left when the next is made.
+        factor = _factor(self.gram.clone(), self._per_row(self.reg / norms)[:, 0])
+        if factor is not None:
+            self.move_to(_apply(factor, self.linear))
+        return factor is not None
 
     def sweep(self, count: int) -> None:
         """Minimise over every group, or every batch of them, in turn; so many times."""
