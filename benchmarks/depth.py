@@ -1,6 +1,6 @@
 """What makes deeper layers generalise: stacks that differ in one thing, judged on images split off the training file.
 
-    python benchmarks/depth.py --data ../shared/data/cifar10 --n-train 4000 --n-held-out 4000
+    python benchmarks/depth.py --data PATH --n-train 4000 --n-held-out 4000
 
 Whitened data patches are the filters of every block (``PatchGates``), weighed by the dense program to a gap of 1e-3;
 reg of each layer is that of the lowest squared error on a tenth of the training images, but in one variant, where it
@@ -30,13 +30,16 @@ BLOCK = ConvexConvBlock(
     dtype="float32", pricing=PricingOptions(starts=0),
 )  # fmt: skip
 ALL: dict[str, Any] = {"residual": True, "project": 80, "mirror": True}
+LARGER: dict[str, Any] = {"validation": None, "reg_fraction": (5e-4, 0.05, 0.1)}
 VARIANTS: dict[str, dict[str, Any]] = {
     "all of it": ALL,
     "last block alone predicts": {**ALL, "residual": False},
     "whole patches, standardized": {**ALL, "project": None},
     "a quarter of the neurons handed on": {**ALL, "hand_on": 0.25},
     "no mirror images": {**ALL, "mirror": False},
-    "fixed, larger reg": {**ALL, "validation": None, "reg_fraction": (5e-4, 0.05, 0.1)},
+    "fixed, larger reg": {**ALL, **LARGER},
+    "fixed, larger reg, a quarter handed on": {**ALL, **LARGER, "hand_on": 0.25},
+    "fixed, larger reg, an eighth handed on": {**ALL, **LARGER, "hand_on": 0.125},
 }
 # The fractions are for so many images, and fall as one over their number.
 FRACTION_IMAGES = 10_000
