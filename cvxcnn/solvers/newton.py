@@ -126,7 +126,8 @@ class GramQuadratic(Quadratic):
 
     def change(self, rows: slice, delta: Array) -> None:
         self.weights[rows] += delta
-        self.product += self.gram[:, rows] @ delta
+        # Rows of a symmetric matrix lie together, its columns don't.
+        self.product += self.gram[rows].T @ delta
 
     def pull(self, rows: slice) -> Array:
         pull: Array = self.linear[rows] - self.product[rows]

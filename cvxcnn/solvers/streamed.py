@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 _PASSES = 3
 # The tolerance is relative to an objective that the start may be far from.
 _ATTEMPTS = 4
-# Rounds of proximal steps and a Newton step.
+# Rounds of sweeps and a Newton step.
 _ROUNDS = 100
 
 
@@ -115,8 +115,8 @@ def solve_form(
     start : Tensor, shape (blocks, cells, rows, outputs), optional
         A point to start from, the solution of a neighbouring reg for one.
     rounds : int
-        Limit; a round is a few proximal steps and a truncated Newton step, or, for the nuclear penalty, an iteration
-        of FISTA.
+        Limit; a round is a few sweeps over the groups and a truncated Newton step, or, for the nuclear penalty, an
+        iteration of FISTA.
     """
     if isinstance(penalty, NuclearPenalty):
         return accelerated(form, penalty, reg, tol, start, None if rounds == _ROUNDS else rounds).weights
