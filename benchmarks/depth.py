@@ -3,7 +3,7 @@
     python benchmarks/depth.py --data PATH --n-train 4000 --n-held-out 4000
 
 Whitened data patches are the filters of every block (``PatchGates``), weighed by the dense program to a gap of 1e-3;
-reg of each layer is that of the lowest squared error on a tenth of the training images, but in one variant, where it
+reg of each layer is that of the lowest squared error on a tenth of the training images, but in the variants where it
 is a fixed share of reg_max, larger than a layer by itself would want. Accuracies are those on the held-out images,
 which decide nothing; the test file is not read beyond its labels' names.
 """
