@@ -223,11 +223,9 @@ def main() -> None:
     if finished is None:
         stack.fit(train.images, one_hot(train.labels, len(train.classes)), on_layer=records.on_layer)
     else:
-        entries = state.summary["layers"]
-        records.given = tuple(options.seconds or [entry["convex"]["seconds"] for entry in entries])
+        records.given = tuple(options.seconds or [entry["convex"]["seconds"] for entry in state.summary["layers"]])
         for layer, stage in enumerate(stages(finished, train)):
-            block = finished.blocks_[layer].set_params(reg=entries[layer]["reg"])
-            records.on_layer(layer, block, stage)
+            records.on_layer(layer, finished.blocks_[layer], stage)
     summary = records.state().summary
     options.output.mkdir(parents=True, exist_ok=True)
     name = f"layerwise-{train.name.lower().replace(' ', '-')}"

@@ -175,8 +175,8 @@ def _take_over(records: LayerRecords, state: State) -> None:
         # The checkpoint that is written next is of these, before the first fit.
         for name in ("image_shape_", "blocks_", "standardizers_"):
             setattr(records.stack, name, getattr(state.stack, name))
-        for block, entry in zip(state.stack.blocks_, state.summary["layers"], strict=True):
-            block.set_params(reg=entry["reg"], device=resolve_device(records.settings.device))
+        for block in state.stack.blocks_:
+            block.set_params(device=resolve_device(records.settings.device))
         records.reporter.say(f"{len(records.summaries)} of {records.settings.layers} layers are there already")
 
 

@@ -64,6 +64,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], Any]] = {
     "softmax": ({**DENSE, "loss": "softmax", "bias": True, "tol": 1e-3}, {}, ONE_HOT),
     "logistic": ({**DENSE, "loss": "logistic", "pool_cells": 2}, {"layers": 1}, 2 * ONE_HOT - 1),
     "priced options": ({**DENSE, "gates": SEARCH, "pricing": None}, {}, TARGETS[:, 0]),
+    "reg by layer": (DENSE, {"reg_fraction": (0.1, 0.3)}, TARGETS),
     "zero": ({**DENSE, "reg": 1e6}, {"layers": 1}, TARGETS),
     "gated zero": ({**DENSE, "reg": 1e6, "penalty": "group", "activation": "gated_relu"}, {"layers": 1}, TARGETS),
 }  # fmt: skip
@@ -126,8 +127,8 @@ def test_a_loaded_model_predicts_to_the_last_bit(name: str, tmp_path: Path) -> N
         np.testing.assert_array_equal(block.transform(inputs), other.transform(inputs))
         assert torch.equal(block.to_torch()(inputs), other.to_torch()(inputs))
         np.testing.assert_array_equal(block.gates_, other.gates_)
-        assert (block.n_neurons_, block.n_outputs_, block.flat_targets_) == (
-            other.n_neurons_, other.n_outputs_, other.flat_targets_,
+        assert (block.reg, block.n_neurons_, block.n_outputs_, block.flat_targets_) == (
+            other.reg, other.n_neurons_, other.n_outputs_, other.flat_targets_,
         )  # fmt: skip
         for attribute in ("objective", "dual_bound", "relative_gap", "status", "solver", "iterations", "seconds"):
             assert getattr(block.result_, attribute) == getattr(other.result_, attribute)
