@@ -132,7 +132,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "intercept": True,
         "residual": True,
         "project": 80,
-        "hand_on": 256,
+        "hand_on": 128,
         "augment": ("mirror",),
         "dtype": "float32",
         "half_maps": True,
