@@ -189,6 +189,7 @@ def main() -> None:
     parser.add_argument("--gates", nargs="+", help="of each layer; those of the recipe by default")
     parser.add_argument("--downsample", type=int, nargs="+", help="after each layer; those of the recipe by default")
     parser.add_argument("--reg-fraction", type=float, nargs="+", help="of each layer; those of the recipe by default")
+    parser.add_argument("--hand-on", type=int, help="neurons that hand on; the recipe's number by default")
     parser.add_argument("--residual", action="store_true", help="fit each layer to what those before leave")
     parser.add_argument("--run", type=Path, help="folder of a finished run, whose convex layers and settings are taken")
     parser.add_argument("--seconds", type=float, nargs="+", help="wall time of each convex layer, with --run")
@@ -210,6 +211,8 @@ def main() -> None:
         for name in ("gates", "reg_fraction", "downsample"):
             if getattr(options, name):
                 changes[name] = tuple(getattr(options, name))
+        if options.hand_on:
+            changes["hand_on"] = options.hand_on
         if options.residual:
             changes["residual"] = True
         settings = replace(Settings(), **changes)
