@@ -211,7 +211,7 @@ def main() -> None:
         for name in ("gates", "reg_fraction", "downsample"):
             if getattr(options, name):
                 changes[name] = tuple(getattr(options, name))
-        if options.hand_on:
+        if options.hand_on is not None:
             changes["hand_on"] = options.hand_on
         if options.residual:
             changes["residual"] = True
