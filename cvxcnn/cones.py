@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
+from .activity import active, on_hyperplane
 from .errors import InputError
 from .patches import Patches
 
@@ -50,8 +51,13 @@ class Cones:
         self._recent_signs = lru_cache(maxsize=keep)(self._signs)
 
     def _signs(self, gate: int) -> Array:
-        signs: Array = np.where(self.rows @ self.gates[gate] >= 0, 1.0, -1.0)
+        pattern = active(torch.from_numpy(self.rows), torch.from_numpy(self.gates[gate : gate + 1]))
+        signs: Array = np.where(pattern[:, 0].numpy(), 1.0, -1.0)
         return signs
+
+    def _on_hyperplane(self, vector: Array) -> Array:
+        on: Array = on_hyperplane(torch.from_numpy(self.rows), torch.from_numpy(vector[None]))[:, 0].numpy()
+        return on
 
     def signs(self, gate: int) -> Array:
         """Return the diagonal of 2 D_i - I on ``rows``, shape (N,)."""
@@ -121,16 +127,17 @@ class Cones:
         Source: Mishkin, Sahiner & Pilanci 2022, cone decomposition.
         """
         normals = self.signs(gate)[:, None] * self.rows
-        needed = np.maximum(0.0, -(normals @ vector))
+        needed = np.where(self._on_hyperplane(vector), 0.0, np.maximum(0.0, -(normals @ vector)))
         if not needed.any():
             return vector, np.zeros_like(vector)
         margin = normals @ self.gates[gate]
-        if (margin[needed > 0] <= 0).any():
+        on = self._on_hyperplane(self.gates[gate])
+        if on[needed > 0].any():
             raise InputError(
                 f"gate {gate} lies on the hyperplane of a patch, so its cone may have no interior to decompose in. "
                 "Use gates in general position (a small random shift of the gate)."
             )
-        inside = margin > 0
+        inside = ~on
         shift = self._least_norm_shift(normals, needed)
         missing = needed - normals @ shift
         along = float(np.max(missing[inside] / margin[inside], initial=0.0))

@@ -8,6 +8,7 @@ them, a loss, a penalty, and, for the ReLU program (Eq. 2), a cone for each bloc
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -36,6 +37,7 @@ __all__ = [
 
 # A projection stops once it is known to be shorter than this share of reg.
 _CEILING = 1.0 - 1e-12
+_ROUNDING = 6 * 0.5 * torch.finfo(torch.float64).eps
 
 
 def relative_gap(objective: float, bound: float) -> float:
@@ -140,8 +142,24 @@ class Program:
         return self.centre(self.loss.dual_point(prediction, self.targets))
 
     def correlate(self, dual: Tensor) -> Tensor:
-        """Return A^T nu, shape (blocks, cells, rows, outputs)."""
-        return all_sum(self.design.correlate(dual))
+        """Return A^T nu of the (centred) features A, shape (blocks, cells, rows, outputs)."""
+        if not self.intercept:
+            return all_sum(self.design.correlate(dual))
+        # Centring leaves nu a mean of some roundings, which features with a large mean multiply.
+        means = all_mean(dual)
+        both = all_sum(self.design.correlate(torch.cat([dual, torch.ones_like(dual[:, :1])], dim=1)))
+        return both[..., :-1] - both[..., -1:] * means
+
+    def rounding(self, mass: Tensor) -> Tensor:
+        """Return how long the error of each column of A^T nu may be in float64, shape (cells, outputs).
+
+        ``mass`` is that of the design, over all images. Errors of N terms that are rounded independently add up to at
+        most L sqrt(N) u times their absolute values, u half an eps, but for a probability of 2 exp(-L^2/2); here L = 6
+        (Higham & Mary 2019, A New Approach to Probabilistic Rounding Error Analysis, Theorem 2.4).
+        """
+        patches = self.design.patches
+        terms = size() * patches.n_images * patches.n_patches + patches.dim
+        return _ROUNDING * math.sqrt(terms) * mass
 
     def columns(self, blocks: Tensor) -> Tensor:
         """Return the (centred) features of these blocks, shape (n, len(blocks), cells, rows)."""
@@ -169,12 +187,13 @@ class Program:
         """
         dual = self.dual_point(prediction)
         correlation = self.correlate(dual) if correlation is None else correlation
+        rounding = self.rounding(all_sum(self.design.mass(dual)))
         if self.cones is None:
-            largest = self.penalty.largest_scale(correlation, self.reg)
+            largest = self.penalty.largest_scale(correlation, self.reg, rounding)
         else:
             # A norm known to be below reg need not be exact: it only keeps the multiple of nu a little smaller.
-            norms = self.cone_norms(correlation, self.reg * _CEILING)
-            largest = self.reg / norms.amax(dim=(0, 1)).clamp_min(1e-300)
+            norms = self.cone_norms(correlation, self.reg * _CEILING) + rounding.to(correlation)
+            largest = self.reg / norms.amax(dim=(0, 1)).clamp_min(torch.finfo(norms.dtype).tiny)
         return self.loss.dual_value(dual, self.centre(self.targets), largest)
 
     def objective(self, weights: Tensor, prediction: Tensor | None = None) -> float:

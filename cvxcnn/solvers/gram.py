@@ -11,6 +11,7 @@ from torch import Tensor
 from ..design import Design
 from ..distributed import all_sum
 from ..errors import SolverError
+from ..losses.squared import parabola
 from ..penalties import Penalty
 from ..program import Evaluation, Program
 from ..threads import map_items
@@ -112,13 +113,8 @@ class GramForm:
         residual = (self.squared_norm - 2 * inner + square).clamp_min(0.0)
         objective = 0.5 * float(residual.sum()) + reg * penalty.value(weights)
         largest = penalty.largest_scale(correlation, reg)
-        return objective, _dual_value(self.squared_norm - inner, residual, largest), correlation
-
-
-def _dual_value(linear: Tensor, square: Tensor, largest: Tensor) -> float:
-    """Return the largest s nu.y - s^2/2 ||nu||^2 over s in [0, largest], summed over outputs."""
-    best = (linear / square.clamp_min(1e-300)).clamp_min(0.0).minimum(largest)
-    return float((best * linear - 0.5 * best.square() * square).sum())
+        linear = self.squared_norm - inner
+        return objective, parabola(linear, linear.abs(), residual, largest), correlation
 
 
 def _add_products(gram: Tensor, features: Tensor) -> None:
@@ -162,7 +158,8 @@ def judge(program: Program, weights: Tensor) -> tuple[Evaluation, Tensor]:
     """Return ``program.double().evaluate(weights)`` and A^T nu, in one float64 pass over the images instead of two.
 
     Squared loss, no cones. An image's part of f, of nu = y - f and of A^T nu needs no other image; with an intercept,
-    A^T (nu - mean nu) = A^T nu - (A^T 1) mean nu, so its mean is taken out at the end.
+    A^T (nu - mean nu) = A^T nu - (A^T 1) mean nu, so its mean is taken out at the end, but for that of the first part,
+    which leaves numbers of the size of nu.
 
     Parameters
     ----------
@@ -171,25 +168,33 @@ def judge(program: Program, weights: Tensor) -> tuple[Evaluation, Tensor]:
         Any weights; features are computed again, in float64, and every sum is in float64.
     """
     flat = weights.double().reshape(-1, program.n_outputs)
-    correlation, sums = torch.zeros_like(flat), flat.new_zeros(len(flat))
-    # Of each output: sums of nu^2, nu y, nu and y.
-    moments = flat.new_zeros(4, program.n_outputs)
+    correlation, sums, first = torch.zeros_like(flat), flat.new_zeros(len(flat)), None
+    # Of each output: sums of nu^2, nu y, |nu y|, nu and y.
+    moments, mass = flat.new_zeros(5, program.n_outputs), flat.new_zeros(program.design.n_cells, program.n_outputs)
     for rows, part in program.design.double().parts():
         features, targets = part.matrix(), program.targets[rows].double()
         dual = targets - features @ flat
+        if program.intercept:
+            if first is None:
+                first = all_sum(dual.sum(dim=0)) / all_sum(flat.new_tensor(float(len(dual))))
+            dual -= first
         correlation += features.T @ dual
-        moments += torch.stack([dual.square(), dual * targets, dual, targets]).sum(dim=1)
+        moments += torch.stack([dual.square(), dual * targets, (dual * targets).abs(), dual, targets]).sum(dim=1)
+        mass += part.mass(dual)
         if program.intercept:
             sums += features.sum(dim=0)
     correlation, moments = all_sum(correlation), all_sum(moments)
-    square, linear, duals, values = moments
+    square, linear, terms, duals, values = moments
     intercepts = torch.zeros_like(duals)
     if program.intercept:
         number = all_sum(flat.new_tensor(float(len(program.targets))))
         intercepts = duals / number
         correlation = correlation - all_sum(sums)[:, None] * intercepts
         square, linear = square - duals.square() / number, linear - duals * values / number
-    largest = program.penalty.largest_scale(correlation.view(weights.shape), program.reg)
+        terms = terms + (duals * values / number).abs()
+        intercepts = intercepts if first is None else intercepts + first
+    rounding = program.rounding(all_sum(mass))
+    largest = program.penalty.largest_scale(correlation.view(weights.shape), program.reg, rounding)
     objective = 0.5 * float(square.sum()) + program.reg * program.penalty.value(weights.double())
-    evaluation = Evaluation(objective, _dual_value(linear, square, largest), 0.0, intercepts)
+    evaluation = Evaluation(objective, parabola(linear, terms, square, largest), 0.0, intercepts)
     return evaluation, correlation.view(weights.shape)
