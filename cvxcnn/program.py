@@ -158,8 +158,8 @@ class Program:
         (Higham & Mary 2019, A New Approach to Probabilistic Rounding Error Analysis, Theorem 2.4).
         """
         patches = self.design.patches
-        terms = size() * patches.n_images * patches.n_patches + patches.dim
-        return _ROUNDING * math.sqrt(terms) * mass
+        n_images = float(all_sum(mass.new_tensor(float(patches.n_images))))
+        return _ROUNDING * math.sqrt(n_images * patches.n_patches + patches.dim) * mass
 
     def columns(self, blocks: Tensor) -> Tensor:
         """Return the (centred) features of these blocks, shape (n, len(blocks), cells, rows)."""
