@@ -64,6 +64,9 @@ _WHITENED_PATCHES = 1 << 13
 _IMPROVE_PATCHES = 1 << 19
 # A proof looks at every patch in every region of the sphere.
 _PROOF_PATCHES = 1 << 15
+# Relative gap of the first solve over gates, and that of the next ones as a share of the gap over all gates.
+_ROUGH = 1e-2
+_SHARE = 0.1
 # Minibatch steps of the ordinary training that pricing begins with.
 _INITIAL_STEPS = 1000
 
@@ -555,9 +558,11 @@ def solve_priced_gates(
         start = GaussianGates(1).sample(patches, 20, generator)
     program = over(distinct(patches, start).vectors)
     weights = program.zeros()
+    accuracy = max(tol, _ROUGH)
     for rounds in range(options.max_rounds + 1):
         last = rounds == options.max_rounds or time.perf_counter() - began > options.time_limit
-        solved = get_solver("auto", program, tol=tol).solve(program, start=weights)
+        accuracy = tol if last else accuracy
+        solved = get_solver("auto", program, tol=accuracy).solve(program, start=weights)
         dual = program.dual_point(program.design.predict(solved.weights))
         priced = price(program, quick, dual, solved.objective, options, generator, last, rough=False)
         scores, bound = priced.scores, priced.bound
@@ -567,17 +572,19 @@ def solve_priced_gates(
         active = solved.weights.flatten(1).any(dim=1)
         gates, weights = program.design.vectors[active], solved.weights[active]
         program = over(gates)
-        converged = relative_gap(solved.objective, bound) <= options.gap
+        gap = relative_gap(solved.objective, bound)
+        exact, converged = accuracy <= tol, gap <= options.gap
         order = torch.argsort(scores, descending=True)
         order = order[scores[order] > 1 + 1e-9][: 4 * options.additions]
-        if converged or last or not len(order):
-            break
         # Active gates come first, so that a pattern found again is dropped and not its twin in use.
         merged = distinct(patches, torch.cat([gates, priced.directions[order]])).vectors[
             : len(gates) + options.additions
         ]
-        if len(merged) == len(gates):
+        ended = converged or len(merged) == len(gates)
+        if last or (ended and exact):
             break
+        # While gates are missing, a small share of the gap is accuracy enough.
+        accuracy = tol if ended else max(tol, _SHARE * gap)
         program = over(merged)
         weights = torch.cat([weights, weights.new_zeros(len(merged) - len(gates), *weights.shape[1:])])
     final = program.double().evaluate(weights.double())

@@ -8,6 +8,7 @@ them, a loss, a penalty, and, for the ReLU program (Eq. 2), a cone for each bloc
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -36,17 +37,32 @@ __all__ = [
 
 # A projection stops once it is known to be shorter than this share of reg.
 _CEILING = 1.0 - 1e-12
+_EPSILON = torch.finfo(torch.float64).eps
 
 
-def relative_gap(objective: float, bound: float) -> float:
-    """Return (objective - bound) / max(1, |objective|).
+def relative_gap(objective: float, bound: float, floor: float = 0.0) -> float:
+    """Return (objective - bound) / max(|objective|, floor): the same whatever the unit of targets and reg.
+
+    Parameters
+    ----------
+    objective, bound : float
+    floor : float
+        What rounding leaves of a difference, ``Program.rounding``: an objective below it can't be told from zero.
+
+    Returns
+    -------
+    float
+        0 where objective and bound are equal, be they zero.
 
     Examples
     --------
-    >>> relative_gap(10.0, 9.0)
-    0.1
+    >>> relative_gap(10.0, 9.0), relative_gap(1e-12, 9e-13), relative_gap(0.0, 0.0)
+    (0.1, 0.1, 0.0)
     """
-    return (objective - bound) / max(1.0, abs(objective))
+    if objective == bound:
+        return 0.0
+    scale = max(abs(objective), floor)
+    return (objective - bound) / scale if scale else math.copysign(math.inf, objective - bound)
 
 
 @dataclass(frozen=True)
@@ -58,11 +74,13 @@ class Evaluation:
     violation: float
     intercepts: Tensor | None = field(default=None, compare=False)
     """The optimal intercept (outputs,) for the weights."""
+    rounding: float = 0.0
+    """``Program.rounding``."""
 
     @property
     def relative_gap(self) -> float:
-        """(objective - dual_bound) / max(1, |objective|)."""
-        return relative_gap(self.objective, self.dual_bound)
+        """(objective - dual_bound) / |objective|, or / ``rounding`` where that is more."""
+        return relative_gap(self.objective, self.dual_bound, self.rounding)
 
 
 @dataclass
@@ -97,6 +115,7 @@ class Program:
     loss: Loss = field(default_factory=SquaredLoss)
     cones: Cones | None = None
     intercept: bool = False
+    _zero_objective: float | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.reg < float("inf"):
@@ -120,6 +139,22 @@ class Program:
     def n_outputs(self) -> int:
         """Number of outputs."""
         return int(self.targets.shape[1])
+
+    @property
+    def zero_objective(self) -> float:
+        """The objective at zero weights."""
+        if self._zero_objective is None:
+            self._zero_objective = self.loss.value(torch.zeros_like(self.targets), self.centre(self.targets))
+        return self._zero_objective
+
+    @property
+    def rounding(self) -> float:
+        """What rounding to float64 may cost an objective: the machine epsilon, relative to that of zero weights."""
+        return _EPSILON * self.zero_objective
+
+    def gap(self, objective: float, bound: float) -> float:
+        """Return the relative gap between an objective and a bound of this program."""
+        return relative_gap(objective, bound, self.rounding)
 
     def zeros(self) -> Tensor:
         """Return zero weights."""
@@ -219,6 +254,7 @@ class Program:
             dual_bound=self.dual_bound(prediction),
             violation=self.violation(weights),
             intercepts=self.intercepts(prediction),
+            rounding=self.rounding,
         )
 
     def reg_max(self) -> float:

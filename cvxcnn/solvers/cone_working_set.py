@@ -41,6 +41,7 @@ class _Output:
     target: Array
     groups: dict[tuple[int, int], _Group] = field(default_factory=dict)
     prediction: Array = field(default_factory=lambda: np.zeros(0))
+    objective: float = 0.0
     done: bool = False
 
 
@@ -99,11 +100,11 @@ class ConeWorkingSet(Solver):
                 square, linear = float(nu @ nu), float(nu @ part.target)
                 scale = max(0.0, min(linear / max(square, 1e-300), program.reg / max(peak, 1e-300)))
                 penalty = sum(float(np.linalg.norm(g.weights)) for g in part.groups.values())
-                value = 0.5 * square + program.reg * penalty
+                part.objective = value = 0.5 * square + program.reg * penalty
                 dual = scale * linear - 0.5 * scale**2 * square
                 objective += value
                 bound += dual
-                open_gap = value - dual > 0.4 * self.tol * max(1.0, value)
+                open_gap = value - dual > 0.4 * self.tol * max(value, program.rounding)
                 tightened = self._tighten(cones, part)
                 part.done = not open_gap and not tightened
                 if not part.done:
@@ -112,7 +113,7 @@ class ConeWorkingSet(Solver):
             if all(part.done for part in parts) or iteration == limit:
                 break
             # While cones or rows are still missing, a small share of the gap is accuracy enough.
-            relative = (objective - bound) / max(1.0, abs(objective))
+            relative = program.gap(objective, bound)
             accuracy = min(1e-3 * relative, 1e-5) if relative > 1e-5 else 1e-11
             for part in parts:
                 if not part.done:
@@ -192,6 +193,8 @@ class ConeWorkingSet(Solver):
         # Unit scale keeps the interior-point method accurate whatever the units of the images.
         scale = max(float(np.abs(features).max()), 1e-300)
         target_scale = max(float(np.linalg.norm(part.target)), 1e-300)
+        # Its tolerances are absolute, so a small objective needs smaller ones; below 1e-11 it ends nowhere.
+        accuracy = max(accuracy * min(1.0, part.objective / target_scale**2), 1e-11)
         gram = features.T @ features / scale**2
         quadratic = sparse.block_diag(
             [sparse.csc_matrix(np.triu(gram)), sparse.csc_matrix((len(groups), len(groups)))], format="csc"

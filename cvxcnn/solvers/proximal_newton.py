@@ -59,7 +59,7 @@ class ProximalNewton(Solver):
             dual = program.dual_point(prediction)
             bound = program.dual_bound(prediction)
             report(iteration, objective, bound)
-            if objective - bound <= 0.5 * self.tol * max(1.0, abs(objective)):
+            if program.gap(objective, bound) <= 0.5 * self.tol:
                 return Outcome(weights, iteration)
             if iteration == limit:
                 break
@@ -112,6 +112,6 @@ class ProximalNewton(Solver):
     @staticmethod
     def _run(model: Program, start: Tensor, gap: float) -> Tensor:
         # The tolerance of a solver is relative to its own objective.
-        accuracy = max(0.1 * gap / max(1.0, abs(model.objective(start))), 1e-13)
+        accuracy = max(0.1 * gap / model.objective(start), 1e-13)
         solver = next(s for s in (kind(tol=accuracy) for kind in _INNER) if s.refusal(model) is None)
         return solver.run(model, start, lambda *_: None).weights
