@@ -9,6 +9,8 @@ them, a loss, a penalty, and, for the ReLU program (Eq. 2), a cone for each bloc
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -356,12 +358,25 @@ def _only(module: nn.Module, kind: type[nn.Module]) -> Any:
     return found[0]
 
 
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Have a module and its parts in evaluation mode for a while, and then each as it was."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
 def nonconvex_objective(module: nn.Module, images: Any, targets: Any, reg: float, loss: str = "squared") -> float:
     """Return Eq. 1 of a torch Conv2d -> ReLU -> pooling -> Linear module, in float64.
 
         loss(module(images), targets) + reg/2 * (sum_i ||u_i||^2 + ||w||^2)
 
-    with u_i the i-th filter with its bias, and w the weights of the Linear layer, whose own bias is free.
+    with u_i the i-th filter with its bias, and w the weights of the Linear layer, whose own bias is free. The module is
+    evaluated as by ``module.eval()``, without Dropout.
 
     Parameters
     ----------
@@ -400,10 +415,16 @@ def nonconvex_objective(module: nn.Module, images: Any, targets: Any, reg: float
     expected = check_targets(targets, len(inputs), dtype=torch.float64, device=device)
     double = {name: value.detach().double() for name, value in module.state_dict().items()}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _evaluating(module):
+            first, again = (torch.func.functional_call(module, double, (inputs[:1],)) for _ in range(2))
             parts = [torch.func.functional_call(module, double, (part,)) for part in torch.split(inputs, 1024)]
     except RuntimeError as error:
         raise InputError(f"the module doesn't take images of shape {tuple(inputs.shape)}: {error}") from error
+    if not torch.allclose(first, again, equal_nan=True):
+        raise InputError(
+            "the module's outputs differ from call to call even in evaluation mode, so it has no Eq. 1. Take out what "
+            "is random in its forward."
+        )
     prediction = torch.cat(parts).reshape(len(inputs), -1)
     if prediction.shape != expected.shape:
         raise InputError(

@@ -20,7 +20,7 @@ from torch import Tensor
 from .losses import Loss, SquaredLoss
 from .patches import Patches
 
-__all__ = ["Units", "power_of_two"]
+__all__ = ["Units", "power_of_two", "unit_rows"]
 
 # Within a factor of 2^8 of one a unit is left as it is: no tolerance is so tight, and scaled images are a copy.
 _NEAR = 16
@@ -37,6 +37,20 @@ def power_of_two(value: float, step: int = 1) -> float:
     if not 0 < value < math.inf:
         return 1.0
     return 2.0 ** (step * round(math.log2(value) / step))
+
+
+def unit_rows(vectors: Tensor) -> Tensor:
+    """Return rows scaled to length 1, however short they are; rows of zeros stay so.
+
+    Examples
+    --------
+    >>> unit_rows(torch.tensor([[3e-15, 4e-15], [0.0, 0.0]])).tolist() == [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+    True
+    """
+    largest = vectors.abs().amax(dim=1, keepdim=True) if vectors.shape[1] else vectors.sum(dim=1, keepdim=True)
+    scaled = vectors / largest.where(largest > 0, 1.0)
+    lengths = scaled.norm(dim=1, keepdim=True)
+    return scaled / lengths.where(lengths > 0, 1.0)
 
 
 @dataclass(frozen=True)
