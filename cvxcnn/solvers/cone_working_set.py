@@ -21,6 +21,9 @@ __all__ = ["ConeWorkingSet"]
 
 Array = np.ndarray
 
+# Rounds without progress after which there will be none.
+_STALLED = 10
+
 
 @dataclass
 class _Group:
@@ -88,6 +91,7 @@ class ConeWorkingSet(Solver):
             for output, part in enumerate(parts):
                 self._warm_start(program, part, start[..., output])
         limit = self.max_iter or 100
+        least, stalled = float("inf"), 0
         for iteration in range(limit + 1):
             residual = np.stack([part.target - part.prediction for part in parts], axis=1)
             correlation = program.correlate(torch.from_numpy(residual).to(targets))
@@ -110,7 +114,10 @@ class ConeWorkingSet(Solver):
                 if not part.done:
                     self._enter(program, part, broken)
             report(iteration, objective, bound)
-            if all(part.done for part in parts) or iteration == limit:
+            # A round that adds cones or rows may widen the gap, but not many in a row.
+            stalled = 0 if objective - bound < 0.9 * least else stalled + 1
+            least = min(least, objective - bound)
+            if all(part.done for part in parts) or iteration == limit or stalled == _STALLED:
                 break
             # While cones or rows are still missing, a small share of the gap is accuracy enough.
             relative = program.gap(objective, bound)
@@ -121,7 +128,9 @@ class ConeWorkingSet(Solver):
         for output, part in enumerate(parts):
             for group in part.groups.values():
                 weights[group.block, group.cell, :, output] = torch.from_numpy(group.weights).to(weights)
-        stopped = Status.OPTIMAL if all(part.done for part in parts) else Status.ITERATION_LIMIT
+        stopped = Status.INACCURATE if stalled == _STALLED else Status.ITERATION_LIMIT
+        if all(part.done for part in parts):
+            stopped = Status.OPTIMAL
         return Outcome(weights, iteration, stopped)
 
     def _warm_start(self, program: Program, part: _Output, start: Tensor) -> None:

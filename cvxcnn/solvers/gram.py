@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 # Rows of the Gram matrix that one product gives: only blocks on and above the diagonal are computed.
 _GRAM_ROWS = 1024
+# Rows of a Hessian's factor up to which its largest eigenvalue is computed, not bounded.
+_EXACT_ROWS = 1000
 # Images whose products are compared with float64 before a pass in lower precision, and the most they may differ by.
 _CHECKED_IMAGES = 32
 _MOST_DIFFERENCE = 1e-3
@@ -182,9 +184,14 @@ class FeatureForm:
 
     def steepness(self) -> float:
         """Return the largest eigenvalue of the Hessian."""
-        kernel = self.features @ self.features.T
-        if self.roots is not None:
+        features = self.features
+        if self.roots is not None and self.roots.shape[:2].numel() > _EXACT_ROWS:
+            # A bound: each image's part of the Hessian by its norm alone.
+            features = features * torch.linalg.matrix_norm(self.roots, ord=2)[:, None]
+        kernel = features @ features.T if len(features) <= features.shape[1] else features.T @ features
+        if self.roots is not None and self.roots.shape[:2].numel() <= _EXACT_ROWS:
             count = self.roots.shape[:2].numel()
+            kernel = features @ features.T
             kernel = torch.einsum("jk,jop,kqp->jokq", kernel, self.roots, self.roots).reshape(count, count)
         return float(torch.linalg.eigvalsh(kernel)[-1]) if len(kernel) else 0.0
 
