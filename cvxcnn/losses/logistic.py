@@ -62,8 +62,7 @@ class LogisticLoss(Loss):
         return value - SUM_ROUNDING * (value + shares.numel())
 
     def model(self, prediction: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        # Flat tails would make steps as long as they are uncertain.
-        root = (torch.sigmoid(prediction) * torch.sigmoid(-prediction)).clamp_min(1e-4).sqrt()
+        root = (torch.sigmoid(prediction) * torch.sigmoid(-prediction)).clamp_min(1e-12).sqrt()
         return root, self.dual_point(prediction, targets) / root
 
     def expression(self, prediction: Any, targets: Any) -> Any:

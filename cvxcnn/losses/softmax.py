@@ -47,7 +47,10 @@ class SoftmaxLoss(Loss):
 
     def dual_value(self, dual: Tensor, targets: Tensor, largest: Tensor) -> float:
         # One multiple for all outputs: the rows of nu must keep their sum of zero.
-        low, high = 0.0, min(1.0, float(largest.min()))
+        # A share y - multiple * nu must not be negative.
+        falling = dual > 0
+        room = float((targets[falling] / dual[falling]).min()) if bool(falling.any()) else float("inf")
+        low, high = 0.0, min(room, float(largest.min()))
 
         def shares(multiple: float) -> Tensor:
             return (targets - multiple * dual).clamp_min(0.0)
