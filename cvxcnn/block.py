@@ -25,17 +25,11 @@ from .neurons import GatedConv, Neurons, convolution, pooling, read_neurons, to_
 from .patches import Patches, PatchGeometry
 from .penalties import DensePenalty, Penalty, get_penalty
 from .priced_patterns import solve_priced_patterns
-from .pricing import (
-    PricedGates,
-    PricedSolution,
-    PricingOptions,
-    global_bound,
-    searched_reg_max,
-    solve_priced,
-    solve_priced_gates,
-)
+from .pricing import PricedSolution, solve_priced, solve_priced_gates
+from .pricing_options import PricedGates, PricingOptions
 from .program import Program, filter_program, gated_program, relative_gap, relu_program
 from .savable import Savable
+from .separation import global_bound, networks_in, searched_reg_max
 from .solvers import Callback, Solver, SolveResult, Status, get_solver
 from .solvers.base import is_number
 from .threads import coarse_threads
@@ -342,16 +336,18 @@ class ConvexConvBlock(Savable, BaseEstimator):
         return program, gates
 
     def _certify(self, program: Program, gates: Gates, result: SolveResult, search: PricingOptions) -> Certificate:
-        certificate = Certificate(result.objective, result.dual_bound, float("nan"), "none")
+        networks = networks_in(program)
+        certificate = Certificate(result.objective, result.dual_bound, float("nan"), "none", networks=networks)
         if gates.complete and program.cones is not None:
             # Only for cones: a gated network also has the patterns of gates that lie on a patch's hyperplane.
             return replace(certificate, global_bound=result.dual_bound, kind="proved")
         if not search.starts or size() > 1:  # the search needs all images
             return certificate
-        bound, proved = global_bound(program, result.weights, search, self._generator())
-        if proved:
-            return replace(certificate, global_bound=bound, kind="proved")
-        return replace(certificate, global_bound=bound, kind="searched", n_searched=search.starts)
+        worst = global_bound(program, result.weights, search, self._generator())
+        if not worst.proved:
+            # Other gates lower the optimum, so that a bound over all is no news above the one over these.
+            worst = worst._replace(bound=min(worst.bound, result.dual_bound))
+        return worst.certificate(program, result.objective, result.dual_bound)
 
     def _fit_priced(
         self,

@@ -44,13 +44,14 @@ def unit_rows(vectors: Tensor) -> Tensor:
 
     Examples
     --------
-    >>> unit_rows(torch.tensor([[3e-15, 4e-15], [0.0, 0.0]])).tolist() == [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
-    True
+    >>> unit_rows(torch.tensor([[3e-15, 4e-15], [0.0, 0.0]])).mul(10).round().tolist()
+    [[6.0, 8.0], [0.0, 0.0]]
     """
     largest = vectors.abs().amax(dim=1, keepdim=True) if vectors.shape[1] else vectors.sum(dim=1, keepdim=True)
     scaled = vectors / largest.where(largest > 0, 1.0)
     lengths = scaled.norm(dim=1, keepdim=True)
-    return scaled / lengths.where(lengths > 0, 1.0)
+    unit: Tensor = scaled / lengths.where(lengths > 0, 1.0)
+    return unit
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,14 @@ from sklearn.datasets import load_digits
 
 from cvxcnn import ConvexConvBlock, PricedGates, nonconvex_objective
 from cvxcnn.arrangements import EnumeratedGates, distinct
+from cvxcnn.arrangements.neighbours import hyperplanes, neighbours
 from cvxcnn.baseline import train_baseline
 from cvxcnn.errors import InputError
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.penalties import DensePenalty, GroupPenalty
-from cvxcnn.priced_patterns import hyperplanes, neighbours
-from cvxcnn.pricing import PricingOptions, _diverse_starts, solve_priced
+from cvxcnn.pricing import PricingOptions, solve_priced
 from cvxcnn.search import FilterSearch, GateSearch, thinned
+from cvxcnn.separation import _diverse_starts
 
 QUICK = PricingOptions(starts=32, ascent_steps=20, additions=8, improvement_steps=30, initial_filters=16, max_rounds=12)
 
@@ -157,7 +158,7 @@ def test_a_search_on_some_images_is_scored_on_all(monkeypatch: pytest.MonkeyPatc
     search = PricingOptions(prove_up_to=0)
     block = ConvexConvBlock(kernel_size=2, padding=1, gates=10, reg=0.5, pricing=search)
     everything = block.fit(images, targets).certificate_.sampled_bound
-    monkeypatch.setattr("cvxcnn.pricing._SEARCH_PATCHES", 90)
+    monkeypatch.setattr("cvxcnn.separation._SEARCH_PATCHES", 90)
     some = block.fit(images, targets).certificate_
     assert some.kind == "searched"
     assert some.global_bound <= some.sampled_bound == everything
@@ -195,7 +196,7 @@ def test_pricing_from_thinned_patches_finds_what_is_there(monkeypatch: pytest.Mo
         padding=1, pooling="mean", pool_cells=2, bias=True, gates="priced", penalty="dense", reg=0.05, pricing=options
     )  # fmt: skip
     whole = block.fit(images, targets).certificate_
-    monkeypatch.setattr("cvxcnn.pricing._SEARCH_PATCHES", 1000)
+    monkeypatch.setattr("cvxcnn.separation._SEARCH_PATCHES", 1000)
     monkeypatch.setattr("cvxcnn.pricing._IMPROVE_PATCHES", 1000)
     thin = block.fit(images, targets).certificate_
     nothing = 0.5 * float(targets.square().sum())
