@@ -131,7 +131,7 @@ class PricingOptions:
                 raise InputError(f"{name} must be an int >= {low}; got {value!r}.")
         if not self.time_limit > 0:
             raise InputError(f"time_limit must be a positive number of seconds; got {self.time_limit!r}.")
-        if not _LEAST_GAP <= self.gap:
+        if not self.gap >= _LEAST_GAP:
             raise InputError(f"gap must be a number >= {_LEAST_GAP:g}, above what rounding costs; got {self.gap!r}.")
 
 
@@ -299,7 +299,7 @@ def _search_for(program: Program, patches: Patches, dual: Tensor) -> Search:
 def _check_search(options: PricingOptions) -> None:
     """Raise InputError if there would be no search, so that no bound is called searched without one."""
     if options.starts < 1:
-        raise InputError('gates="priced" needs a search: starts must be at least 1; got 0.')
+        raise InputError("pricing needs a search: starts must be at least 1; got 0.")
 
 
 def _find(
@@ -362,7 +362,9 @@ def _prove(program: Program, dual: Tensor, found: Tensor, scores: Tensor, option
     patches = program.design.patches
     if patches.dim > options.prove_up_to or patches.n_images * patches.n_patches > _PROOF_PATCHES:
         return None
-    return prove(program, dual, found[scores.topk(min(len(scores), 64)).indices], tol=max(0.1 * options.gap, _LEAST_GAP))
+    return prove(
+        program, dual, found[scores.topk(min(len(scores), 64)).indices], tol=max(0.1 * options.gap, _LEAST_GAP)
+    )
 
 
 def global_bound(

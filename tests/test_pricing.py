@@ -305,7 +305,9 @@ def test_bad_priced_gates(settings: dict, message: str) -> None:
         ({"neighbours": -1}, "neighbours must be an int >= 0; got -1"),
         ({"starts": -1}, "starts must be an int >= 0; got -1"),
         ({"max_rounds": 0}, "max_rounds must be an int >= 1; got 0"),
-        ({"gap": 0.0}, "time_limit and gap must be positive"),
+        ({"gap": 0.0}, "gap must be a number >= 1e-09"),
+        ({"gap": 5e-10}, "gap must be a number >= 1e-09"),
+        ({"time_limit": 0.0}, "time_limit must be a positive number of seconds"),
     ],
 )
 def test_bad_options(settings: dict, message: str) -> None:
