@@ -653,9 +653,10 @@ def solve_priced_gates(
         order = torch.argsort(scores, descending=True)
         order = order[scores[order] > 1 + 1e-9][: 4 * options.additions]
         # Active gates come first, so that a pattern found again is dropped and not its twin in use.
-        merged = distinct(patches, torch.cat([gates, priced.directions[order]])).vectors[
-            : len(gates) + options.additions
-        ]
+        merged = gates
+        if len(order):
+            merged = distinct(patches, torch.cat([gates, priced.directions[order]])).vectors
+            merged = merged[: len(gates) + options.additions]
         ended = converged or len(merged) == len(gates)
         if last or (ended and exact):
             break

@@ -48,7 +48,8 @@ def unit_rows(vectors: Tensor) -> Tensor:
     largest = vectors.abs().amax(dim=1, keepdim=True) if vectors.shape[1] else vectors.sum(dim=1, keepdim=True)
     scaled: Tensor = vectors / largest.where(largest > 0, 1.0)
     lengths = scaled.norm(dim=1, keepdim=True)
-    return scaled / lengths.where(lengths > 0, 1.0)
+    rows: Tensor = scaled / lengths.where(lengths > 0, 1.0)
+    return rows
 
 
 @dataclass(frozen=True)
