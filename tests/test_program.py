@@ -353,5 +353,7 @@ def test_cones_need_the_group_penalty(penalty: Any) -> None:
 def test_relative_gap_is_relative_to_the_objective_whatever_its_size() -> None:
     assert relative_gap(0.5, 0.25) == relative_gap(10.0, 5.0) == relative_gap(1e-20, 0.5e-20) == 0.5
     assert relative_gap(0.0, 0.0) == relative_gap(0.0, 0.0, floor=1.0) == 0.0
-    assert relative_gap(1e-20, 0.0, floor=1e-10) == pytest.approx(1e-10)  # rounding can't tell such an objective from zero
+    assert relative_gap(1e-20, 0.0, floor=1e-10) == pytest.approx(
+        1e-10
+    )  # rounding can't tell such an objective from zero
     assert relative_gap(0.0, -1.0) == float("inf")

@@ -14,8 +14,10 @@ from torch import nn
 
 from cvxcnn import ConvexCNNRegressor, ConvexConvBlock, PricedGates, nonconvex_objective
 from cvxcnn.arrangements import PatchGates
+from cvxcnn.baseline import train_baseline
 from cvxcnn.certificate import Certificate
 from cvxcnn.cones import Cones
+from cvxcnn.design import FilterDesign
 from cvxcnn.losses import LogisticLoss, SquaredLoss
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.path import reg_path
@@ -166,6 +168,34 @@ def test_polish_improves_a_network_in_any_unit(scale: float) -> None:
     assert found.objective == pytest.approx(
         nonconvex_objective(found.module, images, scale * targets, 0.5 * scale), rel=1e-9
     )
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize(("targets_scale", "images_scale"), [(1e-9, 1.0), (1e8, 1e-6), (2.0**-24, 2.0**20)])
+def test_ordinary_training_is_the_same_in_other_units(
+    optimizer: str, targets_scale: float, images_scale: float
+) -> None:
+    images, targets = (torch.from_numpy(array) for array in data())
+    results = []
+    for s, t in ((1.0, 1.0), (images_scale, targets_scale)):
+        patches, heard = Patches(s * images[:, None], PatchGeometry(2)), [0.0]
+        results.append(
+            train_baseline(
+                patches, t * targets[:, None], 0.5 * s * t, 6, optimizer=optimizer, epochs=30, seed=1,
+                callback=lambda epoch, seconds, objective, heard=heard: heard.append(objective),
+            )
+        )  # fmt: skip
+        assert heard[-1] == results[-1].history[-1][1] == results[-1].objective
+        design = FilterDesign(patches, results[-1].filters)
+        residual = design.predict(results[-1].readout.unsqueeze(2)) - t * targets[:, None]
+        squares = results[-1].filters.square().sum() + results[-1].readout.square().sum()
+        value = 0.5 * residual.square().sum() + 0.25 * s * t * squares
+        assert results[-1].objective == pytest.approx(float(value), rel=1e-9)
+    one, other = results
+    assert other.objective == pytest.approx(targets_scale**2 * one.objective, rel=1e-3)
+    power = 0.5 if optimizer == "adam" else 1.0
+    unit = (targets_scale / images_scale) ** power / (1.0 if optimizer == "adam" else targets_scale**2)
+    assert other.learning_rate == pytest.approx(unit * one.learning_rate, rel=1e-4)
 
 
 @settings(max_examples=10)
