@@ -413,7 +413,7 @@ class LayerwiseCNN(Savable, BaseEstimator):
         if not block.n_neurons_:
             raise InputError(
                 f"layer {layer + 1} has no neurons at reg={block.reg:g}, so it hands nothing on. "
-                "Use a smaller reg, or fewer layers."
+                "Use a smaller reg or reg_fraction, or fewer layers."
             )
         step, sides = self.pooling_after(layer), block.geometry_.map_shape(block.image_shape_[1:])
         if step > min(sides):
