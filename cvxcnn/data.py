@@ -6,6 +6,7 @@ import operator
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from .readers.cifar10 import CIFAR10_CLASSES
 __all__ = [
     "ImageSet",
     "check_images",
+    "check_labels",
+    "check_present",
     "check_targets",
     "limit",
     "limited_rows",
@@ -118,18 +121,97 @@ def _check_destination(dtype: torch.dtype, device: torch.device | str) -> None:
         ) from error
 
 
+def _is_missing(value: Any) -> bool:
+    """Return whether an object stands for no value; NA and NaT of pandas are known by their names."""
+    nan = isinstance(value, (float, np.floating)) and bool(np.isnan(value))
+    return value is None or nan or type(value).__name__ in ("NAType", "NaTType")
+
+
+def _count_masked(values: Any) -> int:
+    parts = values if isinstance(values, (list, tuple)) else [values]
+    return sum(int(np.ma.getmaskarray(part).sum()) for part in parts if isinstance(part, np.ma.MaskedArray))
+
+
+def check_present(name: str, values: Any) -> None:
+    """Raise InputError if some values are missing: masked, or None, NA, NaT or NaN among objects.
+
+    Parameters
+    ----------
+    name : str
+        What they are, for the error.
+    values : array, tensor, table or list
+        NaN in an array of floats is left to the checks of numbers.
+
+    Examples
+    --------
+    >>> check_present("labels", ["cat", None])
+    Traceback (most recent call last):
+        ...
+    cvxcnn.errors.InputError: labels have 1 missing value (masked, None, NA or NaN). Fill it in, or leave out its image.
+    """
+    missing = _count_masked(values)
+    if isinstance(values, (list, tuple)):
+        # Not as an array: one of strings would have the string "nan".
+        missing += sum(map(_is_missing, values))
+    elif not isinstance(values, (Tensor, np.ma.MaskedArray)):
+        array = np.asarray(values)
+        missing = sum(map(_is_missing, array.flat)) if array.dtype == object else 0
+    if missing:
+        raise InputError(
+            f"{name} have {missing} missing value{'s' * (missing > 1)} (masked, None, NA or NaN). "
+            f"Fill {'them' if missing > 1 else 'it'} in, or leave out {'their images' if missing > 1 else 'its image'}."
+        )
+
+
+def _dense(name: str, tensor: Tensor) -> Tensor:
+    """Return a tensor of plain numbers: sparse and quantized ones are laid out."""
+    if tensor.is_meta:
+        raise InputError(f"{name} are a tensor on the meta device, which has no values. Give one with values.")
+    tensor = tensor.detach()
+    return (
+        tensor.dequantize() if tensor.is_quantized else tensor if tensor.layout == torch.strided else tensor.to_dense()
+    )
+
+
+def _array(name: str, values: Any, remedy: str = "") -> NDArray[Any]:
+    """Return values of any kind as an array; numbers that are kept as objects become numbers."""
+
+    def plain(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        value = _dense(name, value).cpu()
+        # numpy has no bfloat16.
+        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+
+    if _count_masked(values):
+        check_present(name, values)
+    try:
+        array = np.asarray([plain(value) for value in values] if isinstance(values, (list, tuple)) else plain(values))
+    except ValueError as error:
+        raise InputError(
+            f"{name} must form one array; got nested values of unequal lengths. {remedy}".strip()
+        ) from error
+    except (TypeError, RuntimeError) as error:
+        reason = str(error).split("\n")[0].rstrip(".")
+        raise InputError(f"{name} can't be made one array: {reason}. {remedy}".strip()) from error
+    if array.dtype == object:
+        there = [value for value in array.flat if not _is_missing(value)]
+        if there and all(isinstance(value, (Real, np.bool_)) for value in there):
+            check_present(name, array)
+            array = np.array(array.tolist())
+            array = array.astype(np.float64) if array.dtype == object else array
+    return array
+
+
 def _numbers(name: str, values: Any, dtype: torch.dtype, device: torch.device | str, remedy: str) -> Tensor:
     """Return numeric values of any kind as a tensor without NaN and infinities."""
     _check_destination(dtype, device)
     if isinstance(values, Tensor):
         if values.is_complex():
             raise InputError(f"{name} must be real numbers; got {values.dtype}. {remedy}")
-        tensor = values.detach().to(device, dtype)
+        tensor = _dense(name, values).to(device, dtype)
     else:
-        try:
-            array = np.asarray(values)
-        except ValueError as error:
-            raise InputError(f"{name} must form one array; got nested values of unequal lengths. {remedy}") from error
+        array = _array(name, values, remedy)
         if array.dtype.kind not in "biuf":
             raise InputError(f"{name} must be real numbers; got dtype {array.dtype}. {remedy}")
         # torch knows neither every numpy dtype nor byte order, and warns of arrays that can't be written to.
@@ -225,6 +307,35 @@ def check_targets(
     return tensor if tensor.ndim == 2 else tensor.unsqueeze(1)
 
 
+def check_labels(labels: Any) -> NDArray[Any]:
+    """Return class labels of any kind as an array.
+
+    Parameters
+    ----------
+    labels : array, tensor, table or list
+        Numbers or names.
+
+    Raises
+    ------
+    InputError
+        If some are missing, or they are of several kinds.
+
+    Examples
+    --------
+    >>> check_labels(np.array([2, 0], dtype=object))
+    array([2, 0])
+    """
+    check_present("labels", labels)
+    array = _array("labels", labels, "Pass one label an image.")
+    kinds = {str if isinstance(v, str) else type(v) for v in array.flat} if array.dtype == object else set()
+    if len(kinds) > 1:
+        raise InputError(
+            f"labels must be of one kind; got {', '.join(sorted(kind.__name__ for kind in kinds))}. "
+            "Make all of them numbers, or all of them strings."
+        )
+    return array
+
+
 def one_hot(
     labels: Any, n_classes: int, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
 ) -> Tensor:
@@ -258,9 +369,10 @@ def one_hot(
             [0., 0., 1.]], dtype=torch.float64)
     """
     _check_destination(dtype, device)
+    n_classes = _count("n_classes", n_classes)
     if n_classes < 2:
         raise InputError(f"Classification needs two classes at least; got {n_classes}. Add images of another class.")
-    index = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
+    index = check_labels(labels)
     if index.ndim != 1 or index.dtype.kind not in "biu":
         raise InputError(
             f"labels must be class indices, integers of shape (n,); got {index.dtype} {index.shape}. "
@@ -273,6 +385,21 @@ def one_hot(
         )
     rows = torch.from_numpy(index.astype(np.int64)).to(device)
     return torch.nn.functional.one_hot(rows, n_classes).to(dtype)
+
+
+def _count(name: str, value: Any) -> int:
+    """Return an int of any kind, numpy's and arrays of no axes among them."""
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise InputError(f"{name} must be an int; got {value!r}.") from error
+
+
+def _seed(value: Any) -> int:
+    seed = _count("seed", value)
+    if not 0 <= seed < 1 << 32:
+        raise InputError(f"seed must be an int from 0 to 2^32 - 1; got {value!r}.")
+    return seed
 
 
 def split(labels: ArrayLike, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -303,10 +430,10 @@ def split(labels: ArrayLike, fraction: float, seed: int) -> tuple[NDArray[np.int
     >>> len(rest), len(part)
     (4, 2)
     """
-    groups = np.asarray(labels)
+    groups = check_labels(labels)
     if groups.ndim != 1:
         raise InputError(f"labels must be of shape (n,); got {groups.shape}.")
-    if not 0 < fraction < 1:
+    if np.ndim(fraction) or not isinstance(np.asarray(fraction)[()], Real) or not 0 < fraction < 1:
         raise InputError(f"fraction must lie strictly between 0 and 1; got {fraction!r}.")
     classes, counts = np.unique(groups, return_counts=True)
     if len(classes) == 0 or counts.min() < 2:
@@ -319,7 +446,9 @@ def split(labels: ArrayLike, fraction: float, seed: int) -> tuple[NDArray[np.int
             f"fraction {fraction!r} of {len(groups)} images leaves a side with {smaller}, fewer than the "
             f"{len(classes)} classes. Choose a fraction nearer to one half, or add images."
         )
-    rest, part = train_test_split(np.arange(len(groups)), test_size=part_size, random_state=seed, stratify=groups)
+    rest, part = train_test_split(
+        np.arange(len(groups)), test_size=part_size, random_state=_seed(seed), stratify=groups
+    )
     return np.sort(rest), np.sort(part)
 
 
@@ -351,14 +480,11 @@ def limit(image_set: ImageSet, n: int, seed: int) -> ImageSet:
 
 def limited_rows(labels: NDArray[np.int64], n_classes: int, n: int, seed: int) -> NDArray[np.int64]:
     """Return the rows that ``limit`` keeps, ascending."""
-    try:
-        count = operator.index(n)
-    except TypeError as error:
-        raise InputError(f"n must be an int; got {n!r}.") from error
+    count = _count("n", n)
     if not n_classes <= count <= len(labels):
         raise InputError(f"n must be from {n_classes} (one image a class) to {len(labels)} (all there are); got {n}.")
     # In a random order, the r-th of the m images of a class is due at (r + 1/2) / m; the first of each goes before all.
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(_seed(seed))
     shuffled = random.permutation(len(labels))
     due = np.empty(len(labels))
     for label in np.unique(labels):

@@ -207,7 +207,7 @@ class LayerwiseCNN(Savable, BaseEstimator):
             value = getattr(self, name)
             if value is not None and not _is_size(value):
                 raise InputError(f"{name} must be an int >= 1, or None; got {value!r}.")
-        if self.validation is not None and not (is_number(self.validation, Real) and 0 < self.validation <= 0.5):
+        if self.validation is not None and not 0 < self.validation <= 0.5:
             raise InputError(f"validation must be between 0 and 0.5, or None; got {self.validation!r}.")
         self.fraction_of(0)
         blocks = self.block if self.block is not None else ConvexConvBlock()
