@@ -553,17 +553,30 @@ def load_data(source: str | os.PathLike[str]) -> tuple[ImageSet, ImageSet]:
         Otherwise a path: a folder with ``train*.parquet`` and ``test*.parquet`` in the Hugging Face layout; an
         ``.npz`` file with ``x_train, y_train, x_test, y_test``; a folder with the IDX files of MNIST; a folder with
         the CIFAR-10 binary or python batches, or one of its two official ``.tar.gz``; or a folder of images as
-        ``train/<class>/`` and ``test/<class>/``.
+        ``train/<class>/`` and ``test/<class>/``, with those in folders of a class.
 
     Returns
     -------
     train, test : ImageSet
-        With the same classes and image shape. 8-bit pixels are divided by 255.
+        With the same classes and image shape. 8-bit pixels are divided by 255, 16-bit ones by 65,535; floats must lie
+        in [0, 1], and those beyond it by rounding are taken for its ends.
 
     Raises
     ------
     DataError
-        If files are missing, unreadable, damaged, empty, or don't fit together.
+        If files are missing, unreadable, damaged, empty, or don't fit together, or images have no label: -1 (but where
+        labels are -1 and 1), nothing, or a word for it.
+
+    Warns
+    -----
+    DataWarning
+        Of files, columns and arrays that are not used. Hidden ones aren't mentioned (names that begin with a dot,
+        Thumbs.db, desktop.ini, @eaDir, __MACOSX), nor are README, LICENSE, CITATION and pages.
+
+    Notes
+    -----
+    An image file is read as a viewer shows it: turned as its orientation says, what is transparent laid over white,
+    palettes and CMYK as RGB. Animations, files of several pages and floating-point pixels are refused.
 
     Examples
     --------
@@ -642,5 +655,11 @@ def _load_files(path: Path, name: str, choose: Choice, agree: Agreement) -> tupl
         raise DataError(
             f"{raw[0].origin} has images of shape {train.image_shape}, {raw[1].origin} of {test.image_shape}. "
             "Training and test images must have one shape: resize or crop them."
+        )
+    kinds = [getattr(part.images, "dtype", np.dtype(np.uint8)) for part in raw]
+    if kinds[0].kind != kinds[1].kind:
+        raise DataError(
+            f"{raw[0].origin} has pixels of dtype {kinds[0]}, {raw[1].origin} of {kinds[1]}, so that their scales may "
+            "differ. Save both alike."
         )
     return train, test
