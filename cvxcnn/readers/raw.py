@@ -126,7 +126,8 @@ def warn_of_unused(names: Iterable[str], origin: object, remedy: str) -> None:
     unused = list(names)
     if unused and rank() == 0:
         more = f" and {len(unused) - _SHOWN} more" if len(unused) > _SHOWN else ""
-        shown = ", ".join(unused[:_SHOWN])
+        # A name may hold line breaks, and bytes that are no characters.
+        shown = ", ".join(name if name.isprintable() else repr(name) for name in unused[:_SHOWN])
         warnings.warn(f"{origin} holds what is not used: {shown}{more}. {remedy}", DataWarning, stacklevel=2)
 
 
