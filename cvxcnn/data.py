@@ -128,8 +128,9 @@ def _is_missing(value: Any) -> bool:
 
 
 def _count_masked(values: Any) -> int:
-    parts = values if isinstance(values, (list, tuple)) else [values]
-    return sum(int(np.ma.getmaskarray(part).sum()) for part in parts if isinstance(part, np.ma.MaskedArray))
+    if isinstance(values, np.ma.MaskedArray):
+        return int(np.ma.getmaskarray(values).sum())
+    return sum(map(_count_masked, values)) if isinstance(values, (list, tuple)) else 0
 
 
 def check_present(name: str, values: Any) -> None:
@@ -515,10 +516,11 @@ def shifted(images: Tensor, seed: int, first: int = 0, fraction: float = 0.125) 
     >>> shifted(torch.ones(2, 1, 4, 4), seed=0).shape
     torch.Size([2, 1, 4, 4])
     """
+    number = _count("seed", seed)
     most = [max(1, int(fraction * side)) for side in images.shape[2:]]
     copies = torch.empty_like(images)
     for index, image in enumerate(images):
-        draw = np.random.default_rng((seed, first + index))
+        draw = np.random.default_rng((number, first + index))
         down, right = (int(draw.integers(-m, m + 1)) for m in most)
         copies[index] = moved(image, down, right)
     return copies
