@@ -34,7 +34,7 @@ from test_data import (
 )
 
 from cvxcnn import ConvexConvBlock, LayerwiseCNN, save_model
-from cvxcnn.data import load_data
+from cvxcnn.data import load_data, load_rows
 from cvxcnn.errors import DataError, DataWarning
 from cvxcnn.predict import load_images, main
 from cvxcnn.readers import cifar10
@@ -286,6 +286,10 @@ def npz_labels(folder: Path, train: Any) -> Path:
     [
         [0, 1, 2, -1, 0, 1],
         [-1, -1, 0, 0, 0, 0],
+        [0, 1, np.iinfo(np.int64).min, 0, 1, 0],
+        ["0", "1", "-1", "0", "1", "0"],
+        ["cat", "dog", "  ", "cat", "dog", "cat"],
+        ["cat", "dog", "N/A", "cat", "dog", "cat"],
         ["cat", "dog", "", "cat", "dog", "cat"],
         ["cat", "dog", "nan", "cat", "dog", "cat"],
         ["cat", "dog", "None", "cat", "dog", "cat"],
@@ -303,8 +307,14 @@ def test_images_without_a_label_are_no_class(tmp_path: Path, labels: list[Any]) 
         load_data(folder)
 
 
-def test_minus_one_against_one_are_two_classes(tmp_path: Path) -> None:
-    train, _ = load_data(npz_labels(tmp_path, [1, -1, -1, 1, 1, -1]))
+def test_labels_of_which_some_are_nan_are_refused(tmp_path: Path) -> None:
+    with matches(DataError, "(train) has 2 images whose label is NaN, which is none. Take them out, and save"):
+        load_data(npz_labels(tmp_path, [0, 1, np.nan, 1, 0, np.nan]))
+
+
+@pytest.mark.parametrize("kind", [int, str])
+def test_minus_one_against_one_are_two_classes(tmp_path: Path, kind: type) -> None:
+    train, _ = load_data(npz_labels(tmp_path, [kind(label) for label in (1, -1, -1, 1, 1, -1)]))
     assert train.classes == ("-1", "1")
 
 
@@ -326,6 +336,26 @@ def test_a_folder_of_unlabelled_images_is_no_class(tmp_path: Path) -> None:
 
 
 # Each file is used, or named.
+
+
+@pytest.mark.parametrize("name", ["boxes.txt", "labels.csv", "notes", "archive.zip"])
+def test_a_file_among_images_that_is_none_is_named_where_few_are_decoded(tmp_path: Path, name: str) -> None:
+    write_folders(tmp_path)
+    (tmp_path / "train" / "b" / name).write_text("something")
+    for load in (
+        load_data,
+        lambda source: load_rows(source, lambda _, labels, __: np.array([0]), lambda shape, _: shape),
+    ):
+        with matches(DataError, f"Can't read {tmp_path / 'train' / 'b' / name}", "take it out"):
+            load(tmp_path)
+
+
+def test_images_of_any_name_are_images(tmp_path: Path) -> None:
+    write_folders(tmp_path)
+    expected = load_data(tmp_path)[0]
+    for path in list((tmp_path / "train").rglob("*.png")):
+        path.rename(path.with_suffix("" if path.stem == "1" else ".upload"))
+    assert np.array_equal(load_data(tmp_path)[0].images, expected.images)
 
 
 def test_images_in_folders_of_a_class_are_of_the_class(tmp_path: Path) -> None:

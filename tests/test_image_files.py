@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +155,29 @@ def test_sixteen_bits_among_eight_are_on_one_scale(tmp_path: Path) -> None:
     path = tmp_path / "one.png"
     sixteen.save(path)
     np.testing.assert_array_equal(load_images(str(path))[0][0, 0], eight / 255)
+
+
+def test_a_transparent_value_of_sixteen_bits_is_laid_over_white() -> None:
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 3, 1, 16, 0, 0, 0, 0))
+    content += chunk(b"tRNS", struct.pack(">H", 1000)) + chunk(
+        b"IDAT", zlib.compress(struct.pack(">B3H", 0, 0, 1000, 999))
+    )
+    assert decoded(content + chunk(b"IEND", b"")).tolist() == [[[0, 1, 999 / 65535]]]
+
+
+def test_damaged_metadata_leave_the_pixels_as_they_are() -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION], exif[0x010E] = 6, "a description"
+    image = Image.fromarray(np.ascontiguousarray(STORED[6]))
+    content = encoded(image, "JPEG", exif=exif)
+    expected = decoded(content)
+    assert expected.shape == (1, 4, 6)
+    # A type that isn't, for the description.
+    entry = content.index(struct.pack(">H", 0x010E)) + 2
+    np.testing.assert_array_equal(decoded(content[:entry] + b"\xff\xff" + content[entry + 2 :]), expected)
 
 
 def test_a_portable_graymap_of_sixteen_bits() -> None:

@@ -6,6 +6,7 @@ import io
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from types import EllipsisType
 from typing import Any
 
@@ -15,10 +16,15 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from .raw import DAMAGED, reading
 
-__all__ = ["EncodedImages", "decode_all"]
+__all__ = ["EncodedImages", "check_unusual_names", "decode_all"]
 
 # Of 16 bits.
 _WHITE = 65535
+# The tag of metadata that says how an image is to be turned, and how Pillow's transpose does that: left to right, by
+# half, top to bottom, over the diagonal, a quarter to the right, over the other diagonal, a quarter to the left.
+_ORIENTATION = 0x0112
+_TURNS: dict[Any, int] = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
+_REMEDY = "Mend the image, save it again as an 8-bit PNG or JPEG, or take it out."
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +66,7 @@ def _decode(content: bytes) -> NDArray[Any]:
     Refused are animations and files of several pages, of which a part would be left out, and pixels without a scale:
     floats, and integers beyond 16 bits. (Of a camera's MPO, viewers show the first picture, and so does this.)
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of damaged metadata beside good pixels
@@ -70,11 +76,12 @@ def _decode(content: bytes) -> NDArray[Any]:
             if frames > 1 and file.format != "MPO":
                 raise ValueError(f"it has {frames} frames or pages, and one image is expected")
             file.load()
-            image = ImageOps.exif_transpose(file)
+            turn = _TURNS.get(file.getexif().get(_ORIENTATION))
+            image = file.copy() if turn is None else file.transpose(Image.Transpose(turn))
         if image.mode.startswith("F"):
             raise ValueError("it has floating-point pixels, whose scale isn't known")
         if image.mode.startswith("I"):
-            return _sixteen_bits(np.asarray(image))
+            return _sixteen_bits(np.asarray(image), image.info.get("transparency"))
         grey = image.mode in ("1", "L", "LA", "La")
         if image.has_transparency_data:
             image = image.convert("RGBA")
@@ -82,12 +89,27 @@ def _decode(content: bytes) -> NDArray[Any]:
         return np.asarray(image.convert("L" if grey else "RGB"), dtype=np.uint8)
 
 
-def _sixteen_bits(pixels: NDArray[Any]) -> NDArray[np.uint16]:
-    """Return grey pixels of 16 bits, which Pillow may give as wider integers."""
+def _sixteen_bits(pixels: NDArray[Any], transparent: Any) -> NDArray[np.uint16]:
+    """Return grey pixels of 16 bits, which Pillow may give as wider integers; those of one value may be transparent."""
     low, high = int(pixels.min()), int(pixels.max())
     if low < 0 or high > _WHITE:
         raise ValueError(f"it has more than 16 bits a channel: pixels from {low} to {high}")
-    return pixels.astype(np.uint16)
+    shown = pixels if transparent is None else np.where(pixels == transparent, _WHITE, pixels)
+    return shown.astype(np.uint16)
+
+
+def check_unusual_names(paths: Iterable[Path]) -> None:
+    """Raise DataError for a file that is no image, among those whose names don't end as one's: some may not be decoded.
+
+    Only their first bytes are read.
+    """
+    from PIL import Image
+
+    usual = Image.registered_extensions()
+    for path in paths:
+        if path.suffix.lower() not in usual:
+            with reading(path, _REMEDY), Image.open(path):
+                pass
 
 
 def decode_all(contents: Iterable[tuple[str, bytes]]) -> NDArray[Any]:
@@ -97,7 +119,7 @@ def decode_all(contents: Iterable[tuple[str, bytes]]) -> NDArray[Any]:
     """
     images: list[NDArray[Any]] = []
     for origin, content in contents:
-        with reading(origin, "Mend the image, save it again as an 8-bit PNG or JPEG, or take it out."):
+        with reading(origin, _REMEDY):
             image = _decode(content)
         if images and image.shape[:2] != images[0].shape[:2]:
             (height, width), (h, w) = images[0].shape[:2], image.shape[:2]

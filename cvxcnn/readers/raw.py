@@ -39,7 +39,7 @@ _HIDDEN = re.compile(r"\..*|(eh)?thumbs\.db|desktop\.ini|@eadir|__macosx", re.IG
 # What is written about a data set beside it.
 _ABOUT = re.compile(r"(readme|licen[cs]e|citation)([.\-_].*)?|.*\.(md|html?)|dataset_infos\.json", re.IGNORECASE)
 # What tables hold in place of a label that isn't there, and what its class is called then.
-_NO_LABEL = frozenset({"", "nan", "NaN", "None", "null", "NULL", "<NA>", "NaT"})
+_NO_LABEL = frozenset({"", "nan", "NaN", "None", "null", "NULL", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaT"})
 _UNLABELLED = ("unlabeled", "unlabelled")
 # How far rounding may take floats out of [0, 1]: that of float32, which they may have been, or of their own dtype.
 _ROUNDING, _ROUNDING_EPS = 1e-6, 8
@@ -221,12 +221,15 @@ def _shown(names: tuple[str, ...] | None) -> str:
 def _check_labelled(values: NDArray[Any], origin: str) -> None:
     """Raise DataError if one of the different labels without names stands for no label.
 
-    -1 does, but where the labels are -1 and 1; so do the words that tables write for missing values.
+    -1 does, but where the labels are -1 and 1; so do the words that tables write for missing values, and the least of
+    all integers, which NaN becomes.
     """
-    if values.dtype.kind == "U":
-        missing = [v for v in values.tolist() if v in _NO_LABEL or v.casefold() in _UNLABELLED]
-    else:
-        missing = [-1] if -1 in values and values.tolist() != [-1, 1] else []
+    found = values.tolist()
+    missing = [v for v in found if isinstance(v, str) and (v.strip() in _NO_LABEL or v.casefold() in _UNLABELLED)]
+    if len(found) != 2 or {str(v) for v in found} != {"-1", "1"}:
+        missing += [v for v in found if str(v) == "-1"]
+    if values.dtype.kind == "i":
+        missing += [v for v in found if v == np.iinfo(values.dtype).min]
     if missing:
         raise DataError(
             f"{origin} has images of the label {missing[0]!r}, which stands for images without a label. "
@@ -242,6 +245,11 @@ def encode_labels(train: RawSplit, test: RawSplit) -> tuple[list[NDArray[np.int6
             raise DataError(
                 f"{part.origin} has labels of shape {labels.shape} for images of shape {part.images.shape}. "
                 "Save one label an image."
+            )
+        if labels.dtype.kind == "f" and np.isnan(labels).any():
+            raise DataError(
+                f"{part.origin} has {int(np.isnan(labels).sum())} images whose label is NaN, which is none. Take them "
+                "out, and save the labels as integers or strings."
             )
         if labels.dtype.kind not in "biuU":
             raise DataError(f"Labels of {part.origin} have dtype {labels.dtype}. Save integers or strings.")
