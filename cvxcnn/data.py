@@ -145,10 +145,10 @@ def check_present(name: str, values: Any) -> None:
 
     Examples
     --------
-    >>> check_present("labels", ["cat", None])
+    >>> check_present("labels", ["cat", None])  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    cvxcnn.errors.InputError: labels have 1 missing value (masked, None, NA or NaN). Fill it in, or leave out its image.
+    cvxcnn.errors.InputError: labels must be there for every image; missing (masked, None, NA or NaN): 1. Fill ...
     """
     missing = _count_masked(values)
     if isinstance(values, (list, tuple)):
@@ -159,8 +159,8 @@ def check_present(name: str, values: Any) -> None:
         missing = sum(map(_is_missing, array.flat)) if array.dtype == object else 0
     if missing:
         raise InputError(
-            f"{name} have {missing} missing value{'s' * (missing > 1)} (masked, None, NA or NaN). "
-            f"Fill {'them' if missing > 1 else 'it'} in, or leave out {'their images' if missing > 1 else 'its image'}."
+            f"{name} must be there for every image; missing (masked, None, NA or NaN): {missing}. "
+            "Fill them in, or leave those images out."
         )
 
 
@@ -168,13 +168,12 @@ def _dense(name: str, tensor: Tensor) -> Tensor:
     """Return a tensor of plain numbers: sparse and quantized ones are laid out."""
     if tensor.is_meta:
         raise InputError(f"{name} are a tensor on the meta device, which has no values. Give one with values.")
-    tensor = tensor.detach()
-    return (
-        tensor.dequantize() if tensor.is_quantized else tensor if tensor.layout == torch.strided else tensor.to_dense()
-    )
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    return (tensor if tensor.layout == torch.strided else tensor.to_dense()).detach()
 
 
-def _array(name: str, values: Any, remedy: str = "") -> NDArray[Any]:
+def _array(name: str, values: Any, remedy: str) -> NDArray[Any]:
     """Return values of any kind as an array; numbers that are kept as objects become numbers."""
 
     def plain(value: Any) -> Any:
@@ -189,12 +188,10 @@ def _array(name: str, values: Any, remedy: str = "") -> NDArray[Any]:
     try:
         array = np.asarray([plain(value) for value in values] if isinstance(values, (list, tuple)) else plain(values))
     except ValueError as error:
-        raise InputError(
-            f"{name} must form one array; got nested values of unequal lengths. {remedy}".strip()
-        ) from error
+        raise InputError(f"{name} must form one array; got nested values of unequal lengths. {remedy}") from error
     except (TypeError, RuntimeError) as error:
         reason = str(error).split("\n")[0].rstrip(".")
-        raise InputError(f"{name} can't be made one array: {reason}. {remedy}".strip()) from error
+        raise InputError(f"{name} must form one array; they can't: {reason}. {remedy}") from error
     if array.dtype == object:
         there = [value for value in array.flat if not _is_missing(value)]
         if there and all(isinstance(value, (Real, np.bool_)) for value in there):

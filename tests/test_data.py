@@ -134,7 +134,7 @@ NA = NAType()
     ids=str,
 )
 def test_missing_values_are_named_everywhere(values: Any) -> None:
-    message = "have 1 missing value (masked, None, NA or NaN). Fill it in, or leave out its image."
+    message = "must be there for every image; missing (masked, None, NA or NaN): 1. Fill them in, or leave those"
     with matches(InputError, "targets " + message):
         check_targets(values, 2)
     for take in (check_labels, lambda labels: one_hot(labels, 2), lambda labels: split(labels, 0.5, 0)):
@@ -147,22 +147,22 @@ def test_missing_values_are_named_everywhere(values: Any) -> None:
 @pytest.mark.parametrize("missing", [None, NA, float("nan"), np.float32("nan")])
 @pytest.mark.parametrize("kind", [list, lambda labels: np.array(labels, dtype=object)])
 def test_names_of_which_some_are_missing_are_no_labels(missing: Any, kind: Callable[[list[Any]], Any]) -> None:
-    with matches(InputError, "labels have 2 missing values", "Fill them in, or leave out their images."):
+    with matches(InputError, "labels must be there for every image", ": 2. Fill them in, or leave those images out."):
         check_labels(kind(["cat", missing, "dog", missing]))
     images = np.random.default_rng(0).random((4, 3, 3))
     model = ConvexCNNClassifier(block=ConvexConvBlock(gates=3, reg=0.1, penalty="dense"))
-    with matches(InputError, "labels have 2 missing values"):
+    with matches(InputError, "labels must be there for every image", ": 2."):
         model.fit(images, kind(["cat", missing, "dog", missing]))
 
 
 def test_missing_targets_and_pixels_of_an_estimator_are_named() -> None:
     images = np.random.default_rng(0).random((4, 9))
     block = ConvexConvBlock(gates=3, reg=0.1, penalty="dense")
-    with matches(InputError, "targets have 1 missing value"):
+    with matches(InputError, "targets must be there for every image", ": 1."):
         ConvexCNNRegressor(block=block).fit(images, np.array([1.0, 2.0, NA, 3.0], dtype=object))
-    with matches(InputError, "targets have 1 missing value"):
+    with matches(InputError, "targets must be there for every image", ": 1."):
         ConvexCNNRegressor(block=block).fit(images, np.ma.masked_array([1.0, 2, 3, 4], mask=[0, 0, 1, 0]))
-    with matches(InputError, "images have 9 missing values"):
+    with matches(InputError, "images must be there for every image", ": 9."):
         masked = np.ma.masked_array(images, mask=np.arange(4)[:, None] == np.ones(9))
         ConvexCNNClassifier(block=block).fit(masked, [0, 1, 0, 1])
 

@@ -61,6 +61,11 @@ def animals_of(part: str) -> list[str]:
     return [ANIMALS[label] for label in LABELS[part]]
 
 
+def load_one(source: Path) -> Any:
+    """Load the first image of each split alone."""
+    return load_rows(source, lambda split, labels, n_classes: np.array([0]), lambda shape, origin: shape)
+
+
 # Files that agree, or are mapped.
 
 
@@ -342,10 +347,7 @@ def test_a_folder_of_unlabelled_images_is_no_class(tmp_path: Path) -> None:
 def test_a_file_among_images_that_is_none_is_named_where_few_are_decoded(tmp_path: Path, name: str) -> None:
     write_folders(tmp_path)
     (tmp_path / "train" / "b" / name).write_text("something")
-    for load in (
-        load_data,
-        lambda source: load_rows(source, lambda _, labels, __: np.array([0]), lambda shape, _: shape),
-    ):
+    for load in (load_data, load_one):
         with matches(DataError, f"Can't read {tmp_path / 'train' / 'b' / name}", "take it out"):
             load(tmp_path)
 
@@ -493,8 +495,9 @@ def test_a_link_to_nothing_among_the_images_of_a_class_is_named(tmp_path: Path) 
     write_folders(tmp_path)
     link = tmp_path / "train" / "a" / "9.png"
     link.symlink_to(tmp_path / "nowhere.png")
-    with matches(DataError, f"Can't read {link}"):
-        load_data(tmp_path)
+    for load in (load_data, load_one, lambda folder: load_images(str(folder / "train" / "a"))):
+        with matches(DataError, f"Can't read {link}: there is no file", "take it out"):
+            load(tmp_path)
 
 
 def test_images_in_subfolders_are_predicted_too(tmp_path: Path) -> None:
@@ -535,7 +538,13 @@ def test_idx_files_of_images_without_labels(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="a pipe of POSIX")
 def test_what_is_neither_file_nor_folder_is_named(tmp_path: Path) -> None:
-    write_parquet(tmp_path)
-    os.mkfifo(tmp_path / "pipe")
+    folder = write_parquet(tmp_path / "tables")
+    os.mkfifo(folder / "pipe")
     with unused("pipe"):
-        check_colour(tmp_path)
+        check_colour(folder)
+    write_folders(tmp_path / "images")
+    pipe = tmp_path / "images" / "train" / "a" / "7.png"
+    os.mkfifo(pipe)  # nobody will ever write to it
+    for load in (load_data, load_one, lambda folder: load_images(str(folder / "train" / "a"))):
+        with matches(DataError, f"Can't read {pipe}: there is no file", "take it out"):
+            load(tmp_path / "images")

@@ -163,3 +163,18 @@ def test_projections_are_not_of_every_tenth_image() -> None:
     chosen = stack._sampled(torch.arange(10_000)[:, None], torch.Generator().manual_seed(1))
     assert len(chosen) == 1000
     assert min(torch.bincount(chosen.flatten() % 10).tolist()) > 50
+
+
+def test_a_stack_that_validates_chooses_alike_in_any_order_of_the_images() -> None:
+    generator = np.random.default_rng(0)
+    images, targets = generator.normal(size=(60, 1, 5, 5)), np.eye(3)[np.arange(60) % 3]
+    order = generator.permutation(60)
+    block = ConvexConvBlock(gates=generator.normal(size=(12, 9)), penalty="dense", tol=1e-9)
+    found = [
+        LayerwiseCNN(layers=1, block=block, validation=0.25, reg_fraction=0.01).fit(images[rows], targets[rows])
+        for rows in (np.arange(60), order)
+    ]
+    first, second = (stack.blocks_[0] for stack in found)
+    assert second.reg == pytest.approx(first.reg, rel=1e-9)
+    assert second.result_.objective == pytest.approx(first.result_.objective, rel=1e-8)
+    np.testing.assert_allclose(found[1].predict(images), found[0].predict(images), atol=1e-3)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from .raw import DAMAGED, reading
 
-__all__ = ["EncodedImages", "check_unusual_names", "decode_all"]
+__all__ = ["EncodedImages", "check_kinds", "decode_all"]
 
 # Of 16 bits.
 _WHITE = 65535
@@ -77,7 +77,7 @@ def _decode(content: bytes) -> NDArray[Any]:
                 raise ValueError(f"it has {frames} frames or pages, and one image is expected")
             file.load()
             turn = _TURNS.get(file.getexif().get(_ORIENTATION))
-            image = file.copy() if turn is None else file.transpose(Image.Transpose(turn))
+            image: Image.Image = file if turn is None else file.transpose(Image.Transpose(turn))
         if image.mode.startswith("F"):
             raise ValueError("it has floating-point pixels, whose scale isn't known")
         if image.mode.startswith("I"):
@@ -98,18 +98,20 @@ def _sixteen_bits(pixels: NDArray[Any], transparent: Any) -> NDArray[np.uint16]:
     return shown.astype(np.uint16)
 
 
-def check_unusual_names(paths: Iterable[Path]) -> None:
-    """Raise DataError for a file that is no image, among those whose names don't end as one's: some may not be decoded.
+def check_kinds(paths: Iterable[Path]) -> None:
+    """Raise DataError for what is no image at first sight: some may not be decoded, and would not be missed.
 
-    Only their first bytes are read.
+    What is no file is none; of files, the first bytes are read where the name doesn't end as an image's.
     """
     from PIL import Image
 
     usual = Image.registered_extensions()
     for path in paths:
-        if path.suffix.lower() not in usual:
-            with reading(path, _REMEDY), Image.open(path):
-                pass
+        with reading(path, _REMEDY):
+            if not path.is_file():
+                raise ValueError("there is no file")
+            if path.suffix.lower() not in usual:
+                Image.open(path).close()
 
 
 def decode_all(contents: Iterable[tuple[str, bytes]]) -> NDArray[Any]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from .encoded import EncodedImages, check_unusual_names
+from .encoded import EncodedImages, check_kinds
 from .raw import RawSplit, entries, reading, warn_of_others, warn_of_unused
 
 __all__ = ["files_within", "read", "recognises"]
@@ -51,7 +51,7 @@ def _read_split(folder: Path) -> RawSplit:
         labels = [group.name for group, members in groups.items() for _ in members]
         if not paths:
             raise DataError(f"{folder} holds no images. Put them there as {folder.name}/<class>/<image>.")
-    check_unusual_names(paths)
+    check_kinds(paths)
     warn_of_others(folder, groups)
     empty = [f"the empty class {group.name}" for group, members in groups.items() if not members]
     warn_of_unused(empty, folder, "Put images into it, or take it out.")

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from .encoded import decode_all
+from .encoded import check_kinds, decode_all
 from .folders import files_within
 from .npz import _channels_first
 from .raw import RawSplit, first_bytes, reading, to_pixels
@@ -47,6 +47,8 @@ def read_images(path: Path) -> tuple[NDArray[np.float64], list[str]]:
     if start.startswith((b"PK", b"\x93NUMPY")):
         images = _channels_first(_array(path))
         return to_pixels(RawSplit(images, np.zeros(0), str(path))), [str(row) for row in range(len(images))]
+    if path.is_dir():
+        check_kinds(paths)
     with reading(path, "Check the path and its permissions."):
         encoded = [(str(p), p.read_bytes()) for p in paths]
     names = [p.relative_to(path).as_posix() if p != path else p.name for p in paths]
