@@ -23,6 +23,7 @@ from .readers.cifar10 import CIFAR10_CLASSES
 
 __all__ = [
     "ImageSet",
+    "are_flat",
     "check_images",
     "check_labels",
     "check_present",
@@ -303,6 +304,17 @@ def check_targets(
     if tensor.numel() == 0:
         raise InputError(f"targets are empty: got shape {tuple(tensor.shape)}. Pass one output at least.")
     return tensor if tensor.ndim == 2 else tensor.unsqueeze(1)
+
+
+def are_flat(targets: Any) -> bool:
+    """Return whether checked targets are (n,), so that predictions are to be (n,) too.
+
+    Examples
+    --------
+    >>> are_flat([0.5, 1.0]), are_flat([[0.5], [1.0]])
+    (True, False)
+    """
+    return bool((targets if isinstance(targets, Tensor) else _array("targets", targets, "")).ndim == 1)
 
 
 def check_labels(labels: Any) -> NDArray[Any]:

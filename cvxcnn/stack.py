@@ -17,7 +17,7 @@ from sklearn.exceptions import NotFittedError
 from torch import Tensor, nn
 
 from .block import DTYPES, ConvexConvBlock
-from .data import check_images, check_targets, moved, shifted
+from .data import are_flat, check_images, check_targets, moved, shifted
 from .distributed import rank, row_counts
 from .errors import InputError
 from .hold_out import held_out
@@ -283,7 +283,7 @@ class LayerwiseCNN(Savable, BaseEstimator):
         first = settings[0]
         inputs = check_images(images, dtype=DTYPES[first.dtype], device=torch.device(first.device))
         expected = check_targets(targets, len(inputs), dtype=inputs.dtype, device=inputs.device)
-        flat = np.ndim(targets) == 1
+        flat = are_flat(targets)
         self.image_shape_ = tuple(int(side) for side in inputs.shape[1:])
         self.blocks_: list[ConvexConvBlock] = []
         self.standardizers_: list[Standardizer | PatchPCA | None] = []

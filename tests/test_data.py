@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_cifar10_python import write_archive, write_batches
 
-from cvxcnn import ConvexCNNClassifier, ConvexCNNRegressor, ConvexConvBlock
+from cvxcnn import ConvexCNNClassifier, ConvexCNNRegressor, ConvexConvBlock, LayerwiseCNN, reg_path
 from cvxcnn.data import (
     ImageSet,
     check_images,
@@ -165,6 +165,22 @@ def test_missing_targets_and_pixels_of_an_estimator_are_named() -> None:
     with matches(InputError, "images must be there for every image", ": 9."):
         masked = np.ma.masked_array(images, mask=np.arange(4)[:, None] == np.ones(9))
         ConvexCNNClassifier(block=block).fit(masked, [0, 1, 0, 1])
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_lists_of_tensors_fit_as_one_tensor_does(kind: torch.dtype) -> None:
+    images, targets = torch.rand(12, 4, 4).to(kind), torch.arange(12).to(kind) % 3
+    block = ConvexConvBlock(gates=4, reg=0.1, penalty="dense")
+    expected = block.fit(images, targets).predict(images)
+    assert expected.shape == (12,)
+    parts = (
+        [image.clone().requires_grad_() for image in images],
+        [target.clone().requires_grad_() for target in targets],
+    )
+    for model in (block, LayerwiseCNN(layers=1, block=block, standardize=False)):
+        np.testing.assert_array_equal(model.fit(*parts).predict(parts[0]), expected)
+    path = reg_path(*parts, block=block, points=3)
+    assert path.blocks[0].predict(images).shape == (12,)
 
 
 def test_labels_of_one_kind() -> None:

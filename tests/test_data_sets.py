@@ -278,6 +278,20 @@ def test_ten_batches_are_joined_by_their_numbers(tmp_path: Path) -> None:
     assert load_data(folder)[0].labels.tolist() == [0, 9, 3, 3, 3, 4, 5, 6, 7, 8, 9, 0]
 
 
+def test_the_names_beside_the_batches_are_those_of_the_classes(tmp_path: Path) -> None:
+    folder = write_cifar10(tmp_path / "binary")
+    names = [f"kind {number}" for number in range(10)]
+    (folder / "batches.meta.txt").write_text("\n".join(names) + "\n\n")
+    train, test = load_data(folder)
+    assert train.classes == test.classes == tuple(names)
+    (folder / "batches.meta.txt").write_text("\n".join(names[:9]))
+    with matches(DataError, "labels outside the 9 classes", ": 9."):
+        load_data(folder)
+    (folder / "batches.meta.txt").write_text("cat\ndog\ncat\n")
+    with matches(DataError, "batches.meta.txt: it names 3 classes, of which 2 differ"):
+        load_data(folder)
+
+
 # Images without a label.
 
 

@@ -18,8 +18,9 @@ CIFAR10_RECORD = 1 + 3 * 32 * 32
 NAME = re.compile(r"(data_batch_\d+|test_batch)\.bin")
 OFFICIAL_COUNT, OFFICIAL_SIZE = 5, 10_000
 ARCHIVES = ("cifar-10-python.tar.gz", "cifar-10-binary.tar.gz")
+CLASS_NAMES = "batches.meta.txt"
 # What is beside the batches: the names of the classes, and archives of the same images.
-KNOWN = ("batches.meta", "batches.meta.txt", *ARCHIVES)
+KNOWN = ("batches.meta", CLASS_NAMES, *ARCHIVES)
 
 
 def recognises(path: Path) -> bool:
@@ -65,17 +66,29 @@ def join(batches: Mapping[str, RawSplit], origin: str, suffix: str = "") -> tupl
         )
     images = np.concatenate([np.asarray(batch.images) for batch in training])
     labels = np.concatenate([batch.labels for batch in training])
-    return RawSplit(images, labels, origin, CIFAR10_CLASSES), batches["test_batch"]
+    return RawSplit(images, labels, origin, training[0].names), batches["test_batch"]
+
+
+def _classes(folder: Path) -> tuple[str, ...]:
+    """Return the names that a file beside the batches gives the classes, one a line, or else those of CIFAR-10."""
+    path = folder / CLASS_NAMES
+    if not path.is_file():
+        return CIFAR10_CLASSES
+    with reading(path):
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+        if len(set(names)) < len(names) or len(names) < 2:
+            raise ValueError(f"it names {len(names)} classes, of which {len(set(names))} differ")
+    return names
 
 
 def read(folder: Path) -> tuple[RawSplit, RawSplit]:
     """Return the raw training and test split; DataError if they can't be read."""
     paths = [p for p in files(folder) if NAME.fullmatch(p.name)]
-    batches = {}
+    batches, classes = {}, _classes(folder)
     for path in paths:
         with reading(path):
             content = np.fromfile(path, dtype=np.uint8)
-        batches[path.stem] = RawSplit(*parse(content, str(path)), str(path), CIFAR10_CLASSES)
+        batches[path.stem] = RawSplit(*parse(content, str(path)), str(path), classes)
     splits = join(batches, str(folder), ".bin")
     warn_of_others(folder, paths, KNOWN)
     return splits
