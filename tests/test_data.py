@@ -149,7 +149,7 @@ def test_missing_values_are_named_everywhere(values: Any) -> None:
 def test_names_of_which_some_are_missing_are_no_labels(missing: Any, kind: Callable[[list[Any]], Any]) -> None:
     with matches(InputError, "labels must be there for every image", ": 2. Fill them in, or leave those images out."):
         check_labels(kind(["cat", missing, "dog", missing]))
-    images = np.random.default_rng(0).random((4, 3, 3))
+    images = np.random.default_rng(0).random((4, 5, 5))
     model = ConvexCNNClassifier(block=ConvexConvBlock(gates=3, reg=0.1, penalty="dense"))
     with matches(InputError, "labels must be there for every image", ": 2."):
         model.fit(images, kind(["cat", missing, "dog", missing]))
@@ -169,7 +169,7 @@ def test_missing_targets_and_pixels_of_an_estimator_are_named() -> None:
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
 def test_lists_of_tensors_fit_as_one_tensor_does(kind: torch.dtype) -> None:
-    images, targets = torch.rand(12, 4, 4).to(kind), torch.arange(12).to(kind) % 3
+    images, targets = torch.rand(12, 5, 5).to(kind), torch.arange(12).to(kind) % 3
     block = ConvexConvBlock(gates=4, reg=0.1, penalty="dense")
     expected = block.fit(images, targets).predict(images)
     assert expected.shape == (12,)

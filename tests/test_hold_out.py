@@ -169,7 +169,7 @@ def test_a_stack_that_validates_chooses_alike_in_any_order_of_the_images() -> No
     generator = np.random.default_rng(0)
     images, targets = generator.normal(size=(60, 1, 5, 5)), np.eye(3)[np.arange(60) % 3]
     order = generator.permutation(60)
-    block = ConvexConvBlock(gates=generator.normal(size=(12, 9)), penalty="dense", tol=1e-9)
+    block = ConvexConvBlock(gates=generator.normal(size=(12, 9)), bias=False, padding=0, penalty="dense", tol=1e-9)
     found = [
         LayerwiseCNN(layers=1, block=block, validation=0.25, reg_fraction=0.01).fit(images[rows], targets[rows])
         for rows in (np.arange(60), order)
