@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .arrangements import Gates, resolve
 from .certificate import Certificate
 from .cones import Cones
-from .data import check_images, check_targets
+from .data import are_flat, check_images, check_targets
 from .distributed import size
 from .errors import InputError
 from .losses import get_loss
@@ -206,12 +206,12 @@ class ConvexConvBlock(Savable, BaseEstimator):
                 if fraction is not None:
                     self.reg = fraction * solver.reg_max(program)
                     program = replace(program, reg=self.reg)
-                self._finish(program, gates, solver, np.ndim(targets) == 1, callback=callback)
+                self._finish(program, gates, solver, are_flat(targets), callback=callback)
             else:
                 if fraction is not None:
                     self.reg = fraction * self._searched_reg_max(patches, expected, options)
                 fitted = self._fit_priced(patches, expected, options, callback=callback)
-                self._store(*fitted, patches, np.ndim(targets) == 1)
+                self._store(*fitted, patches, are_flat(targets))
         return self
 
     def _solver(self, program: Program) -> Solver:

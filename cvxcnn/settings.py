@@ -60,7 +60,8 @@ class Settings:
         In (0, 1), for every layer or for each. The default was chosen on a validation split of the digits
         (benchmarks/choose_reg.py).
     validation : float or None
-        If given, this share of the training images is held out, and each layer's reg is chosen by its error on them.
+        If given, this share of the training images of every class is held out, and each layer's reg is chosen by its
+        error on them.
     rounds : int
         Pricing rounds of each block, at most.
     starts : int
