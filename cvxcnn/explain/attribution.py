@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..data import check_images
 from ..errors import InputError
 from ..neurons import CellSum, GatedConv
+from ..report import import_matplotlib
 
 __all__ = ["METHODS", "attribute"]
 
@@ -222,6 +223,7 @@ def _check_cam(network: nn.Module, stage: nn.Module) -> None:
 
 def _maps(network: nn.Module, images: Tensor, targets: Tensor, method: str, stage: nn.Module | None) -> Tensor:
     """Return the maps (n, h, w) of a batch."""
+    import_matplotlib()  # captum does
     from captum.attr import Deconvolution, GuidedBackprop, LayerGradCam, Saliency
 
     def enlarged(maps: Tensor) -> Tensor:
