@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from .distributed import all_sum, process_group, rank, size
 from .errors import CvxcnnError, InputError, ModelFileError
 from .html_report import QUICK_FILE, REPORT_FILE, write_report
 from .memory import check_run_memory, predict_run_memory
-from .progress import Reporter
+from .progress import Reporter, one_line
 from .records import LayerRecords, describe
 from .report import plot_accuracy, plot_objective, results_table, write_metrics
 from .run_folder import OutputFolder, default_output, hidden_folder
@@ -34,6 +36,8 @@ from .settings import (
 
 __all__ = ["Settings", "resume", "run"]
 
+
+logger = logging.getLogger(__name__)
 
 # Predictions of memory above this are shown.
 _LARGE = 2 << 30
@@ -60,6 +64,11 @@ def run(settings: Settings, console: Console | None = None) -> dict[str, Any]:
     CvxcnnError
         If settings, images or the output folder can't be used. No folder is left behind, unless a layer was finished:
         what is finished is kept, and ``resume`` goes on from it.
+
+    Notes
+    -----
+    The model and its numbers are in the folder before anything is drawn. A figure that can't be drawn is an error in
+    the log, and ``resume`` draws it later.
     """
     console = console or Console(quiet=True)
     path = Path(settings.output if settings.output is not None else default_output(settings.data))
@@ -69,6 +78,8 @@ def run(settings: Settings, console: Console | None = None) -> dict[str, Any]:
 
 def resume(path: str | os.PathLike[str], console: Console | None = None) -> dict[str, Any]:
     """Go on with a run that was interrupted or killed: its settings, its finished layers, the same end.
+
+    Of a run whose layers are all there, it draws the figures that are missing.
 
     Parameters
     ----------
@@ -99,9 +110,12 @@ def resume(path: str | os.PathLike[str], console: Console | None = None) -> dict
         complete = len(state.summary["layers"]) >= settings.layers
     except (TypeError, KeyError) as error:
         raise ModelFileError(f"The settings of the run in {target} are damaged: {error}. Train it again.") from error
-    if found == target and complete:
+    trained = found == target and complete
+    if trained and all((target / name).is_file() for name in DRAWINGS):
         raise InputError(f"the run in {target} is complete: it has all of its {settings.layers} layers.")
     with process_group(resolve_device(settings.device)):
+        if trained:
+            return _redraw(settings, target, state.summary, console)
         return _run(settings, OutputFolder(target, resume=True), state, console)
 
 
@@ -149,9 +163,29 @@ def _run(settings: Settings, output: OutputFolder, state: State | None, console:
             if records.saved and folder is not None:
                 _keep(folder, records, stop)
             raise
-    console.print(results_table(summary))
-    reporter.say(f"Written to {output.path}; open {output.path / REPORT_FILE} in a browser")
+    _show(output.path, summary, test, reporter)
     return summary
+
+
+def _redraw(settings: Settings, path: Path, summary: dict[str, Any], console: Console) -> dict[str, Any]:
+    """Draw what is missing of a run whose layers are all there."""
+    _, test = load_sets(settings)
+    _show(path, summary, test, Reporter(Console(quiet=True) if rank() else console, settings.tol))
+    return summary
+
+
+def _show(path: Path, summary: dict[str, Any], test: ImageSet, reporter: Reporter) -> None:
+    """Draw the results that are in a folder, and say where they are."""
+    if rank():
+        return
+    try:
+        _draw(path.expanduser(), summary, test)
+    except BaseException as stop:
+        stop.args = (f"the model and its numbers are in {path}; draw the rest by --resume {path}",)
+        raise
+    reporter.console.print(results_table(summary))
+    report = path / REPORT_FILE
+    reporter.say(f"Written to {path}" + (f"; open {report} in a browser" if report.expanduser().is_file() else ""))
 
 
 def _total(images: ImageSet) -> int:
@@ -189,7 +223,7 @@ def _keep(folder: OutputFolder, records: LayerRecords, stop: BaseException) -> N
         # Should this fail too, the hidden folder still has its checkpoint.
         try:
             with suppress(OSError, CvxcnnError):
-                _publish(folder, records)
+                _draw(folder.path.expanduser(), _publish(folder, records), records.test)
         except BaseException as second:  # such as the signal by which torchrun stops the others when one failed
             second.args = (kept,)
             raise
@@ -200,25 +234,34 @@ def _keep(folder: OutputFolder, records: LayerRecords, stop: BaseException) -> N
 
 
 def _publish(folder: OutputFolder, records: LayerRecords) -> dict[str, Any]:
-    """Write the results of the finished layers, and make them appear."""
+    """Write the model and the numbers of the finished layers, and make them appear."""
     state = records.state()
     write_state(folder.partial, state, records.extra())
     write_metrics(state.summary, folder.partial / "metrics.csv")
-    plot_objective(state.summary, folder.partial / "objective.png")
-    plot_accuracy(state.summary, folder.partial / "accuracy.png")
-    _draw_examples(folder.partial, records.test, records.reporter)
-    write_report(folder.partial)
-    drop_checkpoints(folder.partial)
-    folder.publish()
+    drop_checkpoints(folder.publish())
     return state.summary
 
 
-def _draw_examples(folder: Path, test: ImageSet, reporter: Reporter) -> None:
-    """Draw a few explanations for the report; a run isn't lost for the lack of them."""
+def _explain(folder: Path, test: ImageSet) -> None:
     # Here, because it brings captum.
     from .explain.runs import explain_quickly
 
-    try:
-        explain_quickly(folder, test, folder / QUICK_FILE)
-    except CvxcnnError as error:
-        reporter.say(f"no explanations: {error}")
+    explain_quickly(folder, test, folder / QUICK_FILE)
+
+
+# What is drawn of a run, each by itself; the page shows the others.
+DRAWINGS: dict[str, Callable[[Path, dict[str, Any], ImageSet], None]] = {
+    "objective.png": lambda folder, summary, _: plot_objective(summary, folder / "objective.png"),
+    "accuracy.png": lambda folder, summary, _: plot_accuracy(summary, folder / "accuracy.png"),
+    QUICK_FILE: lambda folder, _, test: _explain(folder, test),
+    REPORT_FILE: lambda folder, *_: write_report(folder),
+}
+
+
+def _draw(folder: Path, summary: dict[str, Any], test: ImageSet) -> None:
+    """Draw the results that are in a folder. A training that is done isn't lost for the lack of a figure."""
+    for name, draw in DRAWINGS.items():
+        try:
+            draw(folder, summary, test)
+        except Exception as error:  # whatever a drawing library raises
+            logger.error("%s can't be drawn: %s", name, one_line(error))

@@ -157,12 +157,88 @@ def test_a_run_that_fails_at_its_very_end_is_only_written(whole: str, monkeypatc
         raise OSError(28, "Disk full")
 
     with monkeypatch.context() as patched:
-        patched.setattr(cvxcnn.run, "plot_accuracy", fail)
+        patched.setattr(cvxcnn.run, "write_metrics", fail)
         with pytest.raises(OSError, match="Disk full"):
             run(QUICK)
     with monkeypatch.context() as patched:
         patched.setattr(ConvexConvBlock, "fit", fail)
         resume("out")
+    same_as(whole, "out")
+
+
+DRAWN = ("accuracy.png", "explanations_quick.png", "objective.png", "report.html")
+STEPS = ("run.plot_objective", "run.plot_accuracy", "explain.runs.explain_quickly", "run.write_report")
+
+
+def failing(error: BaseException) -> Any:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise error
+
+    return fail
+
+
+def train_quickly(*more: str) -> int:
+    options = "--layers 2 --limit-train 40 --reg 2 --gates 8 --baseline-width 4 --baseline-epochs 1 --output out"
+    return main([*options.split(), *more])
+
+
+@pytest.mark.parametrize(
+    ("steps", "error", "words"),
+    [
+        (STEPS[:1], OSError(28, "No space left on device"), "No space left on device"),
+        (STEPS[1:3], AssertionError("captum\nsays"), "AssertionError: captum says"),
+        (STEPS, MemoryError(), "MemoryError"),
+    ],
+)
+def test_no_figure_that_fails_loses_a_training(
+    steps: tuple[str, ...], error: Exception, words: str, whole: str,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    with monkeypatch.context() as patched:
+        for step in steps:
+            patched.setattr(f"cvxcnn.{step}", failing(error))
+        # Quiet too says what went wrong.
+        assert train_quickly("--quiet") == 0
+    shown = capsys.readouterr()
+    lines = shown.err.splitlines()
+    assert shown.out == "" and len(lines) == len(steps) and all(line.endswith(words) for line in lines)
+    missing = [name for name in DRAWN if f" {name} can't be drawn: " in shown.err]
+    assert len(missing) == len(steps)
+    assert sorted(os.listdir("out")) == sorted(set(os.listdir(whole)) - set(missing))
+    assert without_seconds("out") == without_seconds(whole) and len(load_model("out").blocks_) == 2
+    # What is missing is drawn by going on, without another fit.
+    with monkeypatch.context() as patched:
+        patched.setattr(ConvexConvBlock, "fit", failing(RuntimeError("fitted again")))
+        assert main(["--resume", "out"]) == 0
+    assert "Written to out; open out/report.html in a browser" in capsys.readouterr().out
+    same_as(whole, "out")
+    assert main(["--resume", "out"]) == 2
+
+
+def test_without_matplotlib_there_are_the_numbers_and_a_page(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("cvxcnn.report.import_matplotlib", failing(ImportError("no matplotlib")))
+    assert train_quickly() == 0
+    shown = capsys.readouterr().out
+    assert shown.count("ImportError: no matplotlib") == 5  # three figures, and two parts of the page
+    assert "report.html is without the figures of convergence" in shown
+    assert "These figures could not be drawn: ImportError" in Path("out/report.html").read_text()
+    assert {"metrics.csv", "report.html", "summary.json"} < set(os.listdir("out"))
+
+
+@pytest.mark.parametrize("step", [STEPS[0], STEPS[3]])
+def test_a_run_interrupted_while_it_is_drawn_has_its_numbers(
+    step: str, whole: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(f"cvxcnn.{step}", failing(KeyboardInterrupt()))
+        assert train_quickly() == 130
+    assert capsys.readouterr().err == (
+        "cvxcnn.train: interrupted; the model and its numbers are in out; draw the rest by --resume out.\n"
+    )
+    assert len(load_model("out").blocks_) == 2 and not hidden_folder(Path("out")).exists()
+    assert main(["--resume", "out"]) == 0
     same_as(whole, "out")
 
 

@@ -19,11 +19,12 @@ from torch import nn
 from .. import __version__
 from ..checkpoint import BASELINE_FILE
 from ..data import ImageSet, load_data
-from ..errors import DataError, InputError, ModelFileError
+from ..errors import CvxcnnError, DataError, InputError, ModelFileError
 from ..html_report import write_report
 from ..neurons import Neurons
 from ..persistence import load_model, write_atomically
 from ..persistence.files import read_bytes, read_tensors
+from ..progress import one_line
 from ..records import finite
 from ..report import _name
 from ..run_folder import SUMMARY_FILE
@@ -184,9 +185,13 @@ def _sanity_rows(steps: Mapping[str, Mapping[str, Sequence[SanityStep]]], seed: 
     ]  # fmt: skip
 
 
-def _png(draw: Callable[..., None], *arguments: Any, **options: Any) -> bytes:
+def _png(draw: Callable[..., None], *arguments: Any, **options: Any) -> bytes | Exception:
+    """Return a figure, or what a drawing library raised in its place."""
     buffer = io.BytesIO()
-    draw(*arguments, buffer, **options)
+    try:
+        draw(*arguments, buffer, **options)
+    except Exception as error:
+        return error
     return buffer.getvalue()
 
 
@@ -240,6 +245,8 @@ def explain_run(
         If an argument is out of its range, or a method can't be used on a network.
     DataError
         If the run's images can't be found.
+    CvxcnnError
+        If a figure can't be drawn; all others and the numbers are there.
     OSError
         If the files can't be written.
     """
@@ -286,7 +293,7 @@ def explain_run(
     writer = csv.DictWriter(table, COLUMNS)
     writer.writeheader()
     writer.writerows(sparsity)
-    contents = {
+    contents: dict[str, bytes | Exception] = {
         "explanations.png": _png(
             plot_explanations, test.images[rows], test.labels[rows], test.classes, shown, predictions, title=title
         ),
@@ -294,9 +301,17 @@ def explain_run(
         "sanity.png": _png(plot_sanity, steps, title=f"{_name(summary)}, layer {layer}", seed=seed),
         "explanations.json": json.dumps(found, indent=2, allow_nan=False).encode() + b"\n",
     }
+    failures = []
     for name, content in contents.items():
-        write_atomically(source / name, content)
+        if isinstance(content, bytes):
+            write_atomically(source / name, content)
+        else:
+            # One of an earlier call would be shown with the new numbers.
+            (source / name).unlink(missing_ok=True)
+            failures.append(f"{name} can't be drawn: {one_line(content)}")
     write_report(source)
+    if failures:
+        raise CvxcnnError(f"{'; '.join(failures)}. The numbers are in {source}.")
     return found
 
 
