@@ -203,7 +203,7 @@ def test_import_leaves_matplotlib_alone_and_figures_leave_pyplot_alone(small, tm
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize(("backend", "kept"), [("module://of_a_notebook.elsewhere", False), ("svg", True)])
+@pytest.mark.parametrize(("backend", "kept"), [("of_a_notebook", False), ("svg", True)])
 def test_figures_need_no_backend_and_leave_one_that_works(backend, kept, small, tmp_path):
     code = (
         f"import os, cvxcnn.report as report; report.plot_objective({small!r}, {str(tmp_path / 'figure.png')!r}); "
