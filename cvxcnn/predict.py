@@ -21,14 +21,13 @@ from .persistence import load_model, write_output
 from .progress import printable
 from .readers import READERS, reading
 from .readers.unlabelled import array_names, read_images
-from .settings import resolve_device
+from .settings import NAMED, resolve_device
 from .stack import LayerwiseCNN
 
 __all__ = ["load_images", "main", "predict_labels"]
 
 PROGRAM = "python -m cvxcnn.predict"
 COLUMNS = ("image", "label", "score")
-NAMED = ("digits", "cifar10")
 PARTS = ("test", "train")
 # Images that are predicted together.
 BATCH = 256

@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from .checkpoint import State, drop_checkpoints, find_state, read_state, write_state
 from .data import ImageSet, one_hot
-from .distributed import all_sum, process_group, rank, size
+from .distributed import process_group, rank, size
 from .errors import CvxcnnError, InputError, ModelFileError
+from .fingerprint import UNKNOWN, differing, in_words, whereabouts
 from .html_report import QUICK_FILE, REPORT_FILE, write_report
 from .memory import check_run_memory, predict_run_memory
 from .progress import Reporter, one_line
@@ -28,6 +28,7 @@ from .settings import (
     build_stack,
     check_maps,
     check_settings,
+    find_again,
     load_sets,
     pricing_options,
     recorded_settings,
@@ -76,7 +77,7 @@ def run(settings: Settings, console: Console | None = None) -> dict[str, Any]:
         return _run(settings, OutputFolder(path), None, console)
 
 
-def resume(path: str | os.PathLike[str], console: Console | None = None) -> dict[str, Any]:
+def resume(path: str | os.PathLike[str], console: Console | None = None, *, data: str | None = None) -> dict[str, Any]:
     """Go on with a run that was interrupted or killed: its settings, its finished layers, the same end.
 
     Of a run whose layers are all there, it draws the figures that are missing.
@@ -87,6 +88,8 @@ def resume(path: str | os.PathLike[str], console: Console | None = None) -> dict
         The folder that the run was to write to.
     console : Console, optional
         Where progress and the table of results go; None for none.
+    data : str, optional
+        Where the run's images are now; None for where they were.
 
     Returns
     -------
@@ -106,9 +109,10 @@ def resume(path: str | os.PathLike[str], console: Console | None = None) -> dict
     except (OSError, ValueError) as error:
         raise InputError(f"can't read {target}: {getattr(error, 'strerror', None) or error}.") from error
     try:
-        settings = recorded_settings(state.summary["settings"], output=str(target))
+        where = find_again(state.summary, data)
+        settings = recorded_settings(state.summary["settings"], output=str(target), data=where)
         complete = len(state.summary["layers"]) >= settings.layers
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, AttributeError) as error:
         raise ModelFileError(f"The settings of the run in {target} are damaged: {error}. Train it again.") from error
     trained = found == target and complete
     if trained and all((target / name).is_file() for name in DRAWINGS):
@@ -132,20 +136,20 @@ def _run(settings: Settings, output: OutputFolder, state: State | None, console:
     with output if rank() == 0 else nullcontext() as folder:
         train, test = load_sets(settings)
         check_maps(stack, train.image_shape)
-        n_images = _total(train), _total(test)
-        predicted = predict_run_memory(stack, n_images[0], n_images[1], train.image_shape, len(train.classes))
+        data = describe(train, test, settings)
+        predicted = predict_run_memory(stack, data["n_train"], data["n_test"], train.image_shape, len(train.classes))
         check_run_memory(predicted, settings.memory)
         gap = pricing_options(settings).gap if settings.gates == "priced" else settings.tol
         reporter = Reporter(console, gap)
         reporter.say(
-            f"{train.name}: {n_images[0]} training and {n_images[1]} test images of shape {train.image_shape}, "
+            f"{train.name}: {data['n_train']} training and {data['n_test']} test images of shape {train.image_shape}, "
             f"{len(train.classes)} classes"
         )
         if predicted is not None and predicted > _LARGE:
             reporter.say(f"up to {predicted / 2**30:.1f} GiB of memory")
         if size() > 1:
             reporter.say(f"{size()} processes, each with a share of the images; no ordinary training for comparison")
-        records = LayerRecords(settings, stack, train, test, reporter, folder.partial if folder else None, n_images)
+        records = LayerRecords(settings, stack, train, test, reporter, folder.partial if folder else None, data)
         if state is not None:
             _take_over(records, state)
         records.checkpoint()
@@ -169,8 +173,10 @@ def _run(settings: Settings, output: OutputFolder, state: State | None, console:
 
 def _redraw(settings: Settings, path: Path, summary: dict[str, Any], console: Console) -> dict[str, Any]:
     """Draw what is missing of a run whose layers are all there."""
-    _, test = load_sets(settings)
-    _show(path, summary, test, Reporter(Console(quiet=True) if rank() else console, settings.tol))
+    train, test = load_sets(settings)
+    reporter = Reporter(Console(quiet=True) if rank() else console, settings.tol)
+    _check_images(summary.get("data"), describe(train, test, settings), reporter)
+    _show(path, summary, test, reporter)
     return summary
 
 
@@ -188,19 +194,9 @@ def _show(path: Path, summary: dict[str, Any], test: ImageSet, reporter: Reporte
     reporter.say(f"Written to {path}" + (f"; open {report} in a browser" if report.expanduser().is_file() else ""))
 
 
-def _total(images: ImageSet) -> int:
-    """Return how many images all processes have together."""
-    return int(all_sum(torch.tensor(len(images))))
-
-
 def _take_over(records: LayerRecords, state: State) -> None:
     """Make the layers of a state the first of these records."""
-    data = describe(records)
-    known = state.summary.get("data")
-    if data != known:
-        raise InputError(
-            f"the images are not those that the run began with: they were {known}, now they are {data}. Put them back."
-        )
+    _check_images(state.summary.get("data"), records.data, records.reporter)
     records.summaries += state.summary["layers"]
     records.rivals += state.rivals
     records.history += state.history
@@ -212,6 +208,23 @@ def _take_over(records: LayerRecords, state: State) -> None:
         for block in state.stack.blocks_:
             block.set_params(device=resolve_device(records.settings.device))
         records.reporter.say(f"{len(records.summaries)} of {records.settings.layers} layers are there already")
+
+
+def _check_images(known: Any, data: dict[str, Any], reporter: Reporter) -> None:
+    """Raise InputError if the images aren't those that a run began with; ``known`` is what its summary says of them."""
+    known = known if isinstance(known, dict) else {}
+    different = differing(known.get("fingerprint"), data["fingerprint"])
+    # A set that was moved may have another name.
+    aside = {"path", "fingerprint", *(("name",) if known.get("fingerprint") else ())}
+    before, now = ({name: about[name] for name in about if name not in aside} for about in (known, data))
+    what = f"the images are not those that the run began with{whereabouts(known)}"
+    remedy = "Put them back, or give the place where they are by --data."
+    if before != now:
+        raise InputError(f"{what}: they were {before}, now they are {now}. {remedy}")
+    if different:
+        raise InputError(f"{what}: {in_words(different)}. {remedy}")
+    if different is None:
+        reporter.say(UNKNOWN)
 
 
 def _keep(folder: OutputFolder, records: LayerRecords, stop: BaseException) -> None:
