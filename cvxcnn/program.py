@@ -363,11 +363,22 @@ def nonconvex_objective(module: nn.Module, images: Any, targets: Any, reg: float
     inputs = check_images(images, dtype=torch.float64, device=device)
     expected = check_targets(targets, len(inputs), dtype=torch.float64, device=device)
     double = {name: value.detach().double() for name, value in module.state_dict().items()}
+    calls: list[nn.Module] = []
+    hooks = [part.register_forward_hook(lambda part, *_: calls.append(part)) for part in (convolution, linear)]
     try:
         with torch.no_grad():
             parts = [torch.func.functional_call(module, double, (part,)) for part in torch.split(inputs, 1024)]
     except RuntimeError as error:
         raise InputError(f"the module doesn't take images of shape {tuple(inputs.shape)}: {error}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for part in (convolution, linear):
+        if calls.count(part) > len(parts):
+            raise InputError(
+                f"Eq. 1 is of a module that uses its {type(part).__name__} once; this one does so "
+                f"{calls.count(part) // len(parts)} times. Pass one Conv2d -> ReLU -> pooling -> Linear block."
+            )
     prediction = torch.cat(parts).reshape(len(inputs), -1)
     if prediction.shape != expected.shape:
         raise InputError(
