@@ -593,6 +593,12 @@ def test_another_layer_and_class(folder: Path) -> None:
     assert row["mean"] == pytest.approx(expected, rel=1e-12)
 
 
+def test_a_summary_from_an_editor_on_windows(folder: Path) -> None:
+    content = (folder / "summary.json").read_bytes()
+    (folder / "summary.json").write_bytes(b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n"))
+    assert explain_run(folder, layer=1, methods=["cam"], n_images=1)["n_test"] == 360
+
+
 def test_a_run_without_its_baseline(folder: Path) -> None:
     (folder / "baseline.safetensors").unlink()
     found = explain_run(folder, layer=1, methods=["cam"], n_images=1)

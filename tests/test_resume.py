@@ -19,6 +19,7 @@ import cvxcnn.run
 from cvxcnn import ConvexConvBlock, LayerwiseCNN
 from cvxcnn.errors import InputError, ModelFileError
 from cvxcnn.history import read_history
+from cvxcnn.html_report import write_report
 from cvxcnn.persistence import load_model
 from cvxcnn.run import Settings, resume, run
 from cvxcnn.run_folder import hidden_folder
@@ -90,6 +91,17 @@ def test_an_interrupted_run_is_usable_and_goes_on(
             run(QUICK)
     assert len(json.loads(Path("out/summary.json").read_text())["layers"]) == 1
     assert len(load_model("out").blocks_) == 1 and Path("out/report.html").is_file()
+    resume("out")
+    same_as(whole, "out")
+
+
+def test_a_run_whose_files_an_editor_on_windows_saved_goes_on(whole: str, interrupted: str) -> None:
+    shutil.copytree(interrupted, "out")
+    for name in ("summary.json", "config.json", "history.csv"):
+        lines = Path("out", name).read_bytes().splitlines()
+        Path("out", name).write_bytes(b"\xef\xbb\xbf" + b"".join(line + b"\r\n" for line in lines))
+    write_report("out")
+    assert Path("out/report.html").read_bytes() == Path(interrupted, "report.html").read_bytes()
     resume("out")
     same_as(whole, "out")
 

@@ -24,7 +24,7 @@ from ..fingerprint import UNKNOWN, differing, fingerprint, in_words, whereabouts
 from ..html_report import write_report
 from ..neurons import Neurons
 from ..persistence import load_model, write_atomically
-from ..persistence.files import read_bytes, read_tensors
+from ..persistence.files import ENCODING, read_bytes, read_tensors
 from ..progress import one_line
 from ..records import finite
 from ..report import _name
@@ -108,7 +108,7 @@ def _summary(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ModelFileError(f"{folder} is not a folder. Give the folder of a finished run.")
     try:
-        summary = json.loads(read_bytes(path).decode("utf-8"))
+        summary = json.loads(read_bytes(path).decode(ENCODING))
         _ = str(summary["settings"]["data"]), str(summary["data"]["name"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelFileError(

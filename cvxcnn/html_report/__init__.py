@@ -13,7 +13,8 @@ from typing import Any
 
 from ..errors import ModelFileError
 from ..history import HISTORY_FILE, read_history
-from ..persistence import load_model, write_atomically
+from ..persistence import load_model, read_bytes, write_atomically
+from ..persistence.files import ENCODING
 from ..progress import one_line
 from ..report import _name
 from ..run_folder import SUMMARY_FILE
@@ -99,10 +100,10 @@ def _drawn(name: str, draw: Callable[[], str]) -> str:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     """Return the object in a file, None if there is no such file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return None
+    try:
+        content = json.loads(read_bytes(path).decode(ENCODING))
     except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{path} is damaged: {error}. Train the run again.") from error
     if not isinstance(content, dict):

@@ -22,6 +22,7 @@ from ..errors import CvxcnnError, ModelFileError
 
 __all__ = [
     "CONFIG_FILE",
+    "ENCODING",
     "FORMAT",
     "FORMAT_VERSION",
     "SAVE_AGAIN",
@@ -44,6 +45,8 @@ CONFIG_FILE = "config.json"
 SAVE_AGAIN = "Save the model again, or take another copy of the folder."
 # The configuration has a few kilobytes a layer; the rest is room for ``extra``.
 CONFIG_BYTES = 64 << 20
+# Of what is read: editors on Windows put a mark at the beginning of a file.
+ENCODING = "utf-8-sig"
 
 
 def write_output(path: Path, content: bytes) -> None:
@@ -249,7 +252,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """Return the configuration of a model of this package and of a version that is known, or raise ModelFileError."""
     content = read_bytes(path, CONFIG_BYTES)
     try:
-        config = parse_config(content.decode("utf-8"))
+        config = parse_config(content.decode(ENCODING))
     except ValueError as error:
         raise ModelFileError(f"{path} isn't valid JSON: {reason(error)}. {SAVE_AGAIN}") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
