@@ -88,7 +88,9 @@ def read_state(folder: Path) -> State:
     try:
         summary = json.loads(read_bytes(path).decode(ENCODING))
         count, settings = len(summary["layers"]), dict(summary["settings"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        for entry in summary["layers"]:
+            _ = float(entry["reg"]), dict(entry["convex"]), dict(entry["nonconvex"] or {})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelFileError(f"{path} is damaged: {type(error).__name__}: {error}. Train the run again.") from error
     if not count:
         return State(summary)

@@ -111,8 +111,13 @@ def resume(path: str | os.PathLike[str], console: Console | None = None, *, data
     try:
         where = find_again(state.summary, data)
         settings = recorded_settings(state.summary["settings"], output=str(target), data=where)
+        # Here, where it is known that a wrong type is damage.
+        check_settings(settings)
+        build_stack(settings)
         complete = len(state.summary["layers"]) >= settings.layers
-    except (TypeError, KeyError, AttributeError) as error:
+    except CvxcnnError:
+        raise
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise ModelFileError(f"The settings of the run in {target} are damaged: {error}. Train it again.") from error
     trained = found == target and complete
     if trained and all((target / name).is_file() for name in DRAWINGS):

@@ -343,6 +343,8 @@ def check_settings(settings: Settings) -> None:
         value = getattr(settings, name)
         if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
             raise InputError(f"{name} must be positive; got {value!r}.")
+    if settings.memory is not None and not settings.memory > 0:
+        raise InputError(f"memory must be a positive number of GiB, or None; got {settings.memory!r}.")
     if not 0 <= settings.seed < 1 << 32:
         raise InputError(f"seed must be an int from 0 to 2^32 - 1; got {settings.seed!r}.")
     if settings.solver != "auto" and settings.solver not in SOLVERS:

@@ -279,6 +279,14 @@ def test_command_line(whole: str, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         (lambda: Path("out/baseline.safetensors").unlink(), "baseline.safetensors is missing"),
         (lambda: edit("settings", "downsample", 3), "The settings of the run in out are damaged"),
         (lambda: edit("settings", "layers", "many"), "damaged|layers must be"),
+        (lambda: edit("settings", "layers", 1.5), "damaged"),
+        (lambda: edit("settings", "gates", None), "damaged"),
+        (lambda: edit("settings", "memory", "x"), "damaged"),
+        (lambda: edit("settings", "seed", None), "damaged"),
+        (lambda: edit("settings", "validation", "x"), "damaged"),
+        (lambda: edit("settings", "augment", 1.5), "damaged"),
+        (lambda: edit("layers", 0, None), "summary.json is damaged: TypeError"),
+        (lambda: edit("layers", 0, {"reg": 1.0, "convex": "x"}), "summary.json is damaged: ValueError"),
         (lambda: edit("data", "n_train", 41), "the images are not those that the run began with"),
     ],
 )
@@ -289,7 +297,7 @@ def test_what_can_not_be_gone_on_with(damage: Any, message: str, interrupted: st
         resume("out", Console(quiet=True))
 
 
-def edit(table: str, name: str, value: Any) -> None:
+def edit(table: str, name: str | int, value: Any) -> None:
     path = Path("out/summary.json")
     summary = json.loads(path.read_text())
     summary[table][name] = value

@@ -110,7 +110,8 @@ def _summary(folder: Path) -> dict[str, Any]:
     try:
         summary = json.loads(read_bytes(path).decode(ENCODING))
         _ = str(summary["settings"]["data"]), str(summary["data"]["name"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        np.random.default_rng(summary["settings"].get("seed", 0))  # by which images may have been chosen
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelFileError(
             f"{path} is damaged: {type(error).__name__}: {error}. Give the folder of a finished run."
         ) from error
