@@ -106,8 +106,10 @@ def resume(path: str | os.PathLike[str], console: Console | None = None, *, data
     try:
         found = find_state(target, hidden_folder(target))
         state = read_state(found)
-    except (OSError, ValueError) as error:
-        raise InputError(f"can't read {target}: {getattr(error, 'strerror', None) or error}.") from error
+    except CvxcnnError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:  # loops of links, and homes that aren't there, are the last
+        raise InputError(f"can't read {target}: {one_line(error)}. Give the folder of a run.") from error
     try:
         where = find_again(state.summary, data)
         settings = recorded_settings(state.summary["settings"], output=str(target), data=where)

@@ -297,6 +297,15 @@ def test_what_can_not_be_gone_on_with(damage: Any, message: str, interrupted: st
         resume("out", Console(quiet=True))
 
 
+@pytest.mark.parametrize("name", ["", "file", "file/below", "loop/below", "~nobody_of_that_name/run", "x" * 300])
+def test_what_is_no_run_is_one_sentence(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("file").write_text("mine")
+    os.symlink("loop", "loop")
+    assert main(["--resume", name]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert sorted(os.listdir()) == ["file", "loop"]
+
+
 def edit(table: str, name: str | int, value: Any) -> None:
     path = Path("out/summary.json")
     summary = json.loads(path.read_text())
