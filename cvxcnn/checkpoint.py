@@ -16,7 +16,7 @@ from torch import Tensor
 from .errors import ModelFileError
 from .history import HISTORY_FILE, Point, read_history, write_history
 from .persistence import load_model, save_model
-from .persistence.files import read_bytes, read_tensors
+from .persistence.files import ENCODING, read_bytes, read_tensors
 from .run_folder import SUMMARY_FILE
 from .stack import LayerwiseCNN
 
@@ -86,9 +86,11 @@ def read_state(folder: Path) -> State:
     """
     path = folder / SUMMARY_FILE
     try:
-        summary = json.loads(read_bytes(path).decode("utf-8"))
+        summary = json.loads(read_bytes(path).decode(ENCODING))
         count, settings = len(summary["layers"]), dict(summary["settings"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        for entry in summary["layers"]:
+            _ = float(entry["reg"]), dict(entry["convex"]), dict(entry["nonconvex"] or {})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelFileError(f"{path} is damaged: {type(error).__name__}: {error}. Train the run again.") from error
     if not count:
         return State(summary)

@@ -125,16 +125,19 @@ def one_of(*choices: str) -> Callable[[str], str]:
 
 @contextmanager
 def _logging_to(console: Console, level: int) -> Iterator[None]:
-    """Show the library's log on the console: in colour on a terminal, as whole lines elsewhere."""
+    """Show the library's log on the console: in colour on a terminal, as whole lines elsewhere.
+
+    Of what a quiet console leaves out, errors go to standard error.
+    """
     logger = logging.getLogger("cvxcnn")
     handler: logging.Handler
-    if console.is_terminal:
+    if console.is_terminal and not console.quiet:
         handler = RichHandler(console=console, show_path=False, markup=False)
     else:
-        handler = logging.StreamHandler(console.file)
+        handler = logging.StreamHandler(sys.stderr if console.quiet else console.file)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     if console.quiet:
-        handler = logging.NullHandler()
+        level = logging.ERROR
     level_before, propagate_before = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(level)

@@ -205,15 +205,17 @@ def process_group(device: str) -> Iterator[None]:
     Raises
     ------
     InputError
-        If the machine has fewer GPUs than processes.
+        If the machine has fewer GPUs than processes, or the environment's variables are no numbers of processes.
     CvxcnnError
         If the processes don't find each other.
     """
     global _joined
     started = dist.is_available() and dist.is_initialized()
-    if _joined or (not started and int(os.environ.get("WORLD_SIZE", "1")) < 2):
+    if _joined or (not started and _environment("WORLD_SIZE", 1, 1) < 2):
         yield
         return
+    if not started and os.environ.get("RANK") is not None:
+        _check_rank()
     if device.startswith("cuda"):
         _take_gpu()
     if not started:
@@ -222,8 +224,8 @@ def process_group(device: str) -> Iterator[None]:
             dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
         except (AttributeError, RuntimeError, ValueError) as error:
             raise CvxcnnError(
-                f"the {os.environ['WORLD_SIZE']} processes can't be joined: {_reason(error)}. Start them by torchrun, "
-                "with a torch that has torch.distributed."
+                f"the {os.environ['WORLD_SIZE'].strip()} processes can't be joined: {_reason(error)}. Start them by "
+                "torchrun, with a torch that has torch.distributed."
             ) from error
     _joined = True
     try:
@@ -235,8 +237,34 @@ def process_group(device: str) -> Iterator[None]:
             dist.destroy_process_group()
 
 
+def _environment(name: str, least: int, default: int | None = None) -> int:
+    """Return an int that torchrun sets; the default where it is empty or not set."""
+    text = os.environ.get(name, "").strip()
+    if not text and default is not None:
+        return default
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise InputError(
+            f"the environment variable {name} must be an int >= {least}, the number that torchrun sets; got {text!r}. "
+            "Start the processes by torchrun, or unset WORLD_SIZE for a single one."
+        )
+    return value
+
+
+def _check_rank() -> None:
+    number, processes = _environment("RANK", 0), _environment("WORLD_SIZE", 1)
+    if number >= processes:
+        raise InputError(
+            f"the environment variable RANK must be below WORLD_SIZE; got {number} and {processes}. Start the "
+            "processes by torchrun."
+        )
+
+
 def _take_gpu() -> None:
-    local, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    local, found = _environment("LOCAL_RANK", 0, 0), torch.cuda.device_count()
     if local >= found:
         raise InputError(
             f"process {local + 1} of this machine has no GPU of its own: torch finds {found}. "

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from .baseline import BaselineResult
 from .block import ConvexConvBlock
 from .errors import ModelFileError
+from .persistence.files import ENCODING, read_bytes
 
 __all__ = ["HISTORY_FILE", "Point", "history_of", "read_history", "write_history"]
 
@@ -92,21 +95,21 @@ def read_history(path: str | os.PathLike[str]) -> Sequence[Point]:
     ModelFileError
         If the file is damaged.
     """
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return [
-                Point(
-                    int(row["layer"]),
-                    row["method"],
-                    seconds=_number(row["seconds"]),
-                    objective=_number(row["objective"]),
-                    bound=_number(row["bound"]),
-                    bound_over=row["bound_over"],
-                )
-                for row in csv.DictReader(file)
-            ]
-    except FileNotFoundError:
+    if not os.path.exists(path):
         return []
+    content = read_bytes(Path(path))
+    try:
+        return [
+            Point(
+                int(row["layer"]),
+                row["method"],
+                seconds=_number(row["seconds"]),
+                objective=_number(row["objective"]),
+                bound=_number(row["bound"]),
+                bound_over=row["bound_over"],
+            )
+            for row in csv.DictReader(io.StringIO(content.decode(ENCODING), newline=""))
+        ]
     except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise ModelFileError(f"{path} is damaged: {type(error).__name__} {error}. Train the run again.") from error
 

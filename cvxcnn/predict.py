@@ -17,18 +17,17 @@ from rich.console import Console
 from .cli import Parser, integer, one_of, run_command
 from .data import load_data
 from .errors import InputError
-from .persistence import load_model, write_atomically
+from .persistence import load_model, write_output
 from .progress import printable
 from .readers import READERS, reading
 from .readers.unlabelled import array_names, read_images
-from .settings import resolve_device
+from .settings import NAMED, resolve_device
 from .stack import LayerwiseCNN
 
 __all__ = ["load_images", "main", "predict_labels"]
 
 PROGRAM = "python -m cvxcnn.predict"
 COLUMNS = ("image", "label", "score")
-NAMED = ("digits", "cifar10")
 PARTS = ("test", "train")
 # Images that are predicted together.
 BATCH = 256
@@ -64,7 +63,7 @@ def load_images(source: str, part: str = "test") -> tuple[NDArray[np.float64], l
 
 def _load(source: str, part: str) -> tuple[NDArray[np.float64], list[str], list[str] | None]:
     """Return images, their names, and the labels that a data set gives them."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if source in NAMED or _is_data_set(path):
         train, test = load_data(source)
         chosen = train if part == "train" else test
@@ -156,7 +155,7 @@ def build_parser(prog: str = PROGRAM) -> Parser:
         "--part", metavar="|".join(PARTS), type=one_of(*PARTS), default="test", help="images of a data set"
     )
     options.add_argument(
-        "--output", metavar="FILE", help="CSV file, written over if it is there (default: standard output)"
+        "--output", metavar="FILE", help="CSV file, written over if it is there; or a pipe (default: standard output)"
     )
     other = parser.add_argument_group("machine and messages")
     parser.add_device(other)
@@ -204,7 +203,7 @@ def main(argv: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
 
 def _write(text: str, target: str | None) -> None:
     if target is not None:
-        write_atomically(Path(os.path.expanduser(target)), text.encode())
+        write_output(Path(os.path.expanduser(target)), text.encode())
         return
     # A console that can't show a character of a file's name gets its escape.
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"

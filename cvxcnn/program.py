@@ -433,12 +433,24 @@ def nonconvex_objective(module: nn.Module, images: Any, targets: Any, reg: float
     inputs = check_images(images, dtype=torch.float64, device=device)
     expected = check_targets(targets, len(inputs), dtype=torch.float64, device=device)
     double = {name: value.detach().double() for name, value in module.state_dict().items()}
+    calls: list[nn.Module] = []
+    hooks = [part.register_forward_hook(lambda part, *_: calls.append(part)) for part in (convolution, linear)]
     try:
         with torch.no_grad(), _evaluating(module):
             first, again = (torch.func.functional_call(module, double, (inputs[:1],)) for _ in range(2))
             parts = [torch.func.functional_call(module, double, (part,)) for part in torch.split(inputs, 1024)]
     except RuntimeError as error:
         raise InputError(f"the module doesn't take images of shape {tuple(inputs.shape)}: {error}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    passes = len(parts) + 2
+    for part in (convolution, linear):
+        if calls.count(part) > passes:
+            raise InputError(
+                f"Eq. 1 is of a module that uses its {type(part).__name__} once; this one does so "
+                f"{calls.count(part) // passes} times. Pass one Conv2d -> ReLU -> pooling -> Linear block."
+            )
     if not torch.allclose(first, again, equal_nan=True):
         raise InputError(
             "the module's outputs differ from call to call even in evaluation mode, so it has no Eq. 1. Take out what "

@@ -19,11 +19,12 @@ from .block import ConvexConvBlock
 from .checkpoint import State, write_checkpoint
 from .data import ImageSet
 from .distributed import all_sum
+from .fingerprint import fingerprint
 from .history import Point, history_of
 from .neurons import Neurons
 from .patches import Patches
 from .progress import Reporter
-from .settings import Settings, resolve_device
+from .settings import Settings, full_path, resolve_device
 from .stack import LayerwiseCNN, Seen, Stage
 
 __all__ = ["LayerRecords", "accuracy", "describe", "finite", "predict", "summarise"]
@@ -33,7 +34,8 @@ __all__ = ["LayerRecords", "accuracy", "describe", "finite", "predict", "summari
 class LayerRecords:
     """Takes each layer as it is finished: judges it, and trains its rival on the same inputs.
 
-    ``train`` and ``test`` are this process's shares of ``n_images`` images; the first process alone has ``partial``.
+    ``train`` and ``test`` are this process's shares of the images that ``data`` describes; the first process alone has
+    ``partial``.
     """
 
     settings: Settings
@@ -42,7 +44,7 @@ class LayerRecords:
     test: ImageSet
     reporter: Reporter
     partial: Path | None
-    n_images: tuple[int, int]
+    data: dict[str, Any]
     summaries: list[dict[str, Any]] = field(default_factory=list)
     rivals: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     history: list[Point] = field(default_factory=list)
@@ -94,6 +96,7 @@ class LayerRecords:
         return {
             "classes": list(self.train.classes),
             "data": self.train.name,
+            "fingerprint": self.data["fingerprint"],
             "targets": "one-hot, 0 and 1",
             "reg": [float(entry["reg"]) for entry in self.summaries],
         }
@@ -206,15 +209,17 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def describe(records: LayerRecords) -> dict[str, Any]:
-    """Return what the summary says of the images."""
-    train = records.train
+def describe(train: ImageSet, test: ImageSet, settings: Settings) -> dict[str, Any]:
+    """Return what the summary says of the images, of all processes together."""
+    n_train, n_test = (int(all_sum(torch.tensor(len(part)))) for part in (train, test))
     return {
         "name": train.name,
-        "n_train": records.n_images[0],
-        "n_test": records.n_images[1],
+        "path": full_path(settings.data),
+        "n_train": n_train,
+        "n_test": n_test,
         "image_shape": list(train.image_shape),
         "n_classes": len(train.classes),
+        "fingerprint": {"train": fingerprint(train), "test": fingerprint(test)},
     }
 
 
@@ -223,7 +228,7 @@ def summarise(records: LayerRecords) -> dict[str, Any]:
     settings = records.settings
     return {
         "version": __version__,
-        "data": describe(records),
+        "data": records.data,
         "settings": {
             **{name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()},
             "device": resolve_device(settings.device),

@@ -6,8 +6,11 @@ import csv
 import io
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .errors import InputError
+from .persistence import write_output
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -215,18 +219,60 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
+def import_matplotlib() -> None:
+    """Import matplotlib, whatever backend the environment names: none is used here.
+
+    Notebooks hand the name of theirs to each process that they start; where it isn't installed, importing matplotlib
+    fails for that alone. A backend that can be used is set as matplotlib would.
+    """
+    if "matplotlib" in sys.modules:
+        return
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    if backend:
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return a figure of its own, outside pyplot's.
+
+    Parameters
+    ----------
+    width, height : float
+        Inches of 150 pixels.
+    """
+    import_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_png(figure: Figure, path: str | os.PathLike[str] | IO[bytes]) -> None:
+    """Write a figure of ``new_figure`` to a file, a pipe or a device, or into an open binary file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI)
+    if isinstance(path, (str, os.PathLike)):
+        write_output(Path(path), buffer.getvalue())
+    else:
+        path.write(buffer.getvalue())
+
+
 def _figure(
     summary: Mapping[str, Any], title: str, heights: Sequence[float], width: float
 ) -> tuple[Figure, list[Axes]]:
     """Return a figure of its own, outside pyplot's, with panels one above the other and one tick a layer."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     layers = sorted({layer for layer, _, _ in _rows(summary)})
     if not layers:
         raise InputError("summary has no finished layer to draw. Train one layer at least.")
-    figure = Figure(figsize=(width, sum(heights)), dpi=_DPI, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(width, sum(heights))
     panels: list[Axes] = list(figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)[:, 0])
     for axes in panels:
         axes.grid(axis="y", color="0.9")
@@ -273,7 +319,7 @@ def _save(figure: Figure, axes: Axes, path: str | os.PathLike[str] | IO[bytes]) 
     handles, labels = axes.get_legend_handles_labels()
     columns = 2 if len(labels) > 1 and figure.get_figwidth() >= _WIDTH else 1
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
-    figure.savefig(path, format="png", dpi=_DPI)
+    save_png(figure, path)
 
 
 def _logarithmic(axes: Axes) -> None:
@@ -427,11 +473,7 @@ def plot_path(path: RegPath, target: str | os.PathLike[str]) -> None:
     OSError
         If the file can't be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.0, 9.0), dpi=_DPI, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7.0, 9.0)
     panels: list[Axes] = list(figure.subplots(4, sharex=True, height_ratios=(3, 2, 2, 3)))
     for axes in panels:
         axes.grid(color="0.9")
@@ -468,4 +510,4 @@ def plot_path(path: RegPath, target: str | os.PathLike[str]) -> None:
     figure.align_ylabels(panels)
     for axes in (values, gaps, shares):
         axes.legend(frameon=False, fontsize=9)
-    figure.savefig(target, format="png", dpi=_DPI)
+    save_png(figure, target)

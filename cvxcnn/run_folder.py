@@ -45,7 +45,7 @@ class OutputFolder:
             # Resolved, so that the hidden folder is beside what a link points to.
             resolved = self.path.expanduser().resolve()
             if not self.resume:
-                self._check_free(resolved)
+                self._check_free(self.path.expanduser())
             self.partial = hidden_folder(resolved)
             parents = [parent for parent in self.partial.parents if not parent.exists()]
             for parent in reversed(parents):
@@ -81,19 +81,23 @@ class OutputFolder:
             if not os.access(path, os.W_OK | os.X_OK):
                 raise InputError(f"can't write to {self.path}: Permission denied. Give another --output.")
         elif path.exists():
-            raise InputError(f"{self.path} is a file. Give another --output.")
+            kind = "a file" if path.is_file() else "no folder"
+            raise InputError(f"{self.path} is {kind}. Give another --output.")
 
-    def publish(self) -> None:
-        """Make the content appear at ``path``."""
+    def publish(self) -> Path:
+        """Make the content appear at ``path``, and return that, resolved."""
         target = self.path.expanduser().resolve()
         if target.is_dir():
-            # The folder itself stays: it may be a mount, or someone's working directory. A summary is a whole run's.
-            for entry in sorted(self.partial.iterdir(), key=lambda entry: entry.name == SUMMARY_FILE):
-                os.replace(entry, target / entry.name)
+            # The folder itself stays: it may be a mount, or someone's working directory. A summary is a whole run's,
+            # and what a killed run is gone on from, in folders, is needed until then.
+            for entry in sorted(self.partial.iterdir(), key=lambda entry: (entry.is_dir(), entry.name == SUMMARY_FILE)):
+                # Of a run that is gone on with, a file may be a link to another place.
+                shutil.move(entry, os.path.realpath(target / entry.name))
             self.partial.rmdir()
         else:
             os.replace(self.partial, target)
         self._made = []
+        return target
 
     def keep(self) -> None:
         """Leave what is written where it is, even if the run fails: there is something to go on from."""

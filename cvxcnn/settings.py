@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,20 +19,28 @@ from .data import ImageSet, limited_rows, load_rows
 from .distributed import gather_rows, rank, shard, size
 from .errors import DataError, InputError
 from .pricing import PricingOptions
+from .readers import reading
 from .solvers import SOLVERS
 from .stack import LayerwiseCNN
 
 __all__ = [
+    "NAMED",
     "RECIPES",
     "Settings",
     "build_stack",
     "check_maps",
     "check_settings",
+    "find_again",
+    "full_path",
     "load_sets",
     "pricing_options",
     "recorded_settings",
     "resolve_device",
 ]
+
+
+# Data sets that are no paths.
+NAMED = ("digits", "cifar10")
 
 
 @dataclass(frozen=True)
@@ -264,6 +274,43 @@ def check_maps(stack: LayerwiseCNN, image_shape: tuple[int, int, int]) -> None:
         height, width = height // size, width // size
 
 
+def full_path(source: str) -> str | None:
+    """Return where a data set lies, in full; None for one that is known by its name.
+
+    Raises
+    ------
+    DataError
+        If it can't be a path.
+
+    Examples
+    --------
+    >>> full_path("digits"), full_path("/data/../set.npz")
+    (None, '/set.npz')
+    """
+    if source in NAMED:
+        return None
+    with reading(source, "Check the path."):
+        return str(Path(source).expanduser().resolve())
+
+
+def find_again(summary: Mapping[str, Any], given: str | None = None) -> str:
+    """Return where the images of a run are: where someone says, or by the name they had, or where they were then.
+
+    A relative name counts from the current folder first, so that a run can move together with its images. Whether what
+    is there are the run's images, only their fingerprint says.
+
+    Raises
+    ------
+    TypeError, KeyError
+        If the summary is no run's.
+    """
+    if given is not None:
+        return given
+    name, path = str(summary["settings"]["data"]), summary["data"].get("path")
+    there = name in NAMED or os.path.exists(os.path.expanduser(name))
+    return name if there or path is None else str(path)
+
+
 def load_sets(settings: Settings) -> tuple[ImageSet, ImageSet]:
     """Return training and test images: of several processes, this one's shares, and no others are decoded."""
 
@@ -297,6 +344,8 @@ def check_settings(settings: Settings) -> None:
         value = getattr(settings, name)
         if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
             raise InputError(f"{name} must be positive; got {value!r}.")
+    if settings.memory is not None and not settings.memory > 0:
+        raise InputError(f"memory must be a positive number of GiB, or None; got {settings.memory!r}.")
     if not 0 <= settings.seed < 1 << 32:
         raise InputError(f"seed must be an int from 0 to 2^32 - 1; got {settings.seed!r}.")
     if settings.solver != "auto" and settings.solver not in SOLVERS:

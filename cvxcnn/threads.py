@@ -2,10 +2,14 @@
 
 Machines are shared. Threads that meet after every matrix product wait for the slowest each time, and a busy
 core then costs a factor of ten; a share of the images for each thread meets once.
+
+A forked child has none of its parent's threads, and torch's OpenMP waits for them for ever. So a child begins with one
+torch thread, and with pools of its own.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,6 +29,17 @@ Result = TypeVar("Result")
 
 # Threads for the patch work inside coarse_threads; None outside.
 _workers: ContextVar[int | None] = ContextVar("workers", default=None)
+
+
+@contextmanager
+def _restoring_threads() -> Iterator[int]:
+    """Set torch's number of threads back at the end, but not in a child that was forked meanwhile."""
+    threads, process = torch.get_num_threads(), os.getpid()
+    try:
+        yield threads
+    finally:
+        if os.getpid() == process:
+            torch.set_num_threads(threads)
 
 
 @lru_cache(maxsize=1)
@@ -50,15 +65,14 @@ def coarse_threads() -> Iterator[None]:
     if _workers.get() is not None:
         yield
         return
-    threads = torch.get_num_threads()
-    token = _workers.set(threads)
-    torch.set_num_threads(1)
-    try:
-        with _controller().limit(limits=1, user_api="blas"):
-            yield
-    finally:
-        torch.set_num_threads(threads)
-        _workers.reset(token)
+    with _restoring_threads() as threads:
+        token = _workers.set(threads)
+        torch.set_num_threads(1)
+        try:
+            with _controller().limit(limits=1, user_api="blas"):
+                yield
+        finally:
+            _workers.reset(token)
 
 
 @contextmanager
@@ -72,17 +86,13 @@ def all_threads() -> Iterator[None]:
     ...     torch.get_num_threads() == threads
     True
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(_workers.get() or before)
-    try:
+    with _restoring_threads() as before:
+        torch.set_num_threads(_workers.get() or before)
         yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @lru_cache(maxsize=4)
 def _pool(workers: int) -> ThreadPoolExecutor:
-    threads = torch.get_num_threads()
     started = Barrier(workers, timeout=60)
 
     def one_thread() -> None:
@@ -91,9 +101,19 @@ def _pool(workers: int) -> ThreadPoolExecutor:
         torch.set_num_threads(1)
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="cvxcnn", initializer=one_thread)
-    list(pool.map(lambda _: started.wait(), range(workers)))
-    torch.set_num_threads(threads)
+    with _restoring_threads():
+        list(pool.map(lambda _: started.wait(), range(workers)))
     return pool
+
+
+def _begin_child() -> None:
+    _pool.cache_clear()
+    torch.set_num_threads(1)
+
+
+# Windows has no fork.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_child)
 
 
 def map_shares(function: Callable[[slice], Result], length: int, device: torch.device, least: int = 1) -> list[Result]:

@@ -60,7 +60,8 @@ def build_parser(prog: str = PROGRAM) -> Parser:
 
     data.add_argument(
         "--resume", metavar="DIR",
-        help="go on with the run that was to write to DIR: its settings, its finished layers",
+        help="go on with the run that was to write to DIR: its settings, its finished layers; with --data, its images "
+        "are there now",
     )  # fmt: skip
 
     add(
@@ -177,12 +178,13 @@ def main(argv: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
         if folder is None:
             run(settings_of(options), console)
             return
+        data = options.pop("data")
         given = [name for name, value in options.items() if name == "recipe" or value != getattr(Settings, name, None)]
         given.sort(key=lambda name: name != "recipe")
         if given:
             flag = f"--{given[0].replace('_', '-')}"
             raise InputError(f"--resume takes the settings of the run in {folder}. Leave out {flag}.")
-        resume(folder, console)
+        resume(folder, console, data=None if data == Settings.data else data)
 
     return run_command(
         build_parser(prog), argv, work, remedy="Use --limit-train, a larger --reg, or more --downsample."

@@ -328,6 +328,59 @@ def test_processes_that_cannot_be_joined_are_one_error(monkeypatch: pytest.Monke
     assert size() == 1
 
 
+@pytest.mark.parametrize("value", ["", " ", "1", " 1 "])
+def test_an_empty_number_of_processes_is_one(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", value)
+    monkeypatch.setenv("RANK", "")
+    with process_group("cpu"):
+        assert (rank(), size()) == (0, 1) and not dist.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        (
+            {"WORLD_SIZE": "two"},
+            "WORLD_SIZE must be an int >= 1, .*; got 'two'. Start the processes by torchrun, or unset",
+        ),
+        ({"WORLD_SIZE": "2.0"}, "WORLD_SIZE must be an int >= 1"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE must be an int >= 1"),
+        ({"WORLD_SIZE": "-3"}, "WORLD_SIZE must be an int >= 1"),
+        ({"WORLD_SIZE": "2", "RANK": ""}, "RANK must be an int >= 0, .*; got ''"),
+        ({"WORLD_SIZE": "2", "RANK": "first"}, "RANK must be an int >= 0, .*; got 'first'"),
+        ({"WORLD_SIZE": "2", "RANK": "-1"}, "RANK must be an int >= 0"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK must be below WORLD_SIZE; got 2 and 2"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "x"},
+            "2 processes can't be joined",
+        ),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": ""},
+            "2 processes can't be joined",
+        ),
+    ],
+)
+def test_an_environment_of_no_numbers_is_one_sentence(
+    variables: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(CvxcnnError, match=message), process_group("cpu"):
+        pass
+    assert size() == 1 and not dist.is_initialized()
+
+
+@pytest.mark.parametrize("value", ["x", "-1"])
+def test_a_place_on_the_machine_that_is_no_number(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", value)
+    with pytest.raises(InputError, match="LOCAL_RANK must be an int >= 0"), process_group("cuda"):
+        pass
+
+
 def test_each_process_needs_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")

@@ -221,6 +221,90 @@ def test_a_float32_network() -> None:
     np.testing.assert_allclose(maps, attribute(deep(), IMAGES, 0, "guided_backprop"), atol=1e-6)
 
 
+# Modules that are used several times.
+
+
+class Reusing(nn.Module):
+    """Two convolutions, whose ReLUs, and if asked for whose convolution, are one object each; or none is."""
+
+    def __init__(self, shared: bool, again: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.first, self.second, self.last = (
+            nn.Conv2d(2, 4, 3, padding=1),
+            nn.Conv2d(4, 4, 3, padding=1),
+            nn.Linear(4, 3),
+        )
+        self.third = self.second if again and shared else nn.Conv2d(4, 4, 3, padding=1)
+        if again:
+            self.third.load_state_dict(self.second.state_dict())
+        relu = nn.ReLU()
+        # In parts of their own, as in the blocks of a residual network.
+        self.acts = nn.ModuleList(nn.Sequential(relu if shared else nn.ReLU()) for _ in range(3))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = self.acts[0](self.first(images))
+        deeper = self.acts[1](self.second(maps)) + maps
+        return self.last(self.acts[2](self.third(deeper)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "cam"])
+def test_a_module_that_is_used_again_is_as_good_as_several(method: str, again: bool) -> None:
+    shared, own = Reusing(True, again).double(), Reusing(False, again).double()
+    assert torch.equal(shared(torch.as_tensor(IMAGES)), own(torch.as_tensor(IMAGES)))
+    maps = [attribute(own, IMAGES, 1, method, layer=layer) for layer in (0, 1, 2)]
+    for layer in (0, 1, 2, -1):
+        np.testing.assert_allclose(attribute(shared, IMAGES, 1, method, layer=layer), maps[layer], atol=1e-14)
+    if "gradcam" in method:
+        assert not np.allclose(maps[0], maps[2])
+
+
+def test_cam_of_a_sequential_that_uses_a_relu_again() -> None:
+    own = deep()
+    shared = nn.Sequential(*own[:4], own[1], *own[5:])
+    np.testing.assert_array_equal(attribute(shared, IMAGES, 1, "cam"), attribute(own, IMAGES, 1, "cam"))
+    with pytest.raises(InputError, match='method="cam" is of the last maps'):
+        attribute(shared, IMAGES, 1, "cam", layer=0)
+
+
+def test_cam_is_not_of_a_sequential_with_a_way_of_its_own() -> None:
+    class Doubled(nn.Sequential):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward(2 * images)
+
+    with pytest.raises(InputError, match=r'method="cam" is of the last maps of an nn\.Sequential'):
+        attribute(Doubled(*deep()), IMAGES, 1, "cam")
+
+
+@pytest.mark.parametrize(
+    "relu",
+    [F.relu, torch.relu, torch.relu_, torch.Tensor.relu, lambda x: x.clamp(min=0), lambda x: F.threshold(x, 0, 0)],
+)
+def test_maps_of_relus_that_are_functions_can_not_be_counted(relu: Any) -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = deep()
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.layers[5:](relu(self.layers[3](self.layers[:3](images))))
+
+    for method in ("gradcam", "guided_gradcam", "guided_backprop", "deconvolution"):
+        with pytest.raises(InputError, match=r"calls 1 .*ReLUs as functions"):
+            attribute(Mixed(), IMAGES, 1, method)
+    np.testing.assert_array_equal(attribute(Mixed(), IMAGES, 1, "gradient"), attribute(deep(), IMAGES, 1, "gradient"))
+
+
+def test_a_sanity_check_takes_shared_weights_for_one_layer() -> None:
+    steps = sanity_check(Reusing(True, again=True).double(), IMAGES, 1, "gradient", draws=1)
+    assert [step.randomised for step in steps] == ["", "second and third", "last", "first"]
+    tied = Reusing(False).double()
+    tied.third.weight = tied.second.weight
+    steps = sanity_check(tied, IMAGES, 1, "gradient", draws=1)
+    assert [step.randomised for step in steps] == ["", "second and third", "last", "first"]
+
+
 # Refusals.
 
 
@@ -507,6 +591,12 @@ def test_another_layer_and_class(folder: Path) -> None:
     expected = np.nanmean(half_mass_share(attribute(networks["convex"], test.images, 7, "cam")))
     row = next(r for r in found["sparsity"] if (r["measure"], r["network"]) == ("half_mass_share", "convex"))
     assert row["mean"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_summary_from_an_editor_on_windows(folder: Path) -> None:
+    content = (folder / "summary.json").read_bytes()
+    (folder / "summary.json").write_bytes(b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n"))
+    assert explain_run(folder, layer=1, methods=["cam"], n_images=1)["n_test"] == 360
 
 
 def test_a_run_without_its_baseline(folder: Path) -> None:

@@ -328,6 +328,16 @@ def test_files_are_as_readable_as_other_new_files(saved: Path, tmp_path: Path) -
     assert stat.S_IMODE((saved / WEIGHTS_FILE).stat().st_mode) == expected
 
 
+def test_a_configuration_from_an_editor_on_windows(model: LayerwiseCNN, copy: Path) -> None:
+    content = (copy / CONFIG_FILE).read_bytes()
+    (copy / CONFIG_FILE).write_bytes(b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n"))
+    assert len(load_model(copy).blocks_) == len(model.blocks_)
+    # Another encoding is another thing.
+    (copy / CONFIG_FILE).write_bytes(content.decode().encode("utf-16"))
+    with pytest.raises(ModelFileError, match=r"config\.json isn't valid JSON"):
+        load_model(copy)
+
+
 # What is refused on saving.
 
 

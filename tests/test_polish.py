@@ -233,3 +233,40 @@ def test_zero_weights_hide_no_other_architecture() -> None:
 def test_bad_arguments(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         polish(network(), *data(), **{"reg": 0.5, "pricing": QUICK, **options})
+
+
+class Again(nn.Module):
+    """A block that uses one of its parts again: "conv" or "relu", or "linear"."""
+
+    def __init__(self, part: str) -> None:
+        super().__init__()
+        self.part = part
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.conv, self.relu, self.linear = nn.Conv2d(2, 2, 3, padding=1), nn.ReLU(), nn.Linear(2, 2)
+        self.double()
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.relu(self.conv(images))
+        if self.part == "conv":
+            maps = self.relu(self.conv(maps))
+        if self.part == "relu":
+            maps = self.relu(maps)
+        outputs = self.linear(maps.mean((2, 3)))
+        return self.linear(outputs) if self.part == "linear" else outputs
+
+
+@pytest.mark.parametrize(("part", "name"), [("conv", "Conv2d"), ("linear", "Linear")])
+def test_weights_that_are_used_twice_are_no_block(part: str, name: str) -> None:
+    module = Again(part)
+    images, targets = data(outputs=2)
+    for judge in (polish, nonconvex_objective):
+        with pytest.raises(InputError, match=f"uses its {name} once; this one does so 2 times"):
+            judge(module, images, targets, 0.5)
+    assert not any(part._forward_hooks for part in module.modules())
+
+
+def test_a_relu_that_is_used_twice_is_one() -> None:
+    images, targets = data(outputs=2)
+    found, expected = (polish(Again(part), images, targets, 0.5, pricing=QUICK) for part in ("relu", "none"))
+    assert found.objective == expected.objective and found.improved

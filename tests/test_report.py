@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import os
 import subprocess
 import sys
 from typing import Any
@@ -200,3 +201,14 @@ def test_import_leaves_matplotlib_alone_and_figures_leave_pyplot_alone(small, tm
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("backend", "kept"), [("of_a_notebook", False), ("svg", True)])
+def test_figures_need_no_backend_and_leave_one_that_works(backend, kept, small, tmp_path):
+    code = (
+        f"import os, cvxcnn.report as report; report.plot_objective({small!r}, {str(tmp_path / 'figure.png')!r}); "
+        "import captum.attr, matplotlib; "
+        f"assert (matplotlib.rcParams._get_backend_or_none() == {backend!r}) == {kept}; "
+        f"assert os.environ['MPLBACKEND'] == {backend!r}"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "MPLBACKEND": backend})

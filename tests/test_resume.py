@@ -19,6 +19,7 @@ import cvxcnn.run
 from cvxcnn import ConvexConvBlock, LayerwiseCNN
 from cvxcnn.errors import InputError, ModelFileError
 from cvxcnn.history import read_history
+from cvxcnn.html_report import write_report
 from cvxcnn.persistence import load_model
 from cvxcnn.run import Settings, resume, run
 from cvxcnn.run_folder import hidden_folder
@@ -94,6 +95,17 @@ def test_an_interrupted_run_is_usable_and_goes_on(
     same_as(whole, "out")
 
 
+def test_a_run_whose_files_an_editor_on_windows_saved_goes_on(whole: str, interrupted: str) -> None:
+    shutil.copytree(interrupted, "out")
+    for name in ("summary.json", "config.json", "history.csv"):
+        lines = Path("out", name).read_bytes().splitlines()
+        Path("out", name).write_bytes(b"\xef\xbb\xbf" + b"".join(line + b"\r\n" for line in lines))
+    write_report("out")
+    assert Path("out/report.html").read_bytes() == Path(interrupted, "report.html").read_bytes()
+    resume("out")
+    same_as(whole, "out")
+
+
 def test_a_killed_run_goes_on_from_its_last_layer(whole: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write = cvxcnn.records.write_checkpoint
 
@@ -157,12 +169,88 @@ def test_a_run_that_fails_at_its_very_end_is_only_written(whole: str, monkeypatc
         raise OSError(28, "Disk full")
 
     with monkeypatch.context() as patched:
-        patched.setattr(cvxcnn.run, "plot_accuracy", fail)
+        patched.setattr(cvxcnn.run, "write_metrics", fail)
         with pytest.raises(OSError, match="Disk full"):
             run(QUICK)
     with monkeypatch.context() as patched:
         patched.setattr(ConvexConvBlock, "fit", fail)
         resume("out")
+    same_as(whole, "out")
+
+
+DRAWN = ("accuracy.png", "explanations_quick.png", "objective.png", "report.html")
+STEPS = ("run.plot_objective", "run.plot_accuracy", "explain.runs.explain_quickly", "run.write_report")
+
+
+def failing(error: BaseException) -> Any:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise error
+
+    return fail
+
+
+def train_quickly(*more: str) -> int:
+    options = "--layers 2 --limit-train 40 --reg 2 --gates 8 --baseline-width 4 --baseline-epochs 1 --output out"
+    return main([*options.split(), *more])
+
+
+@pytest.mark.parametrize(
+    ("steps", "error", "words"),
+    [
+        (STEPS[:1], OSError(28, "No space left on device"), "No space left on device"),
+        (STEPS[1:3], AssertionError("captum\nsays"), "AssertionError: captum says"),
+        (STEPS, MemoryError(), "MemoryError"),
+    ],
+)
+def test_no_figure_that_fails_loses_a_training(
+    steps: tuple[str, ...], error: Exception, words: str, whole: str,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    with monkeypatch.context() as patched:
+        for step in steps:
+            patched.setattr(f"cvxcnn.{step}", failing(error))
+        # Quiet too says what went wrong.
+        assert train_quickly("--quiet") == 0
+    shown = capsys.readouterr()
+    lines = shown.err.splitlines()
+    assert shown.out == "" and len(lines) == len(steps) and all(line.endswith(words) for line in lines)
+    missing = [name for name in DRAWN if f" {name} can't be drawn: " in shown.err]
+    assert len(missing) == len(steps)
+    assert sorted(os.listdir("out")) == sorted(set(os.listdir(whole)) - set(missing))
+    assert without_seconds("out") == without_seconds(whole) and len(load_model("out").blocks_) == 2
+    # What is missing is drawn by going on, without another fit.
+    with monkeypatch.context() as patched:
+        patched.setattr(ConvexConvBlock, "fit", failing(RuntimeError("fitted again")))
+        assert main(["--resume", "out"]) == 0
+    assert "Written to out; open out/report.html in a browser" in capsys.readouterr().out
+    same_as(whole, "out")
+    assert main(["--resume", "out"]) == 2
+
+
+def test_without_matplotlib_there_are_the_numbers_and_a_page(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("cvxcnn.report.import_matplotlib", failing(ImportError("no matplotlib")))
+    assert train_quickly() == 0
+    shown = capsys.readouterr().out
+    assert shown.count("ImportError: no matplotlib") == 5  # three figures, and two parts of the page
+    assert "report.html is without the figures of convergence" in shown
+    assert "These figures could not be drawn: ImportError" in Path("out/report.html").read_text()
+    assert {"metrics.csv", "report.html", "summary.json"} < set(os.listdir("out"))
+
+
+@pytest.mark.parametrize("step", [STEPS[0], STEPS[3]])
+def test_a_run_interrupted_while_it_is_drawn_has_its_numbers(
+    step: str, whole: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(f"cvxcnn.{step}", failing(KeyboardInterrupt()))
+        assert train_quickly() == 130
+    assert capsys.readouterr().err == (
+        "cvxcnn.train: interrupted; the model and its numbers are in out; draw the rest by --resume out.\n"
+    )
+    assert len(load_model("out").blocks_) == 2 and not hidden_folder(Path("out")).exists()
+    assert main(["--resume", "out"]) == 0
     same_as(whole, "out")
 
 
@@ -191,6 +279,14 @@ def test_command_line(whole: str, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         (lambda: Path("out/baseline.safetensors").unlink(), "baseline.safetensors is missing"),
         (lambda: edit("settings", "downsample", 3), "The settings of the run in out are damaged"),
         (lambda: edit("settings", "layers", "many"), "damaged|layers must be"),
+        (lambda: edit("settings", "layers", 1.5), "damaged"),
+        (lambda: edit("settings", "gates", None), "damaged"),
+        (lambda: edit("settings", "memory", "x"), "damaged"),
+        (lambda: edit("settings", "seed", None), "damaged"),
+        (lambda: edit("settings", "validation", "x"), "damaged"),
+        (lambda: edit("settings", "augment", 1.5), "damaged"),
+        (lambda: edit("layers", 0, None), "summary.json is damaged: TypeError"),
+        (lambda: edit("layers", 0, {"reg": 1.0, "convex": "x"}), "summary.json is damaged: ValueError"),
         (lambda: edit("data", "n_train", 41), "the images are not those that the run began with"),
     ],
 )
@@ -201,7 +297,16 @@ def test_what_can_not_be_gone_on_with(damage: Any, message: str, interrupted: st
         resume("out", Console(quiet=True))
 
 
-def edit(table: str, name: str, value: Any) -> None:
+@pytest.mark.parametrize("name", ["", "file", "file/below", "loop/below", "~nobody_of_that_name/run", "x" * 300])
+def test_what_is_no_run_is_one_sentence(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("file").write_text("mine")
+    os.symlink("loop", "loop")
+    assert main(["--resume", name]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert sorted(os.listdir()) == ["file", "loop"]
+
+
+def edit(table: str, name: str | int, value: Any) -> None:
     path = Path("out/summary.json")
     summary = json.loads(path.read_text())
     summary[table][name] = value

@@ -27,6 +27,7 @@ import cvxcnn.settings
 from cvxcnn import __version__, nonconvex_objective
 from cvxcnn.data import ImageSet, limit, load_data, one_hot
 from cvxcnn.errors import DataError, InputError, SolverError
+from cvxcnn.fingerprint import fingerprint
 from cvxcnn.history import read_history
 from cvxcnn.patches import Patches
 from cvxcnn.persistence import load_model
@@ -84,14 +85,17 @@ def test_the_folder_holds_these_files_and_no_others(finished: tuple[Path, Settin
         assert len(list(csv.DictReader(file))) == 4
 
 
-def test_the_summary_has_the_contracts_shape(finished: tuple[Path, Settings, dict[str, Any]]) -> None:
+def test_the_summary_has_the_contracts_shape(
+    finished: tuple[Path, Settings, dict[str, Any]], digits: tuple[ImageSet, ImageSet]
+) -> None:
     folder, settings, returned = finished
     summary = json.loads((folder / "summary.json").read_text())
     assert summary == returned
     assert list(summary) == ["version", "data", "settings", "layers"]
     assert summary["version"] == __version__
     assert summary["data"] == {
-        "name": "digits", "n_train": 100, "n_test": 360, "image_shape": [1, 8, 8], "n_classes": 10,
+        "name": "digits", "path": None, "n_train": 100, "n_test": 360, "image_shape": [1, 8, 8], "n_classes": 10,
+        "fingerprint": {"train": fingerprint(digits[0]), "test": fingerprint(digits[1])},
     }  # fmt: skip
     names = {field.name for field in fields(Settings)}
     assert set(summary["settings"]) == names | {"threads", "python", "torch", "numpy"}

@@ -44,6 +44,7 @@ def build_parser(prog: str = PROGRAM) -> Parser:
     maps.add_argument(
         "--class", metavar="C", dest="target", help="name or number of the class (default: each image's true one)"
     )
+    maps.add_argument("--data", metavar="PATH", help="where the run's images are now (default: where they were)")
     other = parser.add_argument_group("machine and messages")
     parser.add_device(other)
     other.add_argument("--seed", metavar="N", type=integer(0, 2**32 - 1), default=0, help="of everything random")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -19,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..data import check_images
 from ..errors import InputError
 from ..neurons import CellSum, GatedConv
+from ..report import import_matplotlib
 
 __all__ = ["METHODS", "attribute"]
 
@@ -48,7 +52,8 @@ def attribute(
         See the notes.
     layer : int
         For Grad-CAM and Guided Grad-CAM: which feature maps A, counted from 0 in the order of computation; the last
-        ones by default. They are the outputs (n, m, H, W) of ``nn.ReLU`` modules and of gated convolutions.
+        ones by default. They are the outputs (n, m, H, W) of ``nn.ReLU`` modules and of gated convolutions, those of
+        each call of a module that is called several times.
 
     Returns
     -------
@@ -59,7 +64,8 @@ def attribute(
     ------
     InputError
         If an argument is out of its range; if a guided method meets ReLUs that aren't ``nn.ReLU`` modules, or none,
-        where captum would return the plain gradient; or if the network doesn't end as CAM needs it.
+        where captum would return the plain gradient; if Grad-CAM meets maps of such ReLUs, which it couldn't count; or
+        if the network doesn't end as CAM needs it.
 
     Notes
     -----
@@ -95,15 +101,20 @@ def attribute(
     like = next(module.parameters(), torch.zeros((), dtype=torch.float64))
     inputs = check_images(images, dtype=like.dtype, device=like.device)
     network = _copy(module)
-    stages, n_classes, calls = _trace(network, inputs[:1])
-    targets = _targets(target, len(inputs), n_classes).to(inputs.device)
+    trace = _trace(network, inputs[:1])
+    targets = _targets(target, len(inputs), trace.n_classes).to(inputs.device)
     if method in GUIDED:
-        _check_relus(network, calls)
+        _check_relus(network, trace)
     stage = None
     if method in ("cam", "gradcam", "guided_gradcam"):
-        stage = _stage(stages, layer)
+        stage = _stage(trace, layer)
         if method == "cam":
-            _check_cam(network, stage)
+            _check_cam(network, trace, stage)
+        elif trace.unseen_maps:
+            raise InputError(
+                f"This network calls {trace.unseen_maps} ReLUs as functions, so its feature maps can't be counted. "
+                'Build it with nn.ReLU modules, or use method="gradient".'
+            )
     maps = [
         _maps(network, part, classes, method, stage)
         for part, classes in zip(torch.split(inputs, BATCH), torch.split(targets, BATCH), strict=True)
@@ -129,27 +140,72 @@ def _copy(module: nn.Module) -> nn.Module:
     return network
 
 
-class _ReLUCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts ReLUs, however they are called."""
+@dataclass(frozen=True)
+class _Stage:
+    """Feature maps: what a module gives at one of its calls, counted from 0."""
 
-    count = 0
+    module: nn.Module
+    call: int
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """What a network does with an image.
+
+    Attributes
+    ----------
+    stages : list of _Stage
+        In the order of computation.
+    n_classes : int
+    in_modules, relus : int
+        Calls of ReLUs in ``nn.ReLU`` modules, and all.
+    unseen_maps : int
+        Feature maps of ReLUs that are no modules.
+    """
+
+    stages: list[_Stage]
+    n_classes: int
+    in_modules: int
+    relus: int
+    unseen_maps: int
+
+
+class _ReLUCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts ReLUs, however they are called, and those that give maps."""
+
+    count = maps = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "overloadpacket", None) in (torch.ops.aten.relu, torch.ops.aten.relu_):
+        output = func(*args, **(kwargs or {}))
+        if _is_relu(getattr(func, "overloadpacket", None), args[1:]):
             self.count += 1
-        return func(*args, **(kwargs or {}))
+            self.maps += output.ndim == 4
+        return output
 
 
-def _trace(network: nn.Module, image: Tensor) -> tuple[list[nn.Module], int, tuple[int, int]]:
-    """Return the modules whose outputs are feature maps, the classes, and the ReLUs in modules and in all."""
-    stages: list[nn.Module] = []
-    in_modules = 0
+def _is_relu(packet: Any, limits: Sequence[Any]) -> bool:
+    """Return whether an operation is a ReLU by its own name or by another; ``limits`` are its further arguments."""
+    aten = torch.ops.aten
+    if packet in (aten.clamp, aten.clamp_, aten.clamp_min, aten.clamp_min_):
+        return len(limits) > 0 and _is_zero(limits[0]) and all(limit is None for limit in limits[1:])
+    if packet in (aten.threshold, aten.threshold_):
+        return all(_is_zero(limit) for limit in limits)
+    return packet in (aten.relu, aten.relu_)
+
+
+def _is_zero(limit: Any) -> bool:
+    return isinstance(limit, (int, float)) and limit == 0
+
+
+def _trace(network: nn.Module, image: Tensor) -> _Trace:
+    """Return what a network does with an image of shape (1, c, h, w)."""
+    stages: list[_Stage] = []
+    calls: Counter[nn.Module] = Counter()
 
     def note(part: nn.Module, _: Any, output: Any) -> None:
-        nonlocal in_modules
-        in_modules += isinstance(part, nn.ReLU)
         if output.ndim == 4:
-            stages.append(part)
+            stages.append(_Stage(part, calls[part]))
+        calls[part] += 1
 
     hooks = [p.register_forward_hook(note) for p in network.modules() if isinstance(p, (nn.ReLU, GatedConv))]
     counter = _ReLUCounter()  # type: ignore[no-untyped-call]
@@ -164,7 +220,9 @@ def _trace(network: nn.Module, image: Tensor) -> tuple[list[nn.Module], int, tup
     if not isinstance(outputs, Tensor) or outputs.ndim != 2:
         shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise InputError(f"module must give outputs of shape (n, classes); for one image it gives {shape}.")
-    return stages, outputs.shape[1], (in_modules, counter.count)
+    in_modules = sum(count for part, count in calls.items() if isinstance(part, nn.ReLU))
+    seen_maps = sum(isinstance(stage.module, nn.ReLU) for stage in stages)
+    return _Trace(stages, outputs.shape[1], in_modules, counter.count, counter.maps - seen_maps)
 
 
 def _targets(target: int | ArrayLike, count: int, n_classes: int) -> Tensor:
@@ -179,8 +237,8 @@ def _targets(target: int | ArrayLike, count: int, n_classes: int) -> Tensor:
     return torch.from_numpy(np.broadcast_to(classes, (count,)).astype(np.int64))
 
 
-def _check_relus(network: nn.Module, calls: tuple[int, int]) -> None:
-    in_modules, total = calls
+def _check_relus(network: nn.Module, trace: _Trace) -> None:
+    in_modules, total = trace.in_modules, trace.relus
     if any(isinstance(part, GatedConv) for part in network.modules()):
         what = "has a gated convolution, which is no ReLU"
     elif not in_modules:
@@ -195,7 +253,8 @@ def _check_relus(network: nn.Module, calls: tuple[int, int]) -> None:
     )
 
 
-def _stage(stages: Sequence[nn.Module], layer: int) -> nn.Module:
+def _stage(trace: _Trace, layer: int) -> _Stage:
+    stages = trace.stages
     if not stages:
         raise InputError(
             "This network has no feature maps that can be explained: outputs (n, m, h, w) of nn.ReLU modules or of "
@@ -206,11 +265,13 @@ def _stage(stages: Sequence[nn.Module], layer: int) -> nn.Module:
     return stages[layer]
 
 
-def _check_cam(network: nn.Module, stage: nn.Module) -> None:
-    end = list(network)[-4:] if isinstance(network, nn.Sequential) else []
+def _check_cam(network: nn.Module, trace: _Trace, stage: _Stage) -> None:
+    # A class of its own may do something else with its parts.
+    plain = isinstance(network, nn.Sequential) and type(network).forward is nn.Sequential.forward
+    end = list(cast(nn.Sequential, network))[-4:] if plain else []
     kinds: list[tuple[type, ...]] = [(nn.AvgPool2d, nn.AdaptiveAvgPool2d, CellSum), (nn.Flatten,), (nn.Linear,)]
     fits = len(end) == 4 and all(isinstance(part, kind) for part, kind in zip(end[1:], kinds, strict=True))
-    if not fits or end[0] is not stage:
+    if not fits or stage != trace.stages[-1] or end[0] is not stage.module:
         raise InputError(
             'method="cam" is of the last maps of an nn.Sequential that ends in maps, average or sum pooling, '
             'nn.Flatten and nn.Linear. Use method="gradcam"; for a lower layer of a stack, to_torch(layer).'
@@ -220,17 +281,16 @@ def _check_cam(network: nn.Module, stage: nn.Module) -> None:
 # Methods.
 
 
-def _maps(network: nn.Module, images: Tensor, targets: Tensor, method: str, stage: nn.Module | None) -> Tensor:
+def _maps(network: nn.Module, images: Tensor, targets: Tensor, method: str, stage: _Stage | None) -> Tensor:
     """Return the maps (n, h, w) of a batch."""
-    from captum.attr import Deconvolution, GuidedBackprop, LayerGradCam, Saliency
+    import_matplotlib()  # captum does
+    from captum.attr import Deconvolution, GuidedBackprop, Saliency
 
     def enlarged(maps: Tensor) -> Tensor:
         return F.interpolate(maps, size=images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
 
     def gradcam() -> Tensor:
-        # Without relu_attributions it would not be Eq. 2 of the paper.
-        maps = LayerGradCam(network, stage).attribute(inputs, target=targets, relu_attributions=True)
-        return enlarged(maps.detach())
+        return enlarged(_gradcam(network, inputs, targets, cast(_Stage, stage)))
 
     def pixels(kind: type, **options: Any) -> Tensor:
         with _captum_quiet():
@@ -249,6 +309,27 @@ def _maps(network: nn.Module, images: Tensor, targets: Tensor, method: str, stag
     guided = pixels(GuidedBackprop)
     # captum's GuidedGradCam gives empty tensors where it can't enlarge; this product can't.
     return guided if method == "guided_backprop" else guided * gradcam()
+
+
+def _gradcam(network: nn.Module, images: Tensor, targets: Tensor, stage: _Stage) -> Tensor:
+    """Return the maps (n, 1, H, W) of Grad-CAM; captum's knows modules alone, not their calls."""
+    found: list[Tensor] = []
+    numbers = itertools.count()
+
+    def keep(_: nn.Module, __: Any, output: Tensor) -> None:
+        if next(numbers) == stage.call:
+            found.append(output)
+
+    hook = stage.module.register_forward_hook(keep)
+    try:
+        with torch.enable_grad():
+            outputs = network(images).gather(1, targets[:, None])
+    finally:
+        hook.remove()
+    (maps,) = found
+    (slopes,) = torch.autograd.grad(outputs.sum(), maps, materialize_grads=True)
+    weights = slopes.mean(dim=(2, 3), keepdim=True)
+    return (weights * maps.detach()).sum(dim=1, keepdim=True).clamp_min(0.0)
 
 
 @contextmanager

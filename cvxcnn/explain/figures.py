@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..report import _COLOURS, _DPI, _MARKERS, LABELS, _plain
+from ..report import _COLOURS, _MARKERS, LABELS, _plain, new_figure, save_png
 from .sanity import SanityStep
 from .sparsity import bootstrap_interval
 
@@ -33,16 +33,6 @@ _CELL = 1.05
 _TEXT = 1.15
 _HEAD, _FOOT = 0.95, 0.75
 _NAME_LENGTH = 12
-
-
-def _new_figure(width: float, height: float) -> Figure:
-    """Return a figure of its own, outside pyplot's."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def _picture(image: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -108,7 +98,7 @@ def plot_explanations(
                 f"got {None if given is None else given.shape}."
             )
     columns = 1 + len(every)
-    figure = _new_figure(_TEXT + _CELL * columns, _HEAD + _FOOT + _CELL * count)
+    figure = new_figure(_TEXT + _CELL * columns, _HEAD + _FOOT + _CELL * count)
     grid: NDArray[Any] = figure.subplots(count, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_xticks([])
@@ -143,7 +133,7 @@ def plot_explanations(
             _bar(figure, drawn, grid[:, first : first + len(networks)], ticks)
     if title:
         figure.suptitle(_plain(title), fontsize=11)
-    figure.savefig(path, format="png", dpi=_DPI)
+    save_png(figure, path)
 
 
 def _bar(figure: Figure, drawn: Any, columns: NDArray[Any], ticks: Sequence[float]) -> Axes:
@@ -202,7 +192,7 @@ def plot_sanity(
         raise InputError("there is nothing to draw: give at least one method.")
     across = min(3, len(steps))
     down = -(-len(steps) // across)
-    figure = _new_figure(1.2 + 2.9 * across, 1.5 + 2.5 * down)
+    figure = new_figure(1.2 + 2.9 * across, 1.5 + 2.5 * down)
     panels: list[Axes] = list(figure.subplots(down, across, squeeze=False, sharey=True).flat)
     for axes in panels[len(steps) :]:
         axes.remove()
@@ -241,4 +231,4 @@ def plot_sanity(
     figure.legend(handles, labels_, loc="outside upper right", ncols=2, frameon=False, fontsize=9)
     if title:
         figure.suptitle(_plain(title), fontsize=11, x=0.01, ha="left")
-    figure.savefig(path, format="png", dpi=_DPI)
+    save_png(figure, path)

@@ -18,16 +18,18 @@ from torch import nn
 
 from .. import __version__
 from ..checkpoint import BASELINE_FILE
-from ..data import ImageSet, load_data
-from ..errors import DataError, InputError, ModelFileError
+from ..data import ImageSet
+from ..errors import CvxcnnError, DataError, InputError, ModelFileError
+from ..fingerprint import UNKNOWN, differing, fingerprint, in_words, whereabouts
 from ..html_report import write_report
 from ..neurons import Neurons
 from ..persistence import load_model, write_atomically
-from ..persistence.files import read_bytes, read_tensors
+from ..persistence.files import ENCODING, read_bytes, read_tensors
+from ..progress import one_line
 from ..records import finite
 from ..report import _name
 from ..run_folder import SUMMARY_FILE
-from ..settings import resolve_device
+from ..settings import Settings, find_again, full_path, load_sets, resolve_device
 from ..stack import LayerwiseCNN
 from .attribution import METHODS, allowed, attribute
 from .figures import plot_explanations, plot_sanity
@@ -106,25 +108,41 @@ def _summary(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ModelFileError(f"{folder} is not a folder. Give the folder of a finished run.")
     try:
-        summary = json.loads(read_bytes(path).decode("utf-8"))
+        summary = json.loads(read_bytes(path).decode(ENCODING))
         _ = str(summary["settings"]["data"]), str(summary["data"]["name"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        np.random.default_rng(summary["settings"].get("seed", 0))  # by which images may have been chosen
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelFileError(
             f"{path} is damaged: {type(error).__name__}: {error}. Give the folder of a finished run."
         ) from error
     return dict(summary)
 
 
-def _test_images(summary: Mapping[str, Any], model: LayerwiseCNN) -> ImageSet:
-    """Return the run's test images. They don't depend on its seed, nor on how many images it was trained on."""
-    _, test = load_data(str(summary["settings"]["data"]))
-    known = [str(name) for name in getattr(model, "extra_", {}).get("classes", test.classes)]
-    if test.image_shape != tuple(model.image_shape_) or list(test.classes) != known:
+def _test_images(
+    summary: Mapping[str, Any], model: LayerwiseCNN, data: str | None, say: Callable[[str], None]
+) -> ImageSet:
+    """Return the run's test images, from where they were or from ``data``."""
+    settings = summary["settings"]
+    source = find_again(summary, data)
+    limit, seed = settings.get("limit_train"), settings.get("seed", 0)
+    known = [str(name) for name in getattr(model, "extra_", {}).get("classes", ())]
+    wrong = f"The images in {full_path(source) or source} are not those of the run{whereabouts(summary['data'])}"
+    remedy = "Put the run's data back, or give the place where they are by --data."
+    try:
+        train, test = load_sets(Settings(data=source, limit_train=limit, seed=seed))
+    except InputError as error:
+        raise DataError(f"{wrong}: {error} {remedy}") from error
+    if test.image_shape != tuple(model.image_shape_) or (known and list(test.classes) != known):
         raise DataError(
-            f"The images in {summary['settings']['data']} are not those of the run: they are {test.image_shape} of "
-            f"{len(test.classes)} classes, the network was trained on {tuple(model.image_shape_)} of {len(known)}. "
-            "Put the run's data back."
+            f"{wrong}: they are {test.image_shape} of {len(test.classes)} classes, the network was trained on "
+            f"{tuple(model.image_shape_)} of {len(known)}. {remedy}"
         )
+    recorded = summary["data"].get("fingerprint")
+    different = differing(recorded, {"train": fingerprint(train), "test": fingerprint(test)})
+    if different:
+        raise DataError(f"{wrong}: {in_words(different)}. {remedy}")
+    if different is None:
+        say(UNKNOWN)
     return test
 
 
@@ -184,9 +202,13 @@ def _sanity_rows(steps: Mapping[str, Mapping[str, Sequence[SanityStep]]], seed: 
     ]  # fmt: skip
 
 
-def _png(draw: Callable[..., None], *arguments: Any, **options: Any) -> bytes:
+def _png(draw: Callable[..., None], *arguments: Any, **options: Any) -> bytes | Exception:
+    """Return a figure, or what a drawing library raised in its place."""
     buffer = io.BytesIO()
-    draw(*arguments, buffer, **options)
+    try:
+        draw(*arguments, buffer, **options)
+    except Exception as error:
+        return error
     return buffer.getvalue()
 
 
@@ -199,6 +221,7 @@ def explain_run(
     target: str | None = None,
     seed: int = 0,
     device: str = "cpu",
+    data: str | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Explain the predictions of a finished run, and write what was found into its folder.
@@ -224,6 +247,8 @@ def explain_run(
     seed : int
         Of the images shown, of the random weights and of the bootstrap.
     device : {"auto", "cpu", "cuda"}
+    data : str, optional
+        Where the run's images are now; None for where they were.
     say : callable, optional
         Called with a line of text as the work goes on.
 
@@ -239,7 +264,9 @@ def explain_run(
     InputError
         If an argument is out of its range, or a method can't be used on a network.
     DataError
-        If the run's images can't be found.
+        If the run's images can't be found, or what is there are others.
+    CvxcnnError
+        If a figure can't be drawn; all others and the numbers are there.
     OSError
         If the files can't be written.
     """
@@ -248,7 +275,7 @@ def explain_run(
         raise InputError(f"n_images must be an int >= 1; got {n_images!r}.")
     summary = _summary(source)
     networks, layer, model = load_networks(source, layer, resolve_device(device))
-    test = _test_images(summary, model)
+    test = _test_images(summary, model, data, say)
     possible = [method for method in METHODS if all(method in allowed(network) for network in networks.values())]
     methods = possible if methods is None else list(dict.fromkeys(methods))
     targets = test.labels if target is None else np.full(len(test), _class_number(target, test.classes))
@@ -286,7 +313,7 @@ def explain_run(
     writer = csv.DictWriter(table, COLUMNS)
     writer.writeheader()
     writer.writerows(sparsity)
-    contents = {
+    contents: dict[str, bytes | Exception] = {
         "explanations.png": _png(
             plot_explanations, test.images[rows], test.labels[rows], test.classes, shown, predictions, title=title
         ),
@@ -294,9 +321,17 @@ def explain_run(
         "sanity.png": _png(plot_sanity, steps, title=f"{_name(summary)}, layer {layer}", seed=seed),
         "explanations.json": json.dumps(found, indent=2, allow_nan=False).encode() + b"\n",
     }
+    failures = []
     for name, content in contents.items():
-        write_atomically(source / name, content)
+        if isinstance(content, bytes):
+            write_atomically(source / name, content)
+        else:
+            # One of an earlier call would be shown with the new numbers.
+            (source / name).unlink(missing_ok=True)
+            failures.append(f"{name} can't be drawn: {one_line(content)}")
     write_report(source)
+    if failures:
+        raise CvxcnnError(f"{'; '.join(failures)}. The numbers are in {source}.")
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,8 @@ class SanityStep:
     Attributes
     ----------
     randomised : str
-        Name of the module whose weights became random at this step, as all above it were before; "" for none.
+        Name of the module whose weights became random at this step, as all above it were before; "" for none. Modules
+        that share their weights are named together.
     correlation : array, shape (n,)
         ``rank_correlation`` of each image's map with the map of the trained network, in [-1, 1], averaged over the
         draws; NaN where no draw has one.
@@ -137,18 +139,23 @@ def sanity_check(
     return steps + [SanityStep(name, _mean(values)) for name, values in zip(names, found, strict=True)]
 
 
-def _layers(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return the modules with weights, from the top, with their names."""
-    return [
-        (name, part)
-        for name, part in reversed(list(module.named_modules()))
-        if isinstance(weight := getattr(part, "weight", None), nn.Parameter) and weight.requires_grad
-    ]
+def _layers(module: nn.Module) -> list[tuple[str, list[nn.Parameter]]]:
+    """Return the layers with weights, from the top: the names of each, and what is made random.
+
+    Modules that share their weights are one layer, at the place of the topmost: one can't be random without the others.
+    """
+    found: dict[nn.Parameter, tuple[list[str], dict[nn.Parameter, None]]] = {}
+    for name, part in reversed(list(module.named_modules(remove_duplicate=False))):
+        if isinstance(weight := getattr(part, "weight", None), nn.Parameter) and weight.requires_grad:
+            names, parameters = found.setdefault(weight, ([], {}))
+            names.append(name)
+            parameters.update(dict.fromkeys(part.parameters(recurse=False)))
+    return [(" and ".join(reversed(names)), list(parameters)) for names, parameters in found.values()]
 
 
-def _randomise(part: nn.Module, generator: torch.Generator) -> None:
+def _randomise(layer: Iterable[nn.Parameter], generator: torch.Generator) -> None:
     with torch.no_grad():
-        for values in part.parameters(recurse=False):
+        for values in layer:
             random = torch.randn(values.shape, generator=generator, dtype=values.dtype)
             values.copy_(random.to(values.device) * values.square().mean().sqrt())
 

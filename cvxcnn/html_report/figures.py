@@ -16,7 +16,7 @@ from PIL import Image
 from ..block import ConvexConvBlock
 from ..history import ALL_GATES, Point
 from ..program import relative_gap
-from ..report import _COLOURS, _DPI, _MARKERS, LABELS, _logarithmic
+from ..report import _COLOURS, _MARKERS, LABELS, _logarithmic, new_figure, save_png
 
 __all__ = ["WIDTH", "Tile", "filter_tiles", "gaps", "input_norms", "plot_gaps", "shares"]
 
@@ -59,14 +59,10 @@ def plot_gaps(points: Sequence[Point]) -> bytes | None:
     points : sequence of Point
         Of one layer.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     lines = {method: found for method in LABELS if (found := gaps(points, method))}
     if "convex" not in lines:
         return None
-    figure = Figure(figsize=(WIDTH, 3.0), dpi=_DPI, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(WIDTH, 3.0)
     axes = figure.subplots()
     for method, found in lines.items():
         seconds, values = zip(*found, strict=True)
@@ -88,7 +84,7 @@ def plot_gaps(points: Sequence[Point]) -> bytes | None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI)
+    save_png(figure, buffer)
     return buffer.getvalue()
 
 

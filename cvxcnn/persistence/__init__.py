@@ -39,6 +39,7 @@ from .files import (
     read_tensors,
     reason,
     write_atomically,
+    write_output,
     write_together,
 )
 from .kinds import KINDS, estimator_config, fitted_stack, kind_of, of_kind
@@ -56,6 +57,7 @@ __all__ = [
     "save",
     "save_model",
     "write_atomically",
+    "write_output",
 ]
 
 

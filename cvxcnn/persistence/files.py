@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
+import stat
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,6 +22,7 @@ from ..errors import CvxcnnError, ModelFileError
 
 __all__ = [
     "CONFIG_FILE",
+    "ENCODING",
     "FORMAT",
     "FORMAT_VERSION",
     "SAVE_AGAIN",
@@ -31,6 +34,7 @@ __all__ = [
     "read_tensors",
     "reason",
     "write_atomically",
+    "write_output",
     "write_together",
 ]
 
@@ -41,10 +45,16 @@ CONFIG_FILE = "config.json"
 SAVE_AGAIN = "Save the model again, or take another copy of the folder."
 # The configuration has a few kilobytes a layer; the rest is room for ``extra``.
 CONFIG_BYTES = 64 << 20
+# Of what is read: editors on Windows put a mark at the beginning of a file.
+ENCODING = "utf-8-sig"
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is either there as a whole or as it was before.
+def write_output(path: Path, content: bytes) -> None:
+    """Write to a place that a user named, as the shell's ``>`` would, and whole where that can be had.
+
+    A pipe, a device, or a file with other hard links is written through and stays what it is; the process's own
+    standard output, by whatever name, has the content after what it has already. Any other file is there as a whole or
+    as it was before.
 
     Parameters
     ----------
@@ -55,7 +65,50 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises
     ------
     OSError
-        If it can't be written; nothing is left behind then.
+        If it can't be written.
+
+    Examples
+    --------
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     os.symlink("target", Path(folder, "link"))
+    ...     write_output(Path(folder, "link"), b"content")
+    ...     Path(folder, "target").read_bytes(), Path(folder, "link").is_symlink()
+    (b'content', True)
+    """
+    there = path.stat() if path.exists() else None
+    if there is not None:
+        if stat.S_ISREG(there.st_mode) and not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        own = next((number for number in (1, 2) if _is_open_as(number, there)), None)
+        replaceable = there.st_nlink == 1 and os.access(os.path.dirname(os.path.realpath(path)), os.W_OK)
+        if own is not None or not stat.S_ISREG(there.st_mode) or not replaceable:
+            with open(path if own is None else own, "wb", closefd=own is None) as file:
+                file.write(content)
+            return
+    write_atomically(path, content)
+
+
+def _is_open_as(number: int, status: os.stat_result) -> bool:
+    """Return whether a file is the one behind a descriptor."""
+    try:
+        return os.path.samestat(os.fstat(number), status)
+    except OSError:
+        return False
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that it is either there as a whole or as it was before.
+
+    Parameters
+    ----------
+    path : Path
+        In a folder that exists. A link stays, and the file that it points to is written.
+    content : bytes
+
+    Raises
+    ------
+    OSError
+        If it can't be written, or something is there that is no regular file; nothing is left behind then.
     """
     write_together(path.parent, {path.name: content})
 
@@ -73,17 +126,21 @@ def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
     placed: list[str | Path] = []
     try:
         for name, content in contents.items():
-            handle, waiting[folder / name] = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
+            path = _replaceable(folder / name)
+            handle, waiting[path] = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        # mkstemp gives the file to its owner alone; what is published is as readable as any new file.
+        # mkstemp gives the file to its owner alone; what is published is as readable as any new file, or as before.
         mask = os.umask(0)
         os.umask(mask)
         for path, name in list(waiting.items()):
-            os.chmod(name, 0o666 & ~mask)
             new = not path.exists()
+            if new:
+                os.chmod(name, 0o666 & ~mask)
+            else:
+                _take_after(name, path.stat())
             os.replace(name, path)
             del waiting[path]
             placed += [path] if new else []
@@ -92,6 +149,27 @@ def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
             with suppress(OSError):
                 os.unlink(leftover)
         raise
+
+
+def _replaceable(path: Path) -> Path:
+    """Return the file at the end of links, or raise OSError: what is there and no file is not to be replaced."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        mode = stat.S_IFREG
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise FileExistsError(errno.EEXIST, "Not a regular file", str(path))
+    return Path(os.path.realpath(path))
+
+
+def _take_after(name: str, before: os.stat_result) -> None:
+    """Give a file the owner, where that is allowed, and the permissions of the one that it is to replace."""
+    if hasattr(os, "chown"):
+        with suppress(OSError):
+            os.chown(name, before.st_uid, before.st_gid)
+    os.chmod(name, stat.S_IMODE(before.st_mode))
 
 
 def reason(error: BaseException) -> str:
@@ -174,7 +252,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """Return the configuration of a model of this package and of a version that is known, or raise ModelFileError."""
     content = read_bytes(path, CONFIG_BYTES)
     try:
-        config = parse_config(content.decode("utf-8"))
+        config = parse_config(content.decode(ENCODING))
     except ValueError as error:
         raise ModelFileError(f"{path} isn't valid JSON: {reason(error)}. {SAVE_AGAIN}") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
