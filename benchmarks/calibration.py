@@ -2,8 +2,8 @@
 
 A searched bound says: no network of the class has a lower Eq. 1, if no direction is worse than those that the search
 met. Here the search is that of the package's defaults, and the attack has, at the same dual point, ascents from 10,000
-starts, the best of them climbed to the end; and on Eq. 1 itself Adam and L-BFGS from other starts, and pricing that goes
-on from the solution with eight times the starts. Reported are, relative to the objective,
+starts, the best of them climbed to the end; and on Eq. 1 itself Adam and L-BFGS from other starts, and pricing that
+goes on from the solution with eight times the starts. Reported are, relative to the objective,
 
     false      how far the bound is above the lowest Eq. 1 that the attack attained: the bound is wrong
     overstated how far the bound is above the one that the worst direction of the attack gives at its dual point
@@ -195,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     over = [row["overstated"] for row in rows]
     wrong, loose = sum(f > FALSE for f in false), sum(o > FALSE for o in over)
     print(
-        f"\n{len(rows)} problems; bounds above an attained value by more than {FALSE:g}: {wrong}, at most {max(false):.1e}"
+        f"\n{len(rows)} problems; bounds above an attained value by over {FALSE:g}: {wrong}, at most {max(false):.1e}"
     )
     print(f"overstated by more than {FALSE:g}: {loose}, at most {max(over):.1e}")
     for name in ("penalty", "loss", "cells", "outputs"):

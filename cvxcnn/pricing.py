@@ -28,7 +28,7 @@ from .cones import Cones
 from .losses import Loss, SquaredLoss
 from .patches import Patches
 from .penalties import DensePenalty, Penalty
-from .pricing_options import PricedGates, PricingOptions
+from .pricing_options import LEAST_GAP, PricedGates, PricingOptions
 from .program import Program, filter_program, gated_program, relative_gap
 from .search import thinned
 from .separation import Worst, best_directions, check_search, worst_direction
@@ -252,7 +252,7 @@ def solve_priced(
         if not len(filters):
             return program, program.zeros()
         # With a coarser one than the gap over all filters, filters that it misses would be priced and never kept.
-        accuracy = min(tol, _SHARE * options.gap)
+        accuracy = max(min(tol, _SHARE * options.gap), LEAST_GAP)
         weights = get_solver("auto", program, tol=accuracy).solve(program).weights
         active = weights.flatten(1).any(dim=1)
         return over(filters[active]), weights[active]
