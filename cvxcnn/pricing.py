@@ -12,11 +12,11 @@ it is valid if no u is worse than the worst one found.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor
 from .arrangements import GaussianGates, PatchGates, distinct
 from .baseline import train_baseline
 from .certificate import Certificate, Proof, prove
+from .checks import as_int, is_number, scalar
 from .design import GatedDesign
 from .errors import InputError
 from .losses import Loss, SquaredLoss
@@ -116,11 +117,13 @@ class PricingOptions:
     def __post_init__(self) -> None:
         least = {"starts": 0, "ascent_steps": 1, "additions": 1, "improvement_steps": 1, "initial_filters": 1}
         for name, low in {**least, "max_rounds": 1, "prove_up_to": 0, "neighbours": 0}.items():
-            value = getattr(self, name)
-            if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
-                raise InputError(f"{name} must be an int >= {low}; got {value!r}.")
-        if not self.time_limit > 0 or not self.gap > 0:
-            raise InputError(f"time_limit and gap must be positive; got {self.time_limit!r} and {self.gap!r}.")
+            object.__setattr__(self, name, as_int(name, getattr(self, name), low))
+        # Both may be infinite: no limit, and no search for more.
+        for name in ("time_limit", "gap"):
+            value = scalar(getattr(self, name))
+            if value != math.inf and not is_number(value, above=0):
+                raise InputError(f"time_limit and gap must be positive; got {self.time_limit!r} and {self.gap!r}.")
+            object.__setattr__(self, name, float(value))
 
 
 @dataclass(frozen=True)

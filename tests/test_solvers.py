@@ -12,8 +12,8 @@ import cvxpy as cp
 import numpy as np
 import pytest
 import torch
+from eq2 import eq2_block
 
-from cvxcnn import ConvexConvBlock
 from cvxcnn.errors import CvxcnnError, InputError, SolverError, SolverUnavailableError
 from cvxcnn.losses import get_loss
 from cvxcnn.patches import Patches, PatchGeometry
@@ -126,7 +126,7 @@ def test_every_combination(activation: str, penalty: str, intercept: bool, cells
     images, targets = data()
     objectives: dict[str, float] = {}
     for solver in ["auto", *SOLVERS]:
-        block = ConvexConvBlock(
+        block = eq2_block(
             kernel_size=2, pool_cells=cells, activation=activation, penalty=penalty, reg=1.0, gates=5, solver=solver,
             tol=TOL, intercept=intercept, pricing=NO_SEARCH,
         )  # fmt: skip

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..checks import as_flag, is_number
 from ..distributed import gather_rows, rank, row_counts
 from ..errors import InputError
 from ..patches import Patches
@@ -171,15 +172,16 @@ class PatchGates(GateSampler):
     dims: int | None = None
 
     def __post_init__(self) -> None:
-        check_count(self.count)
-        if not isinstance(self.whiten, bool):
-            raise InputError(f"whiten must be True or False; got {self.whiten!r}.")
-        if not isinstance(self.quantile, (int, float)) or not 0 < self.quantile < 1:
+        object.__setattr__(self, "count", check_count(self.count))
+        object.__setattr__(self, "whiten", as_flag("whiten", self.whiten))
+        if not is_number(self.quantile, above=0, below=1):
             raise InputError(f"quantile must be a number strictly between 0 and 1; got {self.quantile!r}.")
-        if not isinstance(self.eps, (int, float)) or not 0 < self.eps < math.inf:
+        if not is_number(self.eps, above=0):
             raise InputError(f"eps must be a finite number > 0; got {self.eps!r}.")
+        for name in ("quantile", "eps"):
+            object.__setattr__(self, name, float(getattr(self, name)))
         if self.dims is not None:
-            check_count(self.dims, "dims", "principal directions")
+            object.__setattr__(self, "dims", check_count(self.dims, "dims", "principal directions"))
 
     def sample(self, patches: Patches, count: int, generator: torch.Generator) -> Tensor:
         """Return (count, d) gates; see the class."""

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..checks import is_int
 from ..data import check_images
 from ..errors import InputError
 from ..neurons import CellSum, GatedConv
@@ -201,9 +202,9 @@ def _stage(stages: Sequence[nn.Module], layer: int) -> nn.Module:
             "This network has no feature maps that can be explained: outputs (n, m, h, w) of nn.ReLU modules or of "
             'gated convolutions. Use method="gradient", or build it with nn.ReLU modules.'
         )
-    if isinstance(layer, bool) or not isinstance(layer, int) or not -len(stages) <= layer < len(stages):
+    if not is_int(layer, -len(stages), len(stages)):
         raise InputError(f"layer must be between 0 and {len(stages) - 1}, or negative from the end; got {layer!r}.")
-    return stages[layer]
+    return stages[int(layer)]
 
 
 def _check_cam(network: nn.Module, stage: nn.Module) -> None:
