@@ -505,8 +505,10 @@ def train_baseline(
     epochs = None if epochs is None else as_int("epochs", epochs)
     _check_positive(reg=reg, tol=tol, **({} if learning_rate is None else {"learning_rate": learning_rate}))
     reg, tol = float(reg), float(tol)
+    learning_rate = None if learning_rate is None else float(learning_rate)
     if not is_number(warmup, below=1) or warmup < 0:
         raise InputError(f"warmup is the part of a cycle in which the rate rises, in [0, 1); got {warmup!r}.")
+    warmup = float(warmup)
     began = time.perf_counter()
     with torch.no_grad(), coarse_threads():
         exact = patches.astype(torch.float64)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .arrangements import Gates, resolve
 from .certificate import Certificate
-from .checks import as_flag, as_number, is_int, is_number
+from .checks import as_flag, as_number, as_tol, is_int
 from .cones import Cones
 from .data import check_images, check_targets
 from .distributed import size
@@ -307,8 +307,7 @@ class ConvexConvBlock(Savable, BaseEstimator):
             )
         if self.reg is not None:
             as_number("reg", self.reg)
-        if not is_number(self.tol, above=0):
-            raise InputError(f"tol must be a positive number; got {self.tol!r}.")
+        as_tol(self.tol)
         as_flag("intercept", self.intercept)
         if self.pricing is not None and not isinstance(self.pricing, PricingOptions):
             raise InputError(f"pricing must be PricingOptions(...), or None; got {self.pricing!r}.")
@@ -430,7 +429,7 @@ class ConvexConvBlock(Savable, BaseEstimator):
             penalty=get_penalty(self.penalty),
             loss=get_loss(self.loss),
             intercept=bool(self.intercept),
-            tol=float(self.tol),
+            tol=as_tol(self.tol),
             start=start,
             generator=self._generator(),
             options=options,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .errors import InputError
 
-__all__ = ["as_flag", "as_int", "as_number", "is_flag", "is_int", "is_number", "scalar"]
+__all__ = ["as_flag", "as_int", "as_number", "as_tol", "is_flag", "is_int", "is_number", "scalar"]
 
 
 def scalar(value: Any) -> Any:
@@ -75,6 +75,13 @@ def as_number(name: str, value: Any, above: float = 0.0, below: float = math.inf
             "a positive, finite number" if (above, below) == (0, math.inf) else f"between {above:g} and {below:g}"
         )
         raise InputError(f"{name} must be {expected}; got {value!r}.")
+    return float(scalar(value))
+
+
+def as_tol(value: Any) -> float:
+    """Return a tolerance as a float, or raise InputError: it must be a positive number."""
+    if not is_number(value, above=0):
+        raise InputError(f"tol must be a positive number; got {value!r}.")
     return float(scalar(value))
 
 

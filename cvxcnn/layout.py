@@ -15,9 +15,9 @@ __all__ = ["check_layout", "check_same_shape", "looks_channels_last"]
 def looks_channels_last(shape: Sequence[int]) -> bool:
     """Return whether three sides (a, b, c) are those of an image (h, w, c) rather than (c, h, w).
 
-    They are where c < b and either a == b, a square only if channels come last, or c <= 4 < a, the number of channels
-    that pictures have where another axis has more. All other sides are (c, h, w): of (3, 3, 3) nothing can be told.
-    Sides (a, c, b), with height and width exchanged, never look so.
+    They are where c < b and either a == b, a square only if channels come last, or c <= 4 < a: pictures have four
+    channels at most. All other sides are (c, h, w); of (3, 3, 3) nothing can be told. Of sides that look so, neither
+    (c, a, b) does, the channels moved, nor (a, c, b), height and width exchanged.
 
     Examples
     --------

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .arrangements import gates_of
 from .certificate import Certificate
-from .checks import as_number
+from .checks import as_number, as_tol
 from .data import check_images, check_targets
 from .errors import InputError
 from .losses import get_loss
@@ -134,7 +134,7 @@ def polish(
     with torch.no_grad(), coarse_threads():
         patches = Patches(inputs, geometry)
         solution = solve_priced(
-            patches, expected, float(reg), loss=get_loss(loss), intercept=intercept, tol=tol,
+            patches, expected, float(reg), loss=get_loss(loss), intercept=intercept, tol=as_tol(tol),
             start=filters[filters.any(dim=1)],
             generator=torch.Generator().manual_seed(seed_of(random_state)), options=pricing,
         )  # fmt: skip

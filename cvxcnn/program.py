@@ -103,6 +103,7 @@ class Program:
     def __post_init__(self) -> None:
         if not is_number(self.reg, above=0):
             raise InputError(f"reg must be a positive, finite number; got {self.reg!r}.")
+        object.__setattr__(self, "reg", float(self.reg))
         self.loss.check_targets(self.targets)
         if self.intercept and not isinstance(self.loss, SquaredLoss):
             raise InputError(f'intercept=True needs loss="squared"; got {self.loss.name!r}.')

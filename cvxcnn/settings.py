@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .arrangements import parse_gates
 from .block import DEFAULT_SEARCH, ConvexConvBlock
-from .checks import is_int, is_number, scalar
+from .checks import as_int, as_tol, is_int, scalar
 from .data import ImageSet, limited_rows, load_rows
 from .distributed import gather_rows, rank, shard, size
 from .errors import DataError, InputError
@@ -154,7 +154,7 @@ def pricing_options(settings: Settings) -> PricingOptions:
 
 def _each(value: Any, layers: int) -> list[Any]:
     """Return a setting of every layer; the last one given stands for all further layers."""
-    values = [value] if isinstance(value, (int, str)) else list(value)
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
     if not values:
         raise InputError("settings of each layer need one value at least; got none.")
     return [values[min(layer, len(values) - 1)] for layer in range(max(layers, 1))]
@@ -175,6 +175,7 @@ def build_stack(settings: Settings) -> LayerwiseCNN:
     unknown = sorted(set(settings.augment) - {"mirror", "crop"})
     if unknown:
         raise InputError(f'augment must name "mirror", "crop" or both; got {unknown[0]!r}.')
+    as_int("layers", settings.layers)
     each = (_each(value, settings.layers) for value in (settings.kernel_size, settings.padding, settings.gates))
     common: dict[str, Any] = {
         "pool_cells": settings.pool_cells,
@@ -298,10 +299,9 @@ def _common_shape(shape: tuple[int, int, int], origin: str) -> tuple[int, int, i
 
 def check_settings(settings: Settings) -> None:
     """Check what neither the stack nor the data loader checks before training."""
-    for name in ("baseline_width", "baseline_epochs", "tol"):
-        value = getattr(settings, name)
-        if not is_number(value, above=0):
-            raise InputError(f"{name} must be positive; got {value!r}.")
+    for name in ("baseline_width", "baseline_epochs"):
+        as_int(name, getattr(settings, name))
+    as_tol(settings.tol)
     if not is_int(settings.seed, 0, 1 << 32):
         raise InputError(f"seed must be an int from 0 to 2^32 - 1; got {settings.seed!r}.")
     if settings.solver != "auto" and settings.solver not in SOLVERS:

@@ -520,8 +520,9 @@ class LayerwiseCNN(OfBlocks):
         views = [images]
         if shift:
             given = check_images(images)
-            steps = (0, 0), (shift, 0), (-shift, 0), (0, shift), (0, -shift)
-            views = [moved(given, int(down), int(right)) for down, right in steps]
+            far = int(shift)
+            steps = (0, 0), (far, 0), (-far, 0), (0, far), (0, -far)
+            views = [moved(given, down, right) for down, right in steps]
         for layer, seen in enumerate(zip(*(self.seen(view) for view in views), strict=True)):
             outputs = self.averaged(np.asarray(sum(view.outputs for view in seen) / len(views)))
             yield outputs[:, 0] if self.blocks_[layer].flat_targets_ else outputs

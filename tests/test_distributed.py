@@ -104,6 +104,7 @@ def fitted(part: slice) -> dict[str, np.ndarray]:
         found[f"{name}.gates"] = block.gates_
         found[f"{name}.prediction"] = gather_rows(torch.from_numpy(block.predict(images))).numpy()
     block = eq2_block(gates=PatchGates(8), penalty="dense", padding=1, intercept=True, bias=True, **SOLVER)
+    block.set_params(reg=None)  # each has a reg_fraction
     for name, options in STACKS.items():
         stack = LayerwiseCNN(layers=2, block=block, **options).fit(images, targets)
         found[f"{name}.regs"] = np.array([block.reg for block in stack.blocks_])

@@ -55,7 +55,15 @@ def test_two_by_two_patches_are_proved(penalty: str, loss: str) -> None:
     images, _ = small_problem(3, n=12)
     targets = torch.nn.functional.one_hot((images.sum(dim=(1, 2, 3)) > 0).long(), 2).to(images)
     block = eq2_block(
-        kernel_size=2, padding=1, pooling="mean", pool_cells=2, gates="priced", penalty=penalty, loss=loss, reg=0.05
+        kernel_size=2,
+        padding=1,
+        pooling="mean",
+        pool_cells=2,
+        gates="priced",
+        penalty=penalty,
+        loss=loss,
+        reg=0.05,
+        pricing=PricingOptions(),
     ).fit(images, targets)
     certificate = block.certificate_
     assert (certificate.kind, certificate.n_searched) == ("proved", 0)

@@ -413,7 +413,7 @@ def test_a_folder_that_may_not_be_written(capsys: pytest.CaptureFixture[str]) ->
         (Settings(rounds=0), "max_rounds must be"),
         (Settings(solver="magic", gates=5), "solver must be"),
         (Settings(seed=-1), "seed must be an int from 0"),
-        (Settings(baseline_width=0), "baseline_width must be positive"),
+        (Settings(baseline_width=0), "baseline_width must be an int >= 1; got 0"),
         (Settings(downsample=()), "downsample must be"),
         (Settings(device="tpu"), "device must be"),
         (Settings(gates="best"), "gates must be"),

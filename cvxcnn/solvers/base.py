@@ -12,7 +12,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from ..checks import is_int, is_number
+from ..checks import as_tol, is_int
 from ..distributed import broadcast, size
 from ..errors import InputError, SolverError
 from ..program import Evaluation, Program
@@ -121,11 +121,9 @@ class Solver(ABC):
     """Whether it works where every process has some of the images only."""
 
     def __init__(self, tol: float = 1e-6, max_iter: int | None = None) -> None:
-        if not is_number(tol, above=0):
-            raise InputError(f"tol must be a positive number; got {tol!r}.")
+        self.tol = as_tol(tol)
         if max_iter is not None and not is_int(max_iter, 1):
             raise InputError(f"max_iter must be an int >= 1, or None; got {max_iter!r}.")
-        self.tol = float(tol)
         self.max_iter = None if max_iter is None else int(max_iter)
 
     @abstractmethod
