@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
+from .checks import as_int, is_int, is_number
 from .errors import DataError, InputError
 from .layout import check_layout
 from .readers import encode_labels, read, reading, to_pixels
@@ -260,7 +260,7 @@ def one_hot(
             [0., 0., 1.]], dtype=torch.float64)
     """
     _check_destination(dtype, device)
-    if n_classes < 2:
+    if not is_int(n_classes, 2):
         raise InputError(f"Classification needs two classes at least; got {n_classes}. Add images of another class.")
     index = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
     if index.ndim != 1 or index.dtype.kind not in "biu":
@@ -274,7 +274,7 @@ def one_hot(
             "Number the classes from 0."
         )
     rows = torch.from_numpy(index.astype(np.int64)).to(device)
-    return torch.nn.functional.one_hot(rows, n_classes).to(dtype)
+    return torch.nn.functional.one_hot(rows, int(n_classes)).to(dtype)
 
 
 def split(labels: ArrayLike, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -308,20 +308,22 @@ def split(labels: ArrayLike, fraction: float, seed: int) -> tuple[NDArray[np.int
     groups = np.asarray(labels)
     if groups.ndim != 1:
         raise InputError(f"labels must be of shape (n,); got {groups.shape}.")
-    if not 0 < fraction < 1:
+    if not is_number(fraction, above=0, below=1):
         raise InputError(f"fraction must lie strictly between 0 and 1; got {fraction!r}.")
     classes, counts = np.unique(groups, return_counts=True)
     if len(classes) == 0 or counts.min() < 2:
         which = f"class {classes[counts.argmin()]} has {counts.min()}" if len(classes) else "there are none"
         raise InputError(f"A split needs two images of every class at least; {which}. Add images or drop the class.")
-    part_size = int(np.ceil(fraction * len(groups)))
+    part_size = int(np.ceil(float(fraction) * len(groups)))
     smaller = min(part_size, len(groups) - part_size)
     if smaller < len(classes):
         raise InputError(
             f"fraction {fraction!r} of {len(groups)} images leaves a side with {smaller}, fewer than the "
             f"{len(classes)} classes. Choose a fraction nearer to one half, or add images."
         )
-    rest, part = train_test_split(np.arange(len(groups)), test_size=part_size, random_state=seed, stratify=groups)
+    rest, part = train_test_split(
+        np.arange(len(groups)), test_size=part_size, random_state=as_int("seed", seed, 0), stratify=groups
+    )
     return np.sort(rest), np.sort(part)
 
 
@@ -353,14 +355,13 @@ def limit(image_set: ImageSet, n: int, seed: int) -> ImageSet:
 
 def limited_rows(labels: NDArray[np.int64], n_classes: int, n: int, seed: int) -> NDArray[np.int64]:
     """Return the rows that ``limit`` keeps, ascending."""
-    try:
-        count = operator.index(n)
-    except TypeError as error:
-        raise InputError(f"n must be an int; got {n!r}.") from error
+    if not is_int(n):
+        raise InputError(f"n must be an int; got {n!r}.")
+    count = int(n)
     if not n_classes <= count <= len(labels):
         raise InputError(f"n must be from {n_classes} (one image a class) to {len(labels)} (all there are); got {n}.")
     # In a random order, the r-th of the m images of a class is due at (r + 1/2) / m; the first of each goes before all.
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(as_int("seed", seed, 0))
     shuffled = random.permutation(len(labels))
     due = np.empty(len(labels))
     for label in np.unique(labels):
@@ -391,7 +392,8 @@ def shifted(images: Tensor, seed: int, first: int = 0, fraction: float = 0.125) 
     >>> shifted(torch.ones(2, 1, 4, 4), seed=0).shape
     torch.Size([2, 1, 4, 4])
     """
-    most = [max(1, int(fraction * side)) for side in images.shape[2:]]
+    seed, first = as_int("seed", seed, 0), as_int("first", first, 0)
+    most = [max(1, int(float(fraction) * side)) for side in images.shape[2:]]
     copies = torch.empty_like(images)
     for index, image in enumerate(images):
         draw = np.random.default_rng((seed, first + index))

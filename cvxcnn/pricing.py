@@ -140,7 +140,9 @@ class PricedGates(PricingOptions):
     --------
     >>> from cvxcnn import ConvexConvBlock
     >>> images = torch.linspace(-1, 1, 90, dtype=torch.float64).view(10, 3, 3)
-    >>> block = ConvexConvBlock(kernel_size=2, gates=PricedGates(starts=16, gap=0.01), penalty="dense", reg=0.1)
+    >>> block = ConvexConvBlock(
+    ...     kernel_size=2, padding=0, pool_cells=1, bias=False, gates=PricedGates(starts=16, gap=0.01), reg=0.1
+    ... )
     >>> block.fit(images, images.mean(dim=(1, 2))).certificate_.kind  # patches of 4 numbers are few enough for a proof
     'proved'
     """

@@ -34,8 +34,10 @@ from cvxcnn.arrangements import (
     arrangement_count,
     resolve,
 )
+from cvxcnn.arrangements.data_patches import whitening
 from cvxcnn.baseline import train_baseline
 from cvxcnn.checks import as_flag, as_int, as_number, is_flag, is_int, is_number, scalar
+from cvxcnn.data import ImageSet, limit, one_hot, shifted, split
 from cvxcnn.errors import InputError
 from cvxcnn.explain import attribute
 from cvxcnn.explain.sanity import sanity_check
@@ -49,6 +51,7 @@ RANDOM = np.random.default_rng(0)
 IMAGES, TARGETS = RANDOM.normal(size=(12, 6, 6)), RANDOM.normal(size=12)
 PATCHES = Patches(torch.from_numpy(IMAGES[:, None]), PatchGeometry(kernel_size=2))
 COLUMN = torch.from_numpy(TARGETS[:, None])
+LABELLED = ImageSet(RANDOM.normal(size=(12, 1, 6, 6)), np.arange(12) % 2, ("even", "odd"), "noise")
 FAST = PricingOptions(starts=0)
 SEARCH = PricingOptions(starts=4, ascent_steps=2, improvement_steps=2, initial_filters=2, max_rounds=1, prove_up_to=0)
 
@@ -181,6 +184,12 @@ INTEGERS: list[tuple[Callable[..., Any], str, int, int]] = [
     (lambda layer: attribute(NETWORK, IMAGES, 0, layer=layer), "layer", 0, -1),
     (lambda draws: [step.correlation for step in sanity_check(NETWORK, IMAGES[:2], 0, "gradient", draws=draws)][1],
      "draws", 2, 1),
+    (lambda n: limit(LABELLED, n, 0).labels, "n", 4, 2),
+    (lambda seed: limit(LABELLED, 4, seed).images, "seed", 4, 0),
+    (lambda seed: split(LABELLED.labels, 0.5, seed)[0], "seed", 4, 0),
+    (lambda n_classes: one_hot(LABELLED.labels, n_classes).numpy(), "n_classes", 2, 2),
+    (lambda seed: shifted(torch.from_numpy(LABELLED.images), seed).numpy(), "seed", 4, 0),
+    (lambda dims: whitening(torch.eye(4), dims=dims)[1].numpy(), "dims", 2, 1),
     (lambda resamples: bootstrap_interval(TARGETS, resamples=resamples).low, "resamples", 20, 1),
     *((built, name, good, least) for name, good, least in [
         ("layers", 1, 1), ("kernel_size", 2, 1), ("padding", 0, 0), ("pool_cells", 1, 1), ("seed", 4, 0),
@@ -203,6 +212,8 @@ REALS: list[tuple[Callable[..., Any], str, float]] = [
     (path, "smallest", 0.5),
     (program_value, "reg", 0.5),
     (lambda reg: nonconvex_objective(NETWORK, IMAGES, TARGETS, reg), "reg", 0.5),
+    (lambda fraction: split(LABELLED.labels, fraction, 0)[0], "fraction", 0.5),
+    (lambda eps: whitening(torch.eye(4), eps)[1].numpy(), "eps", 0.5),
     (lambda confidence: bootstrap_interval(TARGETS, confidence=confidence).low, "confidence", 0.5),
     *((built, name, 0.5) for name in ("reg", "reg_fraction", "validation", "tol")),
 ]  # fmt: skip

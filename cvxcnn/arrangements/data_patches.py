@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..checks import as_flag, is_number
+from ..checks import as_flag, as_int, as_number, is_number
 from ..distributed import gather_rows, rank, row_counts
 from ..errors import InputError
 from ..patches import Patches
@@ -82,6 +82,7 @@ def whitening(rows: Tensor, eps: float = 0.03, dims: int | None = None) -> tuple
     >>> mean.tolist(), root.diag().round(decimals=6).tolist()
     ([1.0, 2.0], [1.0, 0.5])
     """
+    eps, dims = as_number("eps", eps), None if dims is None else as_int("dims", dims)
     mean = rows.mean(0)
     centred = rows - mean
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(rows))

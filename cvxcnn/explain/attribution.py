@@ -20,6 +20,7 @@ from ..checks import is_int
 from ..data import check_images
 from ..errors import InputError
 from ..neurons import CellSum, GatedConv
+from ..plainly import plainly
 
 __all__ = ["METHODS", "attribute"]
 
@@ -31,6 +32,7 @@ GUIDED = ("guided_gradcam", "deconvolution", "guided_backprop")
 BATCH = 64
 
 
+@plainly
 def attribute(
     module: nn.Module, images: Any, target: int | ArrayLike, method: str = "gradcam", *, layer: int = -1
 ) -> NDArray[np.float64]:
