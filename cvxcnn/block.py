@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from torch import Tensor, nn
@@ -43,6 +42,7 @@ from .savable import Savable
 from .seeds import check_seed, seed_of
 from .solvers import Callback, Solver, SolveResult, Status, get_solver
 from .threads import coarse_threads
+from .units import unit_rows
 
 __all__ = ["DEFAULT_FRACTION", "DEFAULT_SEARCH", "ConvexConvBlock", "warn_of_labels"]
 
@@ -384,7 +384,7 @@ class ConvexConvBlock(Savable, BaseEstimator):
         vectors = gates.vectors
         penalty: Penalty = get_penalty(self.penalty)
         if isinstance(penalty, DensePenalty):
-            make, vectors = filter_program, F.normalize(vectors, dim=1)
+            make, vectors = filter_program, unit_rows(vectors)
         program = make(
             patches,
             vectors,
@@ -475,7 +475,7 @@ class ConvexConvBlock(Savable, BaseEstimator):
             )
             # What is handed on: the ReLU responses of the active gates.
             self.neurons_ = Neurons(
-                F.normalize(self.gated_vectors_, dim=1) if len(self.gated_vectors_) else design.vectors[:1] * 0,
+                unit_rows(self.gated_vectors_) if len(self.gated_vectors_) else design.vectors[:1] * 0,
                 design.vectors.new_zeros(max(1, len(self.gated_vectors_)), patches.n_cells, program.n_outputs),
                 self.gated_intercept_,
             )

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
+from .activity import active, on_hyperplane
 from .errors import InputError
 from .patches import Patches
+from .units import power_of_two
 
 __all__ = ["Cones"]
 
@@ -50,8 +52,13 @@ class Cones:
         self._recent_signs = lru_cache(maxsize=keep)(self._signs)
 
     def _signs(self, gate: int) -> Array:
-        signs: Array = np.where(self.rows @ self.gates[gate] >= 0, 1.0, -1.0)
+        pattern = active(torch.from_numpy(self.rows), torch.from_numpy(self.gates[gate : gate + 1]))
+        signs: Array = np.where(pattern[:, 0].numpy(), 1.0, -1.0)
         return signs
+
+    def _on_hyperplane(self, vector: Array) -> Array:
+        on: Array = on_hyperplane(torch.from_numpy(self.rows), torch.from_numpy(vector[None]))[:, 0].numpy()
+        return on
 
     def signs(self, gate: int) -> Array:
         """Return the diagonal of 2 D_i - I on ``rows``, shape (N,)."""
@@ -86,7 +93,7 @@ class Cones:
         scale = float(np.linalg.norm(vector))
         if scale == 0.0:
             return point, touched
-        dim = len(vector)
+        dim, unit = len(vector), power_of_two(scale)
         for _ in range(200):
             if np.linalg.norm(point) < ceiling:
                 break
@@ -99,8 +106,9 @@ class Cones:
             worst = violated[np.argsort(relative[violated])[: 2 * dim]]
             working = np.concatenate([touched, worst])
             normals = signs[working, None] * self.rows[working]
-            multipliers, _ = nnls(normals.T, -vector, maxiter=50 * (dim + len(working)))
-            point = vector + normals.T @ multipliers
+            # Its tolerance is absolute in the vector.
+            multipliers, _ = nnls(normals.T, -vector / unit, maxiter=50 * (dim + len(working)))
+            point = vector + unit * (normals.T @ multipliers)
             # Rows that the new point doesn't touch can come back when they are violated again.
             touched = working[multipliers > 0]
         return point, touched
@@ -120,24 +128,29 @@ class Cones:
         -----
         Source: Mishkin, Sahiner & Pilanci 2022, cone decomposition.
         """
-        normals = self.signs(gate)[:, None] * self.rows
-        needed = np.maximum(0.0, -(normals @ vector))
+        # In the units of vector and patches, because least squares have absolute tolerances.
+        size, length = power_of_two(float(np.linalg.norm(vector))), power_of_two(float(self.lengths.max(initial=0.0)))
+        vector = vector / size
+        normals = self.signs(gate)[:, None] * (self.rows / length)
+        needed = np.where(self._on_hyperplane(vector), 0.0, np.maximum(0.0, -(normals @ vector)))
         if not needed.any():
-            return vector, np.zeros_like(vector)
+            return size * vector, np.zeros_like(vector)
         margin = normals @ self.gates[gate]
-        if (margin[needed > 0] <= 0).any():
+        on = self._on_hyperplane(self.gates[gate])
+        if on[needed > 0].any():
             raise InputError(
                 f"gate {gate} lies on the hyperplane of a patch, so its cone may have no interior to decompose in. "
                 "Use gates in general position (a small random shift of the gate)."
             )
-        inside = margin > 0
-        shift = self._least_norm_shift(normals, needed)
+        inside = ~on
+        shift = self._least_norm_shift(normals, needed, self.lengths / length)
         missing = needed - normals @ shift
         along = float(np.max(missing[inside] / margin[inside], initial=0.0))
         shift = shift + along * self.gates[gate]
-        return vector + shift, shift
+        return size * (vector + shift), size * shift
 
-    def _least_norm_shift(self, normals: Array, needed: Array) -> Array:
+    @staticmethod
+    def _least_norm_shift(normals: Array, needed: Array, lengths: Array) -> Array:
         """Return nearly the shortest b with normals @ b >= needed, by row generation on its dual."""
         dim = normals.shape[1]
         working = np.flatnonzero(needed >= 0.5 * needed.max())[: 4 * dim]
@@ -152,7 +165,7 @@ class Cones:
             if abs(residual[-1]) < 1e-14:
                 break
             shift = -residual[:dim] / residual[-1]
-            missing = (needed - normals @ shift) / self.lengths
+            missing = (needed - normals @ shift) / lengths
             missing[working] = 0.0
             worst = np.argsort(-missing)[: 2 * dim]
             worst = worst[missing[worst] > 1e-12 * max(1.0, float(np.linalg.norm(shift)))]

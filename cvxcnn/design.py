@@ -79,6 +79,10 @@ class Design(ABC):
     def correlate(self, dual: Tensor) -> Tensor:
         """Return the adjoint, sum_j features_j nu_j, shape (blocks, cells, rows, outputs)."""
 
+    def mass(self, dual: Tensor) -> Tensor:
+        """Return sum_jk |nu_jo| P_ck ||x_jk||, shape (cells, outputs): A^T nu can't be longer."""
+        return self.patches.lengths().T @ dual.double().abs()
+
     def double(self) -> Design:
         """Return this design in float64."""
         return type(self)(self.patches.astype(torch.float64), self.vectors.double())
@@ -193,6 +197,9 @@ class ScaledDesign(Design):
     def correlate(self, dual: Tensor) -> Tensor:
         return self.unscaled.correlate(dual * self.scale[:, None])
 
+    def mass(self, dual: Tensor) -> Tensor:
+        return self.unscaled.mass(dual * self.scale[:, None])
+
 
 class StackedDesign(Design):
     """Another design's outputs as one column, root_j f_j stacked over images: predictions (n * outputs, 1).
@@ -248,3 +255,8 @@ class StackedDesign(Design):
     def correlate(self, dual: Tensor) -> Tensor:
         spread = torch.einsum("nop,no->np", self.root, dual.view(self.root.shape[:2]))
         return self.stack(self.unstacked.correlate(spread))
+
+    def mass(self, dual: Tensor) -> Tensor:
+        spread = torch.einsum("nop,no->np", self.root.abs(), dual.abs().view(self.root.shape[:2]))
+        mass = self.unstacked.mass(spread)
+        return mass.reshape(-1, 1) if self.separable else mass.norm().view(1, 1)

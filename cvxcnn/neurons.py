@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .activity import active
 from .design import FilterDesign, SignedGatedDesign
 from .patches import Patches, PatchGeometry
 from .program import Program
@@ -109,7 +110,7 @@ class CellSum(nn.Module):
 
 
 class GatedConv(nn.Module):
-    """Gated convolution 1[x . g_i >= 0] (x . z): not a ReLU network, and it says so.
+    """Gated convolution 1[x . g_i >= 0] (x . z): not a ReLU network, and it says so. ``activity`` decides the gate.
 
     Parameters
     ----------
@@ -125,9 +126,21 @@ class GatedConv(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return gated responses, one map a filter."""
         repeats = self.filters.out_channels // self.gates.out_channels
-        opened = (self.gates(images) >= 0).repeat_interleave(repeats, dim=1)
-        responses: Tensor = self.filters(images) * opened
-        return responses
+        responses: Tensor = self.filters(images)
+        opened = self._opened(images).transpose(1, 2).reshape(len(images), -1, *responses.shape[2:])
+        return responses * opened.repeat_interleave(repeats, dim=1)
+
+    def _opened(self, images: Tensor) -> Tensor:
+        """Return the patterns, shape (n, K, P), decided as they are for the program."""
+        gates = self.gates
+        # Never a word, as a Conv2d's may be.
+        padding = gates.padding if isinstance(gates.padding, tuple) else (0, 0)
+        patches = F.unfold(images, gates.kernel_size, padding=padding, stride=gates.stride).transpose(1, 2)
+        vectors = gates.weight.flatten(1)
+        if gates.bias is not None:
+            patches = F.pad(patches, (0, 1), value=1.0)
+            vectors = torch.cat([vectors, gates.bias[:, None]], dim=1)
+        return active(patches, vectors)
 
 
 def convolution(filters: Tensor, geometry: PatchGeometry, channels: int) -> nn.Conv2d:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .activity import active
 from .checks import as_flag, as_int, is_int
 from .errors import InputError
 from .threads import map_shares
@@ -33,6 +34,8 @@ CHUNK_ENTRIES_GPU = 1 << 28
 CONVOLUTION_PRODUCTS = 1 << 20
 # Images whose maps are made at once on a GPU.
 _IMAGES_GPU = 256
+# Images whose patches are measured at once.
+_IMAGES_MEASURED = 1024
 # A thread is not worth waking for fewer patches.
 _SHARE_PATCHES = 1024
 
@@ -44,6 +47,11 @@ def _pair(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int
     if len(pair) != 2 or not all(is_int(side, least) for side in pair):
         raise InputError(f"{name} must be an int >= {least} or a pair of them; got {value!r}.")
     return int(pair[0]), int(pair[1])
+
+
+def _sides(padding: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Return padding (height, width) as ``F.pad`` takes it; ``F.avg_pool2d`` pads by half a kernel at most."""
+    return padding[1], padding[1], padding[0], padding[0]
 
 
 def _interval_weights(length: int, cells: int, pooling: str) -> Tensor:
@@ -232,6 +240,7 @@ class Patches:
         self.dim = channels * self.kernel[0] * self.kernel[1] + int(geometry.bias)
         self.pool = geometry.pool_matrix((height, width)).to(images.device, self.dtype)
         self._cached: Tensor | None = None
+        self._lengths: Tensor | None = None
         self._keeps = True
 
     def astype(self, dtype: torch.dtype) -> Patches:
@@ -274,6 +283,19 @@ class Patches:
         """Return single patches, shape (count, d): patch ``places[i]`` of image ``images[i]``."""
         rows, inverse = torch.unique(images, return_inverse=True)
         return self._unfold(self.images[rows])[inverse, places]
+
+    def lengths(self) -> Tensor:
+        """Return the pooled lengths sum_k P_ck ||x_jk||, shape (n, cells), float64: what rounding is measured by."""
+        if self._lengths is None:
+            kernel = self.kernel[0] * self.kernel[1]
+            parts = []
+            for images in torch.split(self.images, _IMAGES_MEASURED):
+                squares = images.double().square().sum(dim=1, keepdim=True)
+                means = F.avg_pool2d(F.pad(squares, _sides(self.padding)), self.kernel, self.stride)
+                lengths = (kernel * means + float(self.geometry.bias)).sqrt().flatten(1)
+                parts.append(lengths @ self.pool.double().T)
+            self._lengths = torch.cat(parts) if parts else self.pool.new_zeros(0, self.n_cells, dtype=torch.float64)
+        return self._lengths
 
     def fold(self, patches: Tensor) -> Tensor:
         """Return the adjoint of ``unfold`` applied to (n, K, d) patches: images, shape (n, C, H, W).
@@ -402,7 +424,7 @@ class Patches:
 
         def work(share: slice) -> None:
             for rows, chunk in self.chunks(len(gates), share):
-                patterns = (chunk @ gates.T >= 0).to(chunk.dtype)
+                patterns = active(chunk, gates).to(chunk.dtype)
                 for cell, places in enumerate(members):
                     weighted = chunk[:, places] * self.pool[cell, places][:, None]
                     features[rows, :, cell] = patterns[:, places].transpose(1, 2) @ weighted
@@ -430,7 +452,7 @@ class Patches:
         def work(share: slice) -> Tensor:
             total = self.pool.new_zeros(self.n_cells, self.dim, len(gates), outputs)
             for rows, chunk in self.chunks(len(gates) * outputs, share):
-                patterns = (chunk @ gates.T >= 0).to(chunk.dtype)
+                patterns = active(chunk, gates).to(chunk.dtype)
                 for cell, places in enumerate(members):
                     weighted = self.pool[cell, places][None, :, None] * dual[rows].unsqueeze(1)
                     spread = patterns[:, places].unsqueeze(-1) * weighted.unsqueeze(2)
@@ -449,7 +471,7 @@ class Patches:
 
         def work(share: slice) -> None:
             for rows, chunk in self.chunks(count * cells * outputs, share):
-                patterns = (chunk @ gates.T >= 0).to(chunk.dtype)
+                patterns = active(chunk, gates).to(chunk.dtype)
                 linear = (chunk @ columns).view(*chunk.shape[:2], count, cells, outputs)
                 prediction[rows] = torch.einsum("bkp,bkpco,ck->bo", patterns, linear, self.pool)
 

@@ -18,7 +18,7 @@ from .arrangements import distinct
 from .losses import Loss, SquaredLoss
 from .patches import Patches
 from .penalties import GroupPenalty, Penalty
-from .pricing import PricedSolution, PricingOptions, best_directions, price, solve_priced
+from .pricing import PricedSolution, PricingOptions, best_directions, in_units, price, solve_priced
 from .program import Program, relative_gap, relu_program
 from .solvers import Progress, get_solver
 
@@ -72,6 +72,7 @@ def _decided(normals: Tensor, gates: Tensor, generator: torch.Generator) -> Tens
     return F.normalize(gates + _BEYOND * noise * near[:, None], dim=1)
 
 
+@in_units
 def solve_priced_patterns(
     patches: Patches,
     targets: Tensor,

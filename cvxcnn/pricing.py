@@ -16,8 +16,9 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from functools import wraps
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ from .arrangements import GaussianGates, PatchGates, distinct
 from .baseline import train_baseline
 from .certificate import Certificate, Proof, prove
 from .checks import as_int, is_number, scalar
+from .cones import Cones
 from .design import GatedDesign
 from .errors import InputError
 from .losses import Loss, SquaredLoss
@@ -36,6 +38,7 @@ from .program import Program, filter_program, gated_program, relative_gap
 from .search import FilterSearch, GateSearch, Search, thinned
 from .solvers import Progress, get_solver
 from .solvers.working_set import WorkingSet
+from .units import Units, unit_rows
 
 __all__ = [
     "PricedGates",
@@ -65,6 +68,13 @@ _WHITENED_PATCHES = 1 << 13
 _IMPROVE_PATCHES = 1 << 19
 # A proof looks at every patch in every region of the sphere.
 _PROOF_PATCHES = 1 << 15
+# No smaller gap can be asked for: it is what the proof's own rounding costs.
+_LEAST_GAP = 1e-9
+# Relative gap of the first solve over gates, and that of the next ones as a share of the gap over all gates.
+_ROUGH = 1e-2
+_SHARE = 0.1
+# Filters shorter than this share of the longest are left out.
+_NEGLIGIBLE = 1e-6
 # Minibatch steps of the ordinary training that pricing begins with.
 _INITIAL_STEPS = 1000
 
@@ -93,7 +103,7 @@ class PricingOptions:
     time_limit : float
         Seconds after which no new round is begun.
     gap : float
-        Relative gap to the bound over all filters to stop at.
+        Relative gap to the bound over all filters to stop at, at least 1e-9.
     prove_up_to : int
         Patch dimension (bias included) up to which the last bound of a ReLU block is proved, by branch and bound
         over the whole sphere, if there are at most 32,768 patches; otherwise, or with 0, it is searched. Dimension 4
@@ -119,11 +129,13 @@ class PricingOptions:
         for name, low in {**least, "max_rounds": 1, "prove_up_to": 0, "neighbours": 0}.items():
             object.__setattr__(self, name, as_int(name, getattr(self, name), low))
         # Both may be infinite: no limit, and no search for more.
-        for name in ("time_limit", "gap"):
-            value = scalar(getattr(self, name))
-            if value != math.inf and not is_number(value, above=0):
-                raise InputError(f"time_limit and gap must be positive; got {self.time_limit!r} and {self.gap!r}.")
-            object.__setattr__(self, name, float(value))
+        time_limit, gap = scalar(self.time_limit), scalar(self.gap)
+        if time_limit != math.inf and not is_number(time_limit, above=0):
+            raise InputError(f"time_limit must be a positive number of seconds; got {self.time_limit!r}.")
+        if gap != math.inf and not (is_number(gap) and gap >= _LEAST_GAP):
+            raise InputError(f"gap must be a number >= {_LEAST_GAP:g}, above what rounding costs; got {self.gap!r}.")
+        object.__setattr__(self, "time_limit", float(time_limit))
+        object.__setattr__(self, "gap", float(gap))
 
 
 @dataclass(frozen=True)
@@ -246,8 +258,8 @@ def _improve(patches: Patches, program: Program, weights: Tensor, steps: int, ge
     with torch.enable_grad():
         optimizer.step(closure)  # type: ignore[no-untyped-call]
     moved = filters.detach()
-    keep = torch.isfinite(moved).all(dim=1) & (moved.norm(dim=1) > 1e-6)
-    return F.normalize(moved[keep], dim=1)
+    lengths = moved.norm(dim=1)
+    return unit_rows(moved[torch.isfinite(moved).all(dim=1) & (lengths > _NEGLIGIBLE * lengths.nan_to_num().amax())])
 
 
 def _dual_norms(penalty: Penalty, correlation: Tensor) -> Tensor:
@@ -355,7 +367,9 @@ def _prove(program: Program, dual: Tensor, found: Tensor, scores: Tensor, option
     patches = program.design.patches
     if patches.dim > options.prove_up_to or patches.n_images * patches.n_patches > _PROOF_PATCHES:
         return None
-    return prove(program, dual, found[scores.topk(min(len(scores), 64)).indices], tol=0.1 * options.gap)
+    return prove(
+        program, dual, found[scores.topk(min(len(scores), 64)).indices], tol=max(0.1 * options.gap, _LEAST_GAP)
+    )
 
 
 def global_bound(
@@ -372,14 +386,16 @@ def global_bound(
         ``starts`` and ``ascent_steps`` of the search, and ``prove_up_to``.
     generator : torch.Generator
     """
+    units = Units.of(program.design.patches, program.targets, program.loss)
+    program, weights = _in_units(program, units), weights / units.weights
     prediction = program.design.predict(weights)
     dual = program.dual_point(prediction)
     quick = program.design.patches.astype(torch.float32)
     found, scores, bound = _find(program, quick, dual, options.starts, options.ascent_steps, generator)
     proof = _prove(program, dual, found, scores, options)
     if proof is not None:
-        return proof.bound, True
-    return min(bound, program.dual_bound(prediction)), False
+        return proof.bound * units.objective, True
+    return min(bound, program.dual_bound(prediction)) * units.objective, False
 
 
 def searched_reg_max(program: Program, options: PricingOptions, generator: torch.Generator) -> float:
@@ -388,12 +404,69 @@ def searched_reg_max(program: Program, options: PricingOptions, generator: torch
     ``program`` has reg 1 and may have no gates at all.
     """
     _check_search(options)
+    units = Units.of(program.design.patches, program.targets, program.loss)
+    program = _in_units(program, units)
     dual = program.dual_point(torch.zeros_like(program.targets))
     quick = program.design.patches.astype(torch.float32)
     _, scores, _ = _find(program, quick, dual, options.starts, options.ascent_steps, generator)
-    return float(scores.max()) * program.reg
+    return float(scores.max()) * program.reg * units.reg
 
 
+def _in_units(program: Program, units: Units) -> Program:
+    """Return the same program with images, targets and reg in other units; gates and cones have none."""
+    if units == Units():
+        return program
+    design = program.design.on(units.scaled(program.design.patches))
+    return replace(program, design=design, targets=program.targets / units.targets, reg=program.reg / units.reg)
+
+
+def in_units(solve: Callable[..., PricedSolution]) -> Callable[..., PricedSolution]:
+    """Return ``solve`` of the problem in units near one, its solution given back in the units of the problem.
+
+    Searches, line searches and ordinary training have absolute constants, and run in float32.
+    """
+
+    @wraps(solve)
+    def solved(
+        patches: Patches,
+        targets: Tensor,
+        reg: float,
+        *,
+        loss: Loss | None = None,
+        callback: Callable[[Progress], None] | None = None,
+        **settings: Any,
+    ) -> PricedSolution:
+        units = Units.of(patches, targets, loss or SquaredLoss())
+        if units == Units():
+            return solve(patches, targets, reg, loss=loss, callback=callback, **settings)
+
+        def restored(progress: Progress) -> Progress:
+            objective, bound = progress.objective * units.objective, progress.dual_bound * units.objective
+            return replace(progress, objective=objective, dual_bound=bound)
+
+        def report(progress: Progress) -> None:
+            if callback is not None:
+                callback(restored(progress))
+
+        near_one = units.scaled(patches), targets / units.targets, reg / units.reg
+        found = solve(*near_one, loss=loss, callback=report, **settings)
+        program = replace(found.program, design=found.program.design.on(patches), targets=targets, reg=reg)
+        if found.program.cones is not None:
+            program.cones = Cones(patches, found.filters)
+        return replace(
+            found,
+            weights=found.weights * units.weights,
+            program=program,
+            objective=found.objective * units.objective,
+            dual_bound=found.dual_bound * units.objective,
+            global_bound=found.global_bound * units.objective,
+            history=[restored(progress) for progress in found.history],
+        )
+
+    return solved
+
+
+@in_units
 def solve_priced(
     patches: Patches,
     targets: Tensor,
@@ -449,11 +522,13 @@ def solve_priced(
 
     def master(filters: Tensor) -> tuple[Program, Tensor]:
         """Solve over filters, made unit in float64, and keep those with a readout."""
-        filters = F.normalize(filters, dim=1)
+        filters = unit_rows(filters)
         program = over(filters)
         if not len(filters):
             return program, program.zeros()
-        weights = get_solver("auto", program, tol=tol).solve(program).weights
+        # With a coarser one than the gap over all filters, filters that it misses would be priced and never kept.
+        accuracy = min(tol, _SHARE * options.gap)
+        weights = get_solver("auto", program, tol=accuracy).solve(program).weights
         active = weights.flatten(1).any(dim=1)
         return over(filters[active]), weights[active]
 
@@ -469,9 +544,10 @@ def solve_priced(
             loss=loss.name,
         )  # fmt: skip
         found = trained.filters.to(targets)
-        filters = F.normalize(found[found.norm(dim=1) > 1e-6], dim=1)
+        lengths = found.norm(dim=1)
+        filters = found[lengths > _NEGLIGIBLE * lengths.amax()]
     else:
-        filters = F.normalize(start.to(targets), dim=1)
+        filters = start.to(targets)
     program, weights = master(filters)
     prediction = program.design.predict(weights)
     objective = program.objective(weights, prediction)
@@ -501,6 +577,8 @@ def solve_priced(
             break
         chosen = best_directions(scores, found, 1 + 1e-9, options.additions)
         program, weights = master(torch.cat([program.design.vectors, found[chosen]]))
+        if not len(weights):
+            break  # zero is optimal over all that was found, to the accuracy of the solver
         before = program.objective(weights)
         improved = _improve(quick, program, weights, options.improvement_steps, generator).to(targets)
         moved, moved_weights = master(improved)
@@ -527,6 +605,7 @@ def solve_priced(
     )
 
 
+@in_units
 def solve_priced_gates(
     patches: Patches,
     targets: Tensor,
@@ -560,9 +639,11 @@ def solve_priced_gates(
         start = GaussianGates(1).sample(patches, 20, generator)
     program = over(distinct(patches, start).vectors)
     weights = program.zeros()
+    accuracy = max(tol, _ROUGH)
     for rounds in range(options.max_rounds + 1):
         last = rounds == options.max_rounds or time.perf_counter() - began > options.time_limit
-        solved = get_solver("auto", program, tol=tol).solve(program, start=weights)
+        accuracy = tol if last else accuracy
+        solved = get_solver("auto", program, tol=accuracy).solve(program, start=weights)
         dual = program.dual_point(program.design.predict(solved.weights))
         priced = price(program, quick, dual, solved.objective, options, generator, last, rough=False)
         scores, bound = priced.scores, priced.bound
@@ -572,17 +653,19 @@ def solve_priced_gates(
         active = solved.weights.flatten(1).any(dim=1)
         gates, weights = program.design.vectors[active], solved.weights[active]
         program = over(gates)
-        converged = relative_gap(solved.objective, bound) <= options.gap
+        gap = relative_gap(solved.objective, bound)
+        exact, converged = accuracy <= tol, gap <= options.gap
         order = torch.argsort(scores, descending=True)
         order = order[scores[order] > 1 + 1e-9][: 4 * options.additions]
-        if converged or last or not len(order):
-            break
         # Active gates come first, so that a pattern found again is dropped and not its twin in use.
         merged = distinct(patches, torch.cat([gates, priced.directions[order]])).vectors[
             : len(gates) + options.additions
         ]
-        if len(merged) == len(gates):
+        ended = converged or len(merged) == len(gates)
+        if last or (ended and exact):
             break
+        # While gates are missing, a small share of the gap is accuracy enough.
+        accuracy = tol if ended else max(tol, _SHARE * gap)
         program = over(merged)
         weights = torch.cat([weights, weights.new_zeros(len(merged) - len(gates), *weights.shape[1:])])
     final = program.double().evaluate(weights.double())

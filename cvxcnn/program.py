@@ -8,6 +8,9 @@ them, a loss, a penalty, and, for the ReLU program (Eq. 2), a cone for each bloc
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -38,17 +41,34 @@ __all__ = [
 
 # A projection stops once it is known to be shorter than this share of reg.
 _CEILING = 1.0 - 1e-12
+_EPSILON = torch.finfo(torch.float64).eps
+# Half a machine epsilon, six times.
+_ROUNDING = 6 * 0.5 * _EPSILON
 
 
-def relative_gap(objective: float, bound: float) -> float:
-    """Return (objective - bound) / max(1, |objective|).
+def relative_gap(objective: float, bound: float, floor: float = 0.0) -> float:
+    """Return (objective - bound) / max(|objective|, floor): the same whatever the unit of targets and reg.
+
+    Parameters
+    ----------
+    objective, bound : float
+    floor : float
+        What rounding leaves of a difference, ``Program.rounding``: an objective below it can't be told from zero.
+
+    Returns
+    -------
+    float
+        0 where objective and bound are equal, be they zero.
 
     Examples
     --------
-    >>> relative_gap(10.0, 9.0)
-    0.1
+    >>> relative_gap(10.0, 9.0), relative_gap(1e-12, 9e-13), relative_gap(0.0, 0.0)
+    (0.1, 0.1, 0.0)
     """
-    return (objective - bound) / max(1.0, abs(objective))
+    if objective == bound:
+        return 0.0
+    scale = max(abs(objective), floor)
+    return (objective - bound) / scale if scale else math.copysign(math.inf, objective - bound)
 
 
 @dataclass(frozen=True)
@@ -60,11 +80,13 @@ class Evaluation:
     violation: float
     intercepts: Tensor | None = field(default=None, compare=False)
     """The optimal intercept (outputs,) for the weights."""
+    rounding: float = 0.0
+    """``Program.rounding``."""
 
     @property
     def relative_gap(self) -> float:
-        """(objective - dual_bound) / max(1, |objective|)."""
-        return relative_gap(self.objective, self.dual_bound)
+        """(objective - dual_bound) / |objective|, or / ``rounding`` where that is more."""
+        return relative_gap(self.objective, self.dual_bound, self.rounding)
 
 
 @dataclass
@@ -99,6 +121,7 @@ class Program:
     loss: Loss = field(default_factory=SquaredLoss)
     cones: Cones | None = None
     intercept: bool = False
+    _zero_objective: float | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not is_number(self.reg, above=0):
@@ -124,6 +147,22 @@ class Program:
         """Number of outputs."""
         return int(self.targets.shape[1])
 
+    @property
+    def zero_objective(self) -> float:
+        """The objective at zero weights."""
+        if self._zero_objective is None:
+            self._zero_objective = self.loss.value(torch.zeros_like(self.targets), self.centre(self.targets))
+        return self._zero_objective
+
+    @property
+    def rounding(self) -> float:
+        """What rounding to float64 may cost an objective: the machine epsilon, relative to that of zero weights."""
+        return _EPSILON * self.zero_objective
+
+    def gap(self, objective: float, bound: float) -> float:
+        """Return the relative gap between an objective and a bound of this program."""
+        return relative_gap(objective, bound, self.rounding)
+
     def zeros(self) -> Tensor:
         """Return zero weights."""
         return self.targets.new_zeros(self.design.shape(self.n_outputs))
@@ -143,8 +182,24 @@ class Program:
         return self.centre(self.loss.dual_point(prediction, self.targets))
 
     def correlate(self, dual: Tensor) -> Tensor:
-        """Return A^T nu, shape (blocks, cells, rows, outputs)."""
-        return all_sum(self.design.correlate(dual))
+        """Return A^T nu of the (centred) features A, shape (blocks, cells, rows, outputs)."""
+        if not self.intercept:
+            return all_sum(self.design.correlate(dual))
+        # Centring leaves nu a mean of some roundings, which features with a large mean multiply.
+        means = all_mean(dual)
+        both = all_sum(self.design.correlate(torch.cat([dual, torch.ones_like(dual[:, :1])], dim=1)))
+        return both[..., :-1] - both[..., -1:] * means
+
+    def correlation_rounding(self, mass: Tensor) -> Tensor:
+        """Return how long the error of each column of A^T nu may be in float64, shape (cells, outputs).
+
+        ``mass`` is that of the design, over all images. Errors of N terms that are rounded independently add up to at
+        most L sqrt(N) u times their absolute values, u half an eps, but for a probability of 2 exp(-L^2/2); here L = 6
+        (Higham & Mary 2019, A New Approach to Probabilistic Rounding Error Analysis, Theorem 2.4).
+        """
+        patches = self.design.patches
+        n_images = float(all_sum(mass.new_tensor(float(patches.n_images))))
+        return _ROUNDING * math.sqrt(n_images * patches.n_patches + patches.dim) * mass
 
     def columns(self, blocks: Tensor) -> Tensor:
         """Return the (centred) features of these blocks, shape (n, len(blocks), cells, rows)."""
@@ -172,12 +227,13 @@ class Program:
         """
         dual = self.dual_point(prediction)
         correlation = self.correlate(dual) if correlation is None else correlation
+        rounding = self.correlation_rounding(all_sum(self.design.mass(dual)))
         if self.cones is None:
-            largest = self.penalty.largest_scale(correlation, self.reg)
+            largest = self.penalty.largest_scale(correlation, self.reg, rounding)
         else:
             # A norm known to be below reg need not be exact: it only keeps the multiple of nu a little smaller.
-            norms = self.cone_norms(correlation, self.reg * _CEILING)
-            largest = self.reg / norms.amax(dim=(0, 1)).clamp_min(1e-300)
+            norms = self.cone_norms(correlation, self.reg * _CEILING) + rounding.to(correlation)
+            largest = self.reg / norms.amax(dim=(0, 1)).clamp_min(torch.finfo(norms.dtype).tiny)
         return self.loss.dual_value(dual, self.centre(self.targets), largest)
 
     def objective(self, weights: Tensor, prediction: Tensor | None = None) -> float:
@@ -222,6 +278,7 @@ class Program:
             dual_bound=self.dual_bound(prediction),
             violation=self.violation(weights),
             intercepts=self.intercepts(prediction),
+            rounding=self.rounding,
         )
 
     def reg_max(self) -> float:
@@ -323,13 +380,26 @@ def _only(module: nn.Module, kind: type[nn.Module]) -> Any:
     return found[0]
 
 
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Have a module and its parts in evaluation mode for a while, and then each as it was."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
 @plainly
 def nonconvex_objective(module: nn.Module, images: Any, targets: Any, reg: float, loss: str = "squared") -> float:
     """Return Eq. 1 of a torch Conv2d -> ReLU -> pooling -> Linear module, in float64.
 
         loss(module(images), targets) + reg/2 * (sum_i ||u_i||^2 + ||w||^2)
 
-    with u_i the i-th filter with its bias, and w the weights of the Linear layer, whose own bias is free.
+    with u_i the i-th filter with its bias, and w the weights of the Linear layer, whose own bias is free. The module is
+    evaluated as by ``module.eval()``, without Dropout.
 
     Parameters
     ----------
@@ -368,10 +438,16 @@ def nonconvex_objective(module: nn.Module, images: Any, targets: Any, reg: float
     expected = check_targets(targets, len(inputs), dtype=torch.float64, device=device)
     double = {name: value.detach().double() for name, value in module.state_dict().items()}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _evaluating(module):
+            first, again = (torch.func.functional_call(module, double, (inputs[:1],)) for _ in range(2))
             parts = [torch.func.functional_call(module, double, (part,)) for part in torch.split(inputs, 1024)]
     except RuntimeError as error:
         raise InputError(f"the module doesn't take images of shape {tuple(inputs.shape)}: {error}") from error
+    if not torch.allclose(first, again, equal_nan=True):
+        raise InputError(
+            "the module's outputs differ from call to call even in evaluation mode, so it has no Eq. 1. Take out what "
+            "is random in its forward."
+        )
     prediction = torch.cat(parts).reshape(len(inputs), -1)
     if prediction.shape != expected.shape:
         raise InputError(

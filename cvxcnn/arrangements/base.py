@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..activity import active
 from ..checks import as_int
 from ..distributed import all_sum, broadcast, rank, size
 from ..errors import InputError
@@ -126,7 +127,7 @@ def check_vectors(vectors: Tensor, patches: Patches) -> Tensor:
 
 
 def patterns(patches: Patches, vectors: Tensor) -> Tensor:
-    """Return the activation patterns D(g)_jk = 1[x_jk . g >= 0].
+    """Return the activation patterns D(g)_jk = 1[x_jk . g >= 0], zero up to rounding counting as zero.
 
     Parameters
     ----------
@@ -147,12 +148,12 @@ def patterns(patches: Patches, vectors: Tensor) -> Tensor:
     [[[1, 1, 0]], [[0, 1, 1]]]
     """
     vectors = check_vectors(vectors, patches)
-    active = torch.empty(
+    found = torch.empty(
         len(vectors), patches.n_images, patches.n_patches, dtype=torch.bool, device=patches.images.device
     )
     for rows, chunk in patches.chunks(len(vectors)):
-        active[:, rows] = (chunk @ vectors.T >= 0).permute(2, 0, 1)
-    return active
+        found[:, rows] = active(chunk, vectors).permute(2, 0, 1)
+    return found
 
 
 def _fingerprints(patches: Patches, vectors: Tensor, seed: int = FINGERPRINT_SEED) -> Tensor:
@@ -165,15 +166,15 @@ def _fingerprints(patches: Patches, vectors: Tensor, seed: int = FINGERPRINT_SEE
     width = max(1, min(len(vectors), RESPONSES_AT_ONCE // patches.n_patches))
     prints = torch.zeros(len(vectors), FINGERPRINT_SUMS, dtype=torch.int64, device=device)
     for start in range(0, len(vectors), width):
-        block = vectors[start : start + width].T.contiguous()
+        block = vectors[start : start + width]
         # Every block meets the same chunks, hence the same weights.
         generator = torch.Generator().manual_seed(seed)
         for _, chunk in patches.chunks(width):
             flat = chunk.flatten(0, 1)
             weights = torch.randint(1, 1 << 24, (len(flat), FINGERPRINT_SUMS), generator=generator)
             weights = weights.to(device, torch.float64) * (flat != 0).any(1, keepdim=True)
-            active = (flat @ block >= 0).to(torch.float64)
-            prints[start : start + width] += (active.T @ weights).to(torch.int64)
+            patterns = active(flat, block).to(torch.float64)
+            prints[start : start + width] += (patterns.T @ weights).to(torch.int64)
     return prints.cpu()
 
 

@@ -19,6 +19,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from ..activity import tie_width
 from ..checks import as_int
 from ..distributed import size
 from ..errors import InputError
@@ -213,8 +214,9 @@ def _too_degenerate(reason: str) -> InputError:
 
 
 def _check_strict(lines: Floats, vectors: Floats, dtype: torch.dtype) -> None:
-    """Raise InputError unless arithmetic in ``dtype`` tells on which side of each line, and its copies, a gate is."""
-    needed = (lines.shape[1] + 2) * float(torch.finfo(dtype).eps) + SAME_LINE
+    """Raise InputError if a gate, rounded to ``dtype``, is not beyond doubt on its side of each line and its copies."""
+    dim = lines.shape[1]
+    needed = max((dim + 2) * float(torch.finfo(dtype).eps), 2 * tie_width(dim)) + SAME_LINE
     step = max(1, ENTRIES_AT_ONCE // len(lines))
     margin = min(float(np.abs(vectors[i : i + step] @ lines.T).min()) for i in range(0, len(vectors), step))
     if margin <= needed:

@@ -5,11 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..distributed import all_sum
 
-__all__ = ["Loss"]
+__all__ = ["SUM_ROUNDING", "Loss"]
+
+
+# A sum that is added up in a tree, as torch's are, is wrong by fewer roundings of its terms' absolute values than this.
+SUM_ROUNDING = 16 * torch.finfo(torch.float64).eps
 
 
 class Loss(ABC):
@@ -41,6 +46,8 @@ class Loss(ABC):
     @abstractmethod
     def dual_value(self, dual: Tensor, targets: Tensor, largest: Tensor) -> float:
         """Return a dual value, the largest that is easily found, over the feasible multiples of ``dual``.
+
+        What rounding in float64 may have added is taken off it.
 
         Parameters
         ----------

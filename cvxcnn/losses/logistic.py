@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
-from .base import Loss
+from .base import SUM_ROUNDING, Loss
 
 __all__ = ["LogisticLoss"]
 
@@ -50,17 +50,19 @@ class LogisticLoss(Loss):
     def dual_value(self, dual: Tensor, targets: Tensor, largest: Tensor) -> float:
         shares = dual * targets
         # Entropy is concave in the multiple, and rises while the shares are below one half: bisect its slope.
-        high = (1 / shares.amax(dim=0).clamp_min(1e-300)).minimum(largest)
+        tiny = torch.finfo(shares.dtype).tiny
+        high = (1 / shares.amax(dim=0).clamp_min(tiny)).minimum(largest.to(shares))
         low = torch.zeros_like(high)
         for _ in range(60):
             middle = 0.5 * (low + high)
-            slope = (shares * torch.special.logit((middle * shares).clamp(1e-300, 1.0))).sum(dim=0)
+            slope = (shares * torch.special.logit((middle * shares).clamp(tiny, 1.0))).sum(dim=0)
             low, high = torch.where(slope < 0, middle, low), torch.where(slope < 0, high, middle)
-        return float(_entropy((low * shares).clamp(0.0, 1.0)).sum())
+        value = float(_entropy((low * shares).clamp(0.0, 1.0)).sum())
+        # 1 - a is rounded too.
+        return value - SUM_ROUNDING * (value + shares.numel())
 
     def model(self, prediction: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        # Flat tails would make steps as long as they are uncertain.
-        root = (torch.sigmoid(prediction) * torch.sigmoid(-prediction)).clamp_min(1e-4).sqrt()
+        root = (torch.sigmoid(prediction) * torch.sigmoid(-prediction)).clamp_min(1e-12).sqrt()
         return root, self.dual_point(prediction, targets) / root
 
     def expression(self, prediction: Any, targets: Any) -> Any:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .base import Loss
+from .base import SUM_ROUNDING, Loss
 
 __all__ = ["SoftmaxLoss"]
 
@@ -47,7 +47,10 @@ class SoftmaxLoss(Loss):
 
     def dual_value(self, dual: Tensor, targets: Tensor, largest: Tensor) -> float:
         # One multiple for all outputs: the rows of nu must keep their sum of zero.
-        low, high = 0.0, min(1.0, float(largest.min()))
+        # A share y - multiple * nu must not be negative.
+        falling = dual > 0
+        room = float((targets[falling] / dual[falling]).min()) if bool(falling.any()) else float("inf")
+        low, high = 0.0, min(room, float(largest.min()))
 
         def shares(multiple: float) -> Tensor:
             return (targets - multiple * dual).clamp_min(0.0)
@@ -55,9 +58,11 @@ class SoftmaxLoss(Loss):
         # The entropy is concave in the multiple: bisect its slope.
         for _ in range(60):
             middle = 0.5 * (low + high)
-            slope = float((dual * shares(middle).clamp_min(1e-300).log()).sum())
+            slope = float((dual * shares(middle).clamp_min(torch.finfo(dual.dtype).tiny).log()).sum())
             low, high = (middle, high) if slope > 0 else (low, middle)
-        return float(torch.special.entr(shares(low)).sum())
+        value = float(torch.special.entr(shares(low)).sum())
+        # The rows of y - s nu sum to one but for rounding.
+        return value - SUM_ROUNDING * (value + dual.numel())
 
     def model(self, prediction: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         # With q = sqrt(p): R = diag(q) - q p^T has R^T R = diag(p) - p p^T, and R^T (nu / q) = nu since nu sums to 0.

@@ -8,9 +8,25 @@ import torch
 from torch import Tensor
 
 from ..distributed import all_sum
-from .base import Loss
+from .base import SUM_ROUNDING, Loss
 
-__all__ = ["SquaredLoss"]
+__all__ = ["SquaredLoss", "parabola"]
+
+
+def parabola(linear: Tensor, terms: Tensor, square: Tensor, largest: Tensor) -> float:
+    """Return the largest s nu.y - s^2/2 ||nu||^2 over s in [0, largest], summed over outputs, less its rounding.
+
+    Parameters
+    ----------
+    linear, terms, square : Tensor, shape (outputs,)
+        nu.y, the sum of the absolute values of its terms, and ||nu||^2.
+    largest : Tensor, shape (outputs,)
+    """
+    # The concave parabola peaks at linear / square, and does not rise where nu is zero.
+    peak = torch.where(square > 0, linear / square, 0.0).clamp_min(0.0)
+    best = peak.minimum(largest.to(peak))
+    half = 0.5 * best.square() * square
+    return float((best * linear - half - SUM_ROUNDING * (best * terms + half)).sum())
 
 
 class SquaredLoss(Loss):
@@ -32,10 +48,10 @@ class SquaredLoss(Loss):
         return targets - prediction
 
     def dual_value(self, dual: Tensor, targets: Tensor, largest: Tensor) -> float:
-        linear, square = all_sum(torch.stack([(dual * targets).sum(dim=0), dual.square().sum(dim=0)]))
-        # The concave parabola s * linear - s^2 / 2 * square peaks at linear / square.
-        best = (linear / square.clamp_min(1e-300)).clamp_min(0.0).minimum(largest)
-        return float((best * linear - 0.5 * best.square() * square).sum())
+        products = dual * targets
+        sums = torch.stack([products.sum(dim=0), products.abs().sum(dim=0), dual.square().sum(dim=0)])
+        linear, terms, square = all_sum(sums)
+        return parabola(linear, terms, square, largest)
 
     def model(self, prediction: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ones_like(prediction), targets - prediction

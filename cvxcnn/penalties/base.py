@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor
 
 __all__ = ["Penalty"]
@@ -31,10 +32,22 @@ class Penalty(ABC):
     def dual_norms(self, correlation: Tensor) -> Tensor:
         """Return the dual norm of each group of A^T nu: (blocks, cells, outputs) if separable, else (blocks,)."""
 
-    def largest_scale(self, correlation: Tensor, reg: float) -> Tensor:
-        """Return, for each output, the largest s with dual norm of s * A^T nu at most ``reg``; shape (outputs,)."""
+    def largest_scale(self, correlation: Tensor, reg: float, rounding: Tensor | None = None) -> Tensor:
+        """Return, for each output, the largest s with dual norm of s * A^T nu at most ``reg``; shape (outputs,).
+
+        Parameters
+        ----------
+        correlation : Tensor, shape (blocks, cells, rows, outputs)
+            A^T nu.
+        reg : float
+        rounding : Tensor, shape (cells, outputs), optional
+            How long the error of each column of A^T nu may be; then s is right for every such error. A dual norm that
+            is not separable must be at most the Frobenius norm, as that of every penalty here is.
+        """
         if not len(correlation):
             return correlation.new_full((correlation.shape[-1],), float("inf"))  # no group, no constraint
         norms = self.dual_norms(correlation)
+        if rounding is not None:
+            norms = norms + (rounding if self.separable else rounding.norm()).to(norms)
         peak = norms.amax(dim=(0, 1)) if self.separable else norms.amax().expand(correlation.shape[-1])
-        return reg / peak.clamp_min(1e-300)
+        return reg / peak.clamp_min(torch.finfo(peak.dtype).tiny)

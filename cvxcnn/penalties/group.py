@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .base import Penalty
@@ -23,7 +24,7 @@ class GroupPenalty(Penalty):
 
     def prox(self, weights: Tensor, step: float) -> Tensor:
         norms: Tensor = weights.norm(dim=2, keepdim=True)
-        return weights * (1 - step / norms.clamp_min(1e-300)).clamp_min(0.0)
+        return weights * (1 - step / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_min(0.0)
 
     def dual_norms(self, correlation: Tensor) -> Tensor:
         norms: Tensor = correlation.norm(dim=2)

@@ -76,7 +76,7 @@ class SolveResult:
     weights : Tensor, shape (blocks, cells, rows, outputs)
         Feasible weights: projected onto their cones after the solver returned them.
     objective, dual_bound, relative_gap : float
-        Recomputed in float64 from ``weights``; the gap is (objective - bound) / max(1, |objective|).
+        Recomputed in float64 from ``weights``; the gap is (objective - bound) / |objective|.
     violation : float
         Largest cone violation of what the solver returned, before the projection.
     status : str

@@ -21,6 +21,9 @@ __all__ = ["ConeWorkingSet"]
 
 Array = np.ndarray
 
+# Rounds without progress after which there will be none.
+_STALLED = 10
+
 
 @dataclass
 class _Group:
@@ -41,6 +44,7 @@ class _Output:
     target: Array
     groups: dict[tuple[int, int], _Group] = field(default_factory=dict)
     prediction: Array = field(default_factory=lambda: np.zeros(0))
+    objective: float = 0.0
     done: bool = False
 
 
@@ -87,6 +91,7 @@ class ConeWorkingSet(Solver):
             for output, part in enumerate(parts):
                 self._warm_start(program, part, start[..., output])
         limit = self.max_iter or 100
+        least, stalled = float("inf"), 0
         for iteration in range(limit + 1):
             residual = np.stack([part.target - part.prediction for part in parts], axis=1)
             correlation = program.correlate(torch.from_numpy(residual).to(targets))
@@ -99,20 +104,23 @@ class ConeWorkingSet(Solver):
                 square, linear = float(nu @ nu), float(nu @ part.target)
                 scale = max(0.0, min(linear / max(square, 1e-300), program.reg / max(peak, 1e-300)))
                 penalty = sum(float(np.linalg.norm(g.weights)) for g in part.groups.values())
-                value = 0.5 * square + program.reg * penalty
+                part.objective = value = 0.5 * square + program.reg * penalty
                 dual = scale * linear - 0.5 * scale**2 * square
                 objective += value
                 bound += dual
-                open_gap = value - dual > 0.4 * self.tol * max(1.0, value)
+                open_gap = value - dual > 0.4 * self.tol * max(value, program.rounding)
                 tightened = self._tighten(cones, part)
                 part.done = not open_gap and not tightened
                 if not part.done:
                     self._enter(program, part, broken)
             report(iteration, objective, bound)
-            if all(part.done for part in parts) or iteration == limit:
+            # A round that adds cones or rows may widen the gap, but not many in a row.
+            stalled = 0 if objective - bound < 0.9 * least else stalled + 1
+            least = min(least, objective - bound)
+            if all(part.done for part in parts) or iteration == limit or stalled == _STALLED:
                 break
             # While cones or rows are still missing, a small share of the gap is accuracy enough.
-            relative = (objective - bound) / max(1.0, abs(objective))
+            relative = program.gap(objective, bound)
             accuracy = min(1e-3 * relative, 1e-5) if relative > 1e-5 else 1e-11
             for part in parts:
                 if not part.done:
@@ -120,7 +128,9 @@ class ConeWorkingSet(Solver):
         for output, part in enumerate(parts):
             for group in part.groups.values():
                 weights[group.block, group.cell, :, output] = torch.from_numpy(group.weights).to(weights)
-        stopped = Status.OPTIMAL if all(part.done for part in parts) else Status.ITERATION_LIMIT
+        stopped = Status.INACCURATE if stalled == _STALLED else Status.ITERATION_LIMIT
+        if all(part.done for part in parts):
+            stopped = Status.OPTIMAL
         return Outcome(weights, iteration, stopped)
 
     def _warm_start(self, program: Program, part: _Output, start: Tensor) -> None:
@@ -192,6 +202,8 @@ class ConeWorkingSet(Solver):
         # Unit scale keeps the interior-point method accurate whatever the units of the images.
         scale = max(float(np.abs(features).max()), 1e-300)
         target_scale = max(float(np.linalg.norm(part.target)), 1e-300)
+        # Its tolerances are absolute, so a small objective needs smaller ones; below 1e-11 it ends nowhere.
+        accuracy = max(accuracy * min(1.0, part.objective / target_scale**2), 1e-11)
         gram = features.T @ features / scale**2
         quadratic = sparse.block_diag(
             [sparse.csc_matrix(np.triu(gram)), sparse.csc_matrix((len(groups), len(groups)))], format="csc"

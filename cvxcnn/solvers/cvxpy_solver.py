@@ -15,9 +15,13 @@ from ..errors import SolverError, SolverUnavailableError
 from ..losses import SquaredLoss
 from ..penalties import GroupPenalty, NuclearPenalty
 from ..program import Program
+from ..units import power_of_two
 from .base import Outcome, Solver, Status
 
 __all__ = ["Clarabel", "CvxpySolver", "Mosek", "Scs"]
+
+# Absolute tolerances are no smaller than this share of a relative one, or rounding would keep solvers from an end.
+_LEAST = 1e-5
 
 _STATUSES = {
     "optimal": Status.OPTIMAL,
@@ -47,8 +51,8 @@ class CvxpySolver(Solver):
     def refusal(self, program: Program) -> str | None:
         return None
 
-    def options(self) -> dict[str, Any]:
-        """Return the keyword arguments of cvxpy's solve for this solver."""
+    def options(self, least: float) -> dict[str, Any]:
+        """Return the keyword arguments of cvxpy's solve for this solver, for an optimum of ``least`` or more."""
         raise SolverUnavailableError(f"{self.name} has no options")
 
     def run(self, program: Program, start: Tensor | None, report: Callable[[int, float, float], None]) -> Outcome:
@@ -61,6 +65,15 @@ class CvxpySolver(Solver):
         everything = torch.arange(design.n_blocks, device=program.targets.device)
         columns = program.columns(everything).flatten(1).cpu().double().numpy()
         targets = program.centre(program.targets).cpu().double().numpy()
+        # Their tolerances are absolute below one, so they see features, and targets of squared loss, in units of one.
+        size, unit = power_of_two(float(np.abs(columns).max(initial=0.0))), 1.0
+        if isinstance(program.loss, SquaredLoss):
+            unit = power_of_two(float(np.linalg.norm(targets)))
+        columns, targets = columns / size, targets / unit
+        reg = program.reg / (size * unit)
+        # The dual value is concave in multiples of the dual point of zero weights: the optimum is at least this.
+        least = program.reg / max(program.reg_max(), program.reg) * program.zero_objective / unit**2
+        options = self.options(min(1.0, max(least, _LEAST)))
         if len(columns) > columns.shape[1] and isinstance(program.loss, SquaredLoss):
             # || A z - y ||^2 = || T z - Q^T y ||^2 + a constant, for A = Q T.
             orthogonal, triangular = np.linalg.qr(columns)
@@ -71,14 +84,16 @@ class CvxpySolver(Solver):
         weights = np.zeros(design.shape(outputs))
         iterations, stopped = 0, Status.OPTIMAL
         for part in parts:
-            values, count, status = self._solve_part(program, columns, targets[:, part])
-            weights[..., part] = values
+            values, count, status = self._solve_part(program, columns, targets[:, part], reg, options)
+            weights[..., part] = values * (unit / size)
             iterations += count
             if status is not Status.OPTIMAL:
                 stopped = status
         return Outcome(torch.from_numpy(weights).to(program.targets), iterations, stopped)
 
-    def _solve_part(self, program: Program, columns: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, int, Status]:
+    def _solve_part(
+        self, program: Program, columns: np.ndarray, targets: np.ndarray, reg: float, options: dict[str, Any]
+    ) -> tuple[np.ndarray, int, Status]:
         import cvxpy as cp
 
         blocks, cells, rows, outputs = program.design.shape(targets.shape[1])
@@ -106,12 +121,12 @@ class CvxpySolver(Solver):
             size = cells * rows
             wide = cp.vstack([cp.vec(flat[b * size : (b + 1) * size], order="C") for b in range(blocks)])
             penalty = cp.sum(cp.norm(wide, 2, axis=1))
-        problem = cp.Problem(cp.Minimize(fit + program.reg * penalty), constraints)
+        problem = cp.Problem(cp.Minimize(fit + reg * penalty), constraints)
         try:
             with warnings.catch_warnings():
                 # The gap that we recompute says how inaccurate, and a log record and the status report it.
                 warnings.filterwarnings("ignore", message="Solution may be inaccurate")
-                problem.solve(solver=self.backend, warm_start=False, **self.options())
+                problem.solve(solver=self.backend, warm_start=False, **options)
         except cp.SolverError as error:
             raise self._failure(error) from error
         except Exception as error:
@@ -140,10 +155,10 @@ class Clarabel(CvxpySolver):
     package = "clarabel"
     backend = "CLARABEL"
 
-    def options(self) -> dict[str, Any]:
+    def options(self, least: float) -> dict[str, Any]:
         accuracy = min(1e-8, 0.01 * self.tol)
         return {
-            "tol_gap_abs": accuracy,
+            "tol_gap_abs": accuracy * least,
             "tol_gap_rel": accuracy,
             "tol_feas": accuracy,
             "max_iter": self.max_iter or 200,
@@ -157,9 +172,9 @@ class Scs(CvxpySolver):
     package = "scs"
     backend = "SCS"
 
-    def options(self) -> dict[str, Any]:
+    def options(self, least: float) -> dict[str, Any]:
         accuracy = max(1e-9, 0.01 * self.tol)
-        return {"eps_abs": accuracy, "eps_rel": accuracy, "max_iters": self.max_iter or 50_000}
+        return {"eps_abs": accuracy * least, "eps_rel": accuracy, "max_iters": self.max_iter or 50_000}
 
 
 class Mosek(CvxpySolver):
@@ -169,7 +184,7 @@ class Mosek(CvxpySolver):
     package = "mosek"
     backend = "MOSEK"
 
-    def options(self) -> dict[str, Any]:
+    def options(self, least: float) -> dict[str, Any]:
         accuracy = min(1e-8, 0.01 * self.tol)
         names = ("REL_GAP", "PFEAS", "DFEAS")
         parameters: dict[str, Any] = {f"MSK_DPAR_INTPNT_CO_TOL_{name}": accuracy for name in names}

@@ -14,13 +14,23 @@ from ..penalties import GroupPenalty, NuclearPenalty
 from ..program import Program
 from .base import Outcome, Solver, Status
 from .cone_working_set import ConeWorkingSet
-from .fista import Fista
+from .fista import Fista, accelerated
+from .gram import FeatureForm
 from .working_set import WorkingSet
 
 __all__ = ["ProximalNewton"]
 
 # Every program without cones is for one of the outer two, every other for the second.
 _INNER: tuple[type[Solver], ...] = (WorkingSet, ConeWorkingSet, Fista)
+# The least curvature of a separable model, which falls while whole steps are taken and rises when none is: flat tails
+# would make steps as long as they are uncertain.
+_FLOOR, _LEAST_FLOOR, _FLOOR_FACTOR = 1e-4, 1e-12, 10.0
+# A model is solved to this share of the gap; when its minimum is no better than the point, closer so many times.
+_SHARE, _CLOSER, _ATTEMPTS = 0.1, 1e-2, 4
+# Of the nuclear penalty: features of a model up to so many bytes, and iterations on it before the next model.
+_FEATURE_BYTES = 1 << 30
+_NUCLEAR_ITERATIONS = 2000
+_FINEST = 1e-13
 
 
 class ProximalNewton(Solver):
@@ -28,8 +38,8 @@ class ProximalNewton(Solver):
 
     The model 1/2 ||R (f' - f) - t||^2 of the loss is a program for the working-set solver of its kind, started
     where the last one ended; convergence is quadratic. A separable loss has one model an output; softmax has one
-    for all, in which outputs are stacked. With the nuclear penalty the Hessian is replaced by one number an image,
-    and convergence is linear.
+    for all, in which outputs are stacked. With the nuclear penalty and features of more than 1 GiB the Hessian is
+    replaced by one number an image, and convergence is linear.
 
     Parameters
     ----------
@@ -55,15 +65,16 @@ class ProximalNewton(Solver):
         prediction = program.design.predict(weights)
         objective = program.objective(weights, prediction)
         limit = self.max_iter or 300
+        floor, share, failed = _FLOOR, _SHARE, 0
         for iteration in range(limit + 1):
             dual = program.dual_point(prediction)
             bound = program.dual_bound(prediction)
             report(iteration, objective, bound)
-            if objective - bound <= 0.5 * self.tol * max(1.0, abs(objective)):
+            if program.gap(objective, bound) <= 0.5 * self.tol:
                 return Outcome(weights, iteration)
             if iteration == limit:
                 break
-            target = self._minimise_model(program, weights, prediction, dual, objective - bound)
+            target = self._minimise_model(program, weights, prediction, dual, share * (objective - bound), floor)
             aim = program.design.predict(target)
             step, moved = 1.0, False
             while step > 1e-6:
@@ -74,16 +85,32 @@ class ProximalNewton(Solver):
                     weights, prediction, objective, moved = trial, trial_prediction, trial_objective, True
                     break
                 step /= 2
-            if not moved:
+            if moved:
+                floor = max(floor / _FLOOR_FACTOR, _LEAST_FLOOR) if step == 1.0 else min(floor * _FLOOR_FACTOR, 1.0)
+                share, failed = _SHARE, 0
+                continue
+            floor, share, failed = min(floor * _FLOOR_FACTOR**2, 1.0), share * _CLOSER, failed + 1
+            if failed == _ATTEMPTS:
                 return Outcome(weights, iteration, Status.INACCURATE)
         return Outcome(weights, limit, Status.ITERATION_LIMIT)
 
     def _minimise_model(
-        self, program: Program, weights: Tensor, prediction: Tensor, dual: Tensor, gap: float
+        self, program: Program, weights: Tensor, prediction: Tensor, dual: Tensor, gap: float, floor: float
     ) -> Tensor:
-        """Return the minimum of the quadratic model, to a tenth of the gap that is left."""
+        """Return the minimum of the quadratic model, to this gap."""
         root, remainder = program.loss.model(prediction, program.targets)
+        if program.loss.separable:
+            root = root.clamp_min(floor**0.5)
+            remainder = dual / root
         if isinstance(program.penalty, NuclearPenalty):
+            columns = program.design.n_blocks * program.design.n_cells * program.design.rows
+            if 8 * len(prediction) * columns <= _FEATURE_BYTES:
+                roots = torch.diag_embed(root) if program.loss.separable else root
+                aim = torch.einsum("nop,np->no", roots, prediction) + remainder
+                form = FeatureForm(program.design.matrix(), aim, program.design.shape(program.n_outputs), roots)
+                tol = max(gap / form.gap(program.penalty, program.reg, weights)[0], _FINEST)
+                solved = accelerated(form, program.penalty, program.reg, tol, weights, _NUCLEAR_ITERATIONS)
+                return solved.weights.to(weights)
             # Its solver takes one weight an image: the largest of the Hessian's diagonal, or its trace.
             scale = root.amax(dim=1, keepdim=True) if program.loss.separable else root.norm(dim=(1, 2))[:, None]
             return self._solve(program, scale, prediction, dual / scale, weights, gap)
@@ -112,6 +139,6 @@ class ProximalNewton(Solver):
     @staticmethod
     def _run(model: Program, start: Tensor, gap: float) -> Tensor:
         # The tolerance of a solver is relative to its own objective.
-        accuracy = max(0.1 * gap / max(1.0, abs(model.objective(start))), 1e-13)
+        accuracy = max(gap / model.objective(start), _FINEST)
         solver = next(s for s in (kind(tol=accuracy) for kind in _INNER) if s.refusal(model) is None)
         return solver.run(model, start, lambda *_: None).weights

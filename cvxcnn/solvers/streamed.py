@@ -84,7 +84,7 @@ class Streamed(Solver):
             self._judged = weights, final
             report(iteration, final.objective, final.dual_bound)
             objective, bound, believed = form.gap(program.penalty, program.reg, weights)
-            if final.relative_gap <= self.tol or relative_gap(objective, bound) > self.tol:
+            if final.relative_gap <= self.tol or relative_gap(objective, bound, form.rounding) > self.tol:
                 break
             # The Gram form is rounded too coarsely for this tolerance. With the judge's A^T nu in the place of its own
             # it is right at this point, and nearly so at its neighbours.
@@ -129,7 +129,7 @@ def solve_form(
     for _ in range(_ATTEMPTS):
         objective, bound, _ = form.gap(penalty, reg, solution.view(form.shape))
         # Absolute, and divided among the outputs that are solved apart.
-        accuracy = tol * max(1.0, abs(objective))
+        accuracy = tol * max(objective, form.rounding)
         if objective - bound <= accuracy:
             break
         fresh = []

@@ -161,7 +161,7 @@ class WorkingSet(Solver):
             objective = program.objective(weights, prediction)
             bound = program.dual_bound(prediction, correlation)
             report(iteration, objective, bound)
-            target = self.tol * max(1.0, abs(objective))
+            target = self.tol * max(objective, program.rounding)
             if objective - bound <= 0.5 * target:
                 return Outcome(weights, iteration)
             # A round that adds groups may widen the gap, but not many in a row.
