@@ -18,6 +18,7 @@ from .losses import Loss, get_loss
 from .patches import CACHE_BYTES, CHUNK_ENTRIES_CPU, CHUNK_ENTRIES_GPU, Patches
 from .plainly import plainly
 from .threads import coarse_threads, map_shares
+from .units import Units
 
 __all__ = ["BaselineCallback", "BaselineResult", "default_learning_rate", "rebalance", "train_baseline", "tune"]
 
@@ -398,9 +399,17 @@ def default_learning_rate(
     2.0
     """
     _check(patches, targets, width, connect, optimizer)
+    kind = get_loss("squared")
+    units = Units.of(patches, targets, kind)
     with torch.no_grad(), coarse_threads():
-        network = _Network(patches.astype(torch.float32), targets, get_loss("squared"), width, connect)
-        return network.learning_rate(optimizer, network.start(seed)[0])
+        near_one = units.scaled(patches).astype(torch.float32)
+        network = _Network(near_one, targets / units.targets, kind, width, connect)
+        return network.learning_rate(optimizer, network.start(seed)[0]) * _rate_unit(units, optimizer)
+
+
+def _rate_unit(units: Units, optimizer: str) -> float:
+    """Return the learning rate that is one in these units: a length of weights, over a gradient's unit for SGD."""
+    return math.sqrt(units.weights) if optimizer == "adam" else units.weights / units.objective
 
 
 @plainly
@@ -510,27 +519,40 @@ def train_baseline(
         raise InputError(f"warmup is the part of a cycle in which the rate rises, in [0, 1); got {warmup!r}.")
     warmup = float(warmup)
     began = time.perf_counter()
+    # Adam's own constant is absolute, and the training is in float32.
+    units = Units.of(patches, targets, get_loss(loss))
+    patches, targets, reg = units.scaled(patches), targets / units.targets, reg / units.reg
+    rate_unit, length = _rate_unit(units, optimizer), math.sqrt(units.weights)
+
+    def report(epoch: int, seconds: float, objective: float) -> None:
+        if callback is not None:
+            callback(epoch, seconds, objective * units.objective)
+
     with torch.no_grad(), coarse_threads():
         exact = patches.astype(torch.float64)
         network = _Network(patches.astype(torch.float32), targets, get_loss(loss), width, connect)
         start = network.start(seed)
-        peak = network.learning_rate(optimizer, start[0]) if learning_rate is None else learning_rate
+        peak = network.learning_rate(optimizer, start[0]) if learning_rate is None else learning_rate / rate_unit
         steps = -(-len(targets) // batch_size)
         epochs = max(LEAST_EPOCHS, -(-ALL_STEPS // steps)) if epochs is None else epochs
         cycles = _cycles(epochs, -(-FIRST_CYCLE_STEPS // steps))
         for _ in range(1 + RETRIES):
-            run = _Run(network, exact, targets.to(exact.pool), reg, began, callback)
+            run = _Run(network, exact, targets.to(exact.pool), reg, began, report)
             try:
                 _train(run, start, optimizer, peak, cycles, batch_size, warmup, tol, seed)
             except _DivergedError:
-                logger.info("baseline: %s diverged at learning rate %.2e; trying a quarter of it.", optimizer, peak)
+                logger.info(
+                    "baseline: %s diverged at learning rate %.2e; trying a quarter of it.", optimizer, peak * rate_unit
+                )
                 peak *= RETRY_FACTOR
                 continue
+            history = [(seconds, objective * units.objective) for seconds, objective in run.history]
             return BaselineResult(
-                run.filters, run.readout, run.objective, run.epoch, run.history[-1][0], run.history, run.stopped, peak
-            )
+                run.filters * length, run.readout * length, run.objective * units.objective, run.epoch,
+                history[-1][0], history, run.stopped, peak * rate_unit,
+            )  # fmt: skip
     raise SolverError(
-        f"{optimizer} diverged at every learning rate down to {peak / RETRY_FACTOR:.1e}. Pass a smaller "
+        f"{optimizer} diverged at every learning rate down to {peak * rate_unit / RETRY_FACTOR:.1e}. Pass a smaller "
         "learning_rate, or rescale images and targets to about 1."
     )
 

@@ -18,7 +18,7 @@ from .arrangements import Gates, resolve
 from .certificate import Certificate
 from .checks import as_flag, as_number, as_tol, is_int
 from .cones import Cones
-from .data import check_images, check_targets
+from .data import are_flat, check_images, check_targets
 from .distributed import size
 from .errors import InputError
 from .layout import check_layout, check_same_shape
@@ -28,18 +28,12 @@ from .patches import Patches, PatchGeometry
 from .penalties import DensePenalty, Penalty, get_penalty
 from .plainly import plainly
 from .priced_patterns import solve_priced_patterns
-from .pricing import (
-    PricedGates,
-    PricedSolution,
-    PricingOptions,
-    global_bound,
-    searched_reg_max,
-    solve_priced,
-    solve_priced_gates,
-)
+from .pricing import PricedSolution, solve_priced, solve_priced_gates
+from .pricing_options import PricedGates, PricingOptions
 from .program import Program, filter_program, gated_program, relative_gap, relu_program
 from .savable import Savable
 from .seeds import check_seed, seed_of
+from .separation import global_bound, networks_in, searched_reg_max
 from .solvers import Callback, Solver, SolveResult, Status, get_solver
 from .threads import coarse_threads
 from .units import unit_rows
@@ -68,7 +62,7 @@ def warn_of_labels(targets: Any, loss: Any) -> None:
         targets = None if targets.is_floating_point() else targets.detach().cpu().numpy()
     try:
         values = np.asarray(targets)
-    except (TypeError, ValueError):  # what can't be an array is refused where targets are read
+    except (TypeError, ValueError, RuntimeError):  # what can't be an array is refused where targets are read
         return
     if loss != "squared" or values.dtype.kind not in "biu" or values.size != len(np.atleast_1d(values)):
         return
@@ -256,13 +250,13 @@ class ConvexConvBlock(Savable, BaseEstimator):
                 solver = self._solver(program)
                 if self.reg is None:
                     program = replace(program, reg=_share(fraction, solver.reg_max(program)))
-                self._finish(program, gates, solver, np.ndim(targets) == 1, callback=callback)
+                self._finish(program, gates, solver, are_flat(targets), callback=callback)
             else:
                 reg = self.reg
                 if reg is None:
                     reg = _share(fraction, self._searched_reg_max(patches, expected, options))
                 fitted = self._fit_priced(patches, expected, options, float(reg), callback=callback)
-                self._store(*fitted, patches, np.ndim(targets) == 1)
+                self._store(*fitted, patches, are_flat(targets))
         return self
 
     def _solver(self, program: Program) -> Solver:
@@ -397,16 +391,18 @@ class ConvexConvBlock(Savable, BaseEstimator):
         return program, gates
 
     def _certify(self, program: Program, gates: Gates, result: SolveResult, search: PricingOptions) -> Certificate:
-        certificate = Certificate(result.objective, result.dual_bound, float("nan"), "none")
+        networks = networks_in(program)
+        certificate = Certificate(result.objective, result.dual_bound, float("nan"), "none", networks=networks)
         if gates.complete and program.cones is not None:
             # Only for cones: a gated network also has the patterns of gates that lie on a patch's hyperplane.
             return replace(certificate, global_bound=result.dual_bound, kind="proved")
         if not search.starts or size() > 1:  # the search needs all images
             return certificate
-        bound, proved = global_bound(program, result.weights, search, self._generator())
-        if proved:
-            return replace(certificate, global_bound=bound, kind="proved")
-        return replace(certificate, global_bound=bound, kind="searched", n_searched=search.starts)
+        worst = global_bound(program, result.weights, search, self._generator())
+        if not worst.proved:
+            # Other gates lower the optimum, so that a bound over all is no news above the one over these.
+            worst = worst._replace(bound=min(worst.bound, result.dual_bound))
+        return worst.certificate(program, result.objective, result.dual_bound)
 
     def _fit_priced(
         self,

@@ -31,9 +31,10 @@ from .threads import coarse_threads
 
 __all__ = ["ResponseBound", "bound_responses"]
 
-# A bound is made of a few sums over at most N patches whose terms add up to at most S = sum_k ||C_k|| ||x_k|| in
-# absolute value, divided by a cosine that is at least _LEAST_COSINE; each sum is wrong by at most N roundings of S. A
-# bisection moves u by a few roundings, and there are far fewer than 1000, one inside the other.
+# A bound is made of a few sums over at most N patches, those in one direction added up first, whose terms add up to at
+# most S = sum_k ||C_k|| ||x_k|| in absolute value, divided by a cosine that is at least _LEAST_COSINE; each sum is
+# wrong by at most N roundings of S. A bisection moves u by a few roundings, and there are far fewer than 1000, one
+# inside the other.
 _ROUNDING = 100 * torch.finfo(torch.float64).eps  # times (N + 1000) S
 _LEAST_COSINE = 0.1
 # Undecided (cone, patch) pairs worked on at once: their values stay in a processor's cache.
@@ -393,8 +394,8 @@ class _Terms:
         return torch.stack([costs[:, i, j] for i, j in self.edges], dim=1).argmax(dim=1)
 
 
-def _merged(patches: Patches, dual: Tensor) -> tuple[Tensor, Tensor]:
-    """Return distinct directions (N, d) of the non-zero patches and their summed C_k (N, cells, outputs)."""
+def _merged(patches: Patches, dual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return distinct directions (N, d) of the non-zero patches, sums of C_k (N, cells, outputs), and sums of |C_k|."""
     points = patches.unfold().flatten(0, 1).double()
     weights = torch.einsum("ck,no->nkco", patches.pool.double(), dual.double()).flatten(0, 1)
     kept = points.any(dim=1)
@@ -402,8 +403,9 @@ def _merged(patches: Patches, dual: Tensor) -> tuple[Tensor, Tensor]:
     # Scaled by the largest entry, multiples of a patch are equal to the last bit, or nearly.
     scales = points.abs().amax(dim=1)
     points, inverse = torch.unique(points / scales.unsqueeze(1), dim=0, return_inverse=True)
-    summed = weights.new_zeros(len(points), *weights.shape[1:])
-    return points, summed.index_add(0, inverse, weights * scales.view(-1, 1, 1))
+    zero, weights = weights.new_zeros(len(points), *weights.shape[1:]), weights * scales.view(-1, 1, 1)
+    # Coefficients of patches in one direction may cancel, but not their rounding.
+    return points, zero.index_add(0, inverse, weights), zero.index_add(0, inverse, weights.abs())
 
 
 def _span(points: Tensor) -> Tensor:
@@ -498,7 +500,7 @@ def bound_responses(
     Notes
     -----
     The number of cones grows exponentially with the rank of the patches: ranks up to 4 take seconds, 5 takes minutes.
-    Rounding is covered by 2.3e-14 * (N + 1000) * sum_k ||C_k|| ||x_k|| for N distinct patches, part of ``upper``.
+    Rounding is covered by 2.3e-14 * (N + 1000) * sum_k ||C_k|| ||x_k|| for N patches, part of ``upper``.
 
     Examples
     --------
@@ -524,7 +526,7 @@ def _bound(
     time_limit: float,
 ) -> ResponseBound:
     began = time.perf_counter()
-    points, weights = _merged(patches, dual)
+    points, weights, sizes = _merged(patches, dual)
     n_outputs = dual.shape[1]
     basis = _span(points)
     if basis.shape[1] > _MAX_RANK:
@@ -535,15 +537,16 @@ def _bound(
     reduced = points @ basis
     missed = (points - reduced @ basis.T).norm(dim=1)
     # One tree for each (cell, output), or one for all of them: (coefficients, outputs that it bounds).
-    flat = weights.flatten(1)
+    flat, sizes = weights.flatten(1), sizes.flatten(1)
     groups = [(flat[:, i : i + 1], [i % n_outputs]) for i in range(flat.shape[1])] if separable else []
     groups = groups or [(flat, list(range(n_outputs)))]
     trees, margins = [], []
-    for coefficients, _ in groups:
-        lengths = coefficients.norm(dim=1)
-        kept = lengths > 0
+    n_patches = patches.n_images * patches.n_patches
+    for index, (coefficients, _) in enumerate(groups):
+        kept = coefficients.norm(dim=1) > 0
+        lengths = (sizes[:, index : index + 1] if separable else sizes).norm(dim=1)
         size = (lengths * points.norm(dim=1)).sum()
-        margins.append(float(_ROUNDING * (len(points) + 1000) * size + (lengths * missed).sum()))
+        margins.append(float(_ROUNDING * (n_patches + 1000) * size + (lengths * missed).sum()))
         trees.append(_Tree(reduced[kept], coefficients[kept]))
     starts = torch.eye(basis.shape[1]).to(points)
     starts = torch.cat([starts, -starts] + ([] if candidates is None else [candidates.to(points) @ basis]))

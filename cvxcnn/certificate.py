@@ -1,17 +1,42 @@
-"""What a block is proved to be: bounds over its own gates and over all of them, and the words for each."""
+"""What a block is known to be: bounds over its own gates and over all of them, of which networks, and the words."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-import torch.nn.functional as F
-from torch import Tensor
+from .program import relative_gap
 
-from .branch_and_bound import ResponseBound, bound_responses
-from .design import GatedDesign
-from .program import Program, relative_gap
+__all__ = ["NETWORKS", "Certificate", "networks_of"]
 
-__all__ = ["Certificate", "Proof", "prove"]
+# The networks that a bound over all gates is a bound of.
+NETWORKS = {
+    "all": "all networks",
+    "separate": "all networks whose neurons each feed one pooling cell and one output",
+    "gated": "all gated networks",
+    "gated_separate": "all gated networks whose filters each feed one pooling cell and one output",
+}
+
+
+def networks_of(activation: str, separable: bool, n_pairs: int) -> str:
+    """Return which networks the program of a block is exact for: a key of ``NETWORKS``.
+
+    Parameters
+    ----------
+    activation : str
+    separable : bool
+        Whether the penalty is a sum over (cell, output), as "group" is.
+    n_pairs : int
+        Cells times outputs; with one of them every neuron feeds it.
+
+    Examples
+    --------
+    >>> networks_of("relu", True, 1), networks_of("relu", True, 40), networks_of("gated_relu", False, 40)
+    ('all', 'separate', 'gated')
+    """
+    if activation == "gated_relu":
+        return "gated_separate" if separable and n_pairs > 1 else "gated"
+    return "separate" if separable and n_pairs > 1 else "all"
 
 
 @dataclass(frozen=True)
@@ -32,6 +57,15 @@ class Certificate:
         that the search found: evidence, not proof. "none": no search was asked for (``global_bound`` is nan).
     n_searched : int
         Starts of that search; 0 unless "searched".
+    networks : {"all", "separate", "gated", "gated_separate"}
+        Of which networks ``global_bound`` is a bound, in the words of ``NETWORKS``: with the "group" penalty each
+        neuron feeds one (cell, output), and an ordinary network, whose neurons feed them all, may be below it.
+    n_distinct : int
+        Distinct local maxima within a tenth of the highest that the search met, the lower ones counting as one; 0 if
+        they were not told apart.
+    expected_unseen : float
+        How many more there are expected to be, given how often the starts met the same ones (Boender & Rinnooy Kan
+        1987); nan if they were not told apart.
     """
 
     objective: float
@@ -39,6 +73,9 @@ class Certificate:
     global_bound: float
     kind: str
     n_searched: int = 0
+    networks: str = "all"
+    n_distinct: int = 0
+    expected_unseen: float = math.nan
 
     @property
     def sampled_gap(self) -> float:
@@ -52,62 +89,20 @@ class Certificate:
 
     def __str__(self) -> str:
         """Say it in words that claim no more than was done."""
+        above = f"at most {self.global_gap:.1e} above the best of {NETWORKS[self.networks]}"
         over = {
-            "proved": f"at most {self.global_gap:.1e} above the best of all networks (proved)",
+            "proved": f"{above} (proved)",
             "searched": (
-                f"at most {self.global_gap:.1e} above the best of all networks if none of the directions that a "
-                f"search from {self.n_searched} starts missed is worse than those it found"
+                f"{above} if none of the directions that a search from {self.n_searched} starts missed is worse than "
+                f"those it found{self._missed()}"
             ),
             "none": "not compared with other gates",
         }[self.kind]
         own = f"{self.sampled_gap:.1e} from optimal over its own gates (proved)"
         return f"objective {self.objective:.6g}: {own}; {over}"
 
-
-@dataclass(frozen=True)
-class Proof:
-    """A proved lower bound over all networks, from one dual point.
-
-    Attributes
-    ----------
-    bound : float
-    directions : Tensor, shape (m, d)
-        Unit filters at which the dual constraint is most broken, or nearest to it.
-    scores : Tensor, shape (m,)
-        Their dual norms / reg.
-    """
-
-    bound: float
-    directions: Tensor
-    scores: Tensor
-
-
-def prove(program: Program, dual: Tensor, candidates: Tensor, tol: float) -> Proof | None:
-    """Return a proved bound over all ReLU networks, or None if branch and bound ended before it was tight.
-
-    With m >= max_u ||nu^T pooled (R u)_+||, the multiple reg / m of nu is feasible for the dual of Eq. 1.
-
-    Parameters
-    ----------
-    program : Program
-        Over ReLU patterns or filters; not a gated one.
-    dual : Tensor, shape (n, outputs)
-        nu.
-    candidates : Tensor, shape (m, d)
-        Directions that are probably among the worst.
-    tol : float
-        How far m may be above the largest value, relative to it.
-    """
-    if isinstance(program.design, GatedDesign):
-        return None
-    found: ResponseBound = bound_responses(
-        program.design.patches, dual, program.penalty, floor=program.reg, tol=tol, candidates=candidates
-    )
-    if not found.complete:
-        return None
-    largest = (program.reg / found.upper.clamp_min(1e-300)).to(dual)
-    bound = program.loss.dual_value(dual, program.centre(program.targets), largest)
-    lengths = found.argmax.norm(dim=1)
-    attained = lengths > 0
-    directions = F.normalize(found.argmax[attained], dim=1).to(dual)
-    return Proof(bound, directions, (found.best[attained] / program.reg).to(dual))
+    def _missed(self) -> str:
+        if not self.n_distinct:
+            return ""
+        more = "too many to tell" if not math.isfinite(self.expected_unseen) else f"{self.expected_unseen:.2g}"
+        return f" ({self.n_distinct} distinct maxima; more expected: {more})"

@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -18,7 +19,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from . import __version__
-from .errors import CvxcnnError, InputError, ModelFileError
+from .errors import CvxcnnError, DataWarning, InputError, ModelFileError
 from .progress import printable
 
 __all__ = ["Parser", "fraction", "integer", "one_of", "positive", "run_command"]
@@ -146,6 +147,22 @@ def _logging_to(console: Console, level: int) -> Iterator[None]:
         logger.propagate = propagate_before
 
 
+@contextmanager
+def _warnings_in_the_log() -> Iterator[None]:
+    """Say what isn't used of a data set in a line of the log."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def line(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+            if issubclass(category, DataWarning):
+                logging.getLogger("cvxcnn").warning("%s", printable(str(message)))
+            else:
+                show(message, category, *place, **options)
+
+        warnings.showwarning = line
+        yield
+
+
 class _TerminatedError(BaseException):
     """The process was asked to end."""
 
@@ -212,7 +229,7 @@ def run_command(
         options = vars(parser.parse_args(argv))
         console = Console(quiet=options.pop("quiet", False), stderr=results_on_stdout)
         level = logging.INFO if options.pop("verbose", False) else logging.WARNING
-        with _raising_on_termination(), _logging_to(console, level):
+        with _raising_on_termination(), _logging_to(console, level), _warnings_in_the_log():
             work(options, console)
     except SystemExit as leaving:
         # --help and --version have shown what they show.

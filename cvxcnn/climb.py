@@ -1,12 +1,12 @@
 """Local maxima of the pricing problem of ReLU filters, to the last digit.
 
 With coefficients C_k of the patches x_k, the responses of a unit filter u are A(u) = sum_k C_k (x_k . u)_+, one number
-for each (cell, output), and ||A|| is to be maximised. Along W = A(u) / ||A(u)|| a patch has the coefficient c_k = W . C_k,
-and sum_k c_k (x_k . u)_+ is a difference of two convex functions: the patches with c_k > 0 and those with c_k < 0.
-Replacing the first by their tangent at u leaves a concave function below it that touches it at u. Its maximum over the
-unit ball,
+for each (cell, output), and ||A|| is to be maximised. Along W = A(u) / ||A(u)|| a patch has the coefficient
+c_k = W . C_k, and sum_k c_k (x_k . u)_+ is a difference of two convex functions: patches with c_k > 0 and those with
+c_k < 0. Replacing the first by their tangent at u leaves a concave function below it that touches it at u. Its maximum
+over the unit ball,
 
-    u' along a - sum_k mu_k x_k,   0 <= mu_k <= |c_k|,   ||a - sum_k mu_k x_k|| smallest,   a = sum_{c_k > 0} c_k D_k x_k,
+    u' along a - sum_k mu_k x_k  of least length,   0 <= mu_k <= |c_k|,   a = sum_{c_k > 0} c_k D_k x_k,
 
 is no lower (the convex-concave procedure, Yuille & Rangarajan 2003). Only patches near the hyperplane of u have a mu
 strictly between its limits, so that the least-squares problem is small, and a maximum on a ridge, where patches change
@@ -155,7 +155,7 @@ def climbed(patches: Patches, dual: Tensor, directions: Tensor, steps: int, pair
     climb = _Climb(patches, dual, pairs)
     best = F.normalize(directions.double(), dim=1)
     which = torch.arange(len(best), device=best.device)
-    going, previous = which, None
+    going = which
     for _ in range(steps):
         if not len(going):
             break

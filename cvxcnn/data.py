@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ from .readers.cifar10 import CIFAR10_CLASSES
 
 __all__ = [
     "ImageSet",
+    "are_flat",
     "check_images",
+    "check_labels",
+    "check_present",
     "check_targets",
     "limit",
     "limited_rows",
@@ -120,18 +124,95 @@ def _check_destination(dtype: torch.dtype, device: torch.device | str) -> None:
         ) from error
 
 
+def _is_missing(value: Any) -> bool:
+    """Return whether an object stands for no value; NA and NaT of pandas are known by their names."""
+    nan = isinstance(value, (float, np.floating)) and bool(np.isnan(value))
+    return value is None or nan or type(value).__name__ in ("NAType", "NaTType")
+
+
+def _count_masked(values: Any) -> int:
+    if isinstance(values, np.ma.MaskedArray):
+        return int(np.ma.getmaskarray(values).sum())
+    return sum(map(_count_masked, values)) if isinstance(values, (list, tuple)) else 0
+
+
+def check_present(name: str, values: Any) -> None:
+    """Raise InputError if some values are missing: masked, or None, NA, NaT or NaN among objects.
+
+    Parameters
+    ----------
+    name : str
+        What they are, for the error.
+    values : array, tensor, table or list
+        NaN in an array of floats is left to the checks of numbers.
+
+    Examples
+    --------
+    >>> check_present("labels", ["cat", None])  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    cvxcnn.errors.InputError: labels must be there for every image; missing (masked, None, NA or NaN): 1. Fill ...
+    """
+    missing = _count_masked(values)
+    if isinstance(values, (list, tuple)):
+        # Not as an array: one of strings would have the string "nan".
+        missing += sum(map(_is_missing, values))
+    elif not isinstance(values, (Tensor, np.ma.MaskedArray)):
+        array = np.asarray(values)
+        missing = sum(map(_is_missing, array.flat)) if array.dtype == object else 0
+    if missing:
+        raise InputError(
+            f"{name} must be there for every image; missing (masked, None, NA or NaN): {missing}. "
+            "Fill them in, or leave those images out."
+        )
+
+
+def _dense(name: str, tensor: Tensor) -> Tensor:
+    """Return a tensor of plain numbers: sparse and quantized ones are laid out."""
+    if tensor.is_meta:
+        raise InputError(f"{name} are a tensor on the meta device, which has no values. Give one with values.")
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    return (tensor if tensor.layout == torch.strided else tensor.to_dense()).detach()
+
+
+def _array(name: str, values: Any, remedy: str) -> NDArray[Any]:
+    """Return values of any kind as an array; numbers that are kept as objects become numbers."""
+
+    def plain(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        value = _dense(name, value).cpu()
+        # numpy has no bfloat16.
+        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+
+    if _count_masked(values):
+        check_present(name, values)
+    try:
+        array = np.asarray([plain(value) for value in values] if isinstance(values, (list, tuple)) else plain(values))
+    except ValueError as error:
+        raise InputError(f"{name} must form one array; got nested values of unequal lengths. {remedy}") from error
+    except (TypeError, RuntimeError) as error:
+        reason = str(error).split("\n")[0].rstrip(".")
+        raise InputError(f"{name} must form one array; they can't: {reason}. {remedy}") from error
+    if array.dtype == object:
+        there = [value for value in array.flat if not _is_missing(value)]
+        if there and all(isinstance(value, (Real, np.bool_)) for value in there):
+            check_present(name, array)
+            array = np.array(array.tolist())
+            array = array.astype(np.float64) if array.dtype == object else array
+    return array
+
+
 def _numbers(name: str, values: Any, dtype: torch.dtype, device: torch.device | str, remedy: str) -> Tensor:
     """Return numeric values of any kind as a tensor without NaN and infinities."""
     _check_destination(dtype, device)
     if isinstance(values, Tensor):
         if values.is_complex():
             raise InputError(f"{name} must be real numbers; got {values.dtype}. {remedy}")
-        tensor = values.detach().to(device, dtype)
+        tensor = _dense(name, values).to(device, dtype)
     else:
-        try:
-            array = np.asarray(values)
-        except ValueError as error:
-            raise InputError(f"{name} must form one array; got nested values of unequal lengths. {remedy}") from error
+        array = _array(name, values, remedy)
         if array.dtype.kind not in "biuf":
             raise InputError(f"{name} must be real numbers; got dtype {array.dtype}. {remedy}")
         # torch knows neither every numpy dtype nor byte order, and warns of arrays that can't be written to.
@@ -227,6 +308,46 @@ def check_targets(
     return tensor if tensor.ndim == 2 else tensor.unsqueeze(1)
 
 
+def are_flat(targets: Any) -> bool:
+    """Return whether checked targets are (n,), so that predictions are to be (n,) too.
+
+    Examples
+    --------
+    >>> are_flat([0.5, 1.0]), are_flat([[0.5], [1.0]])
+    (True, False)
+    """
+    return bool((targets if isinstance(targets, Tensor) else _array("targets", targets, "")).ndim == 1)
+
+
+def check_labels(labels: Any) -> NDArray[Any]:
+    """Return class labels of any kind as an array.
+
+    Parameters
+    ----------
+    labels : array, tensor, table or list
+        Numbers or names.
+
+    Raises
+    ------
+    InputError
+        If some are missing, or they are of several kinds.
+
+    Examples
+    --------
+    >>> check_labels(np.array([2, 0], dtype=object))
+    array([2, 0])
+    """
+    check_present("labels", labels)
+    array = _array("labels", labels, "Pass one label an image.")
+    kinds = {str if isinstance(v, str) else type(v) for v in array.flat} if array.dtype == object else set()
+    if len(kinds) > 1:
+        raise InputError(
+            f"labels must be of one kind; got {', '.join(sorted(kind.__name__ for kind in kinds))}. "
+            "Make all of them numbers, or all of them strings."
+        )
+    return array
+
+
 def one_hot(
     labels: Any, n_classes: int, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
 ) -> Tensor:
@@ -262,7 +383,7 @@ def one_hot(
     _check_destination(dtype, device)
     if not is_int(n_classes, 2):
         raise InputError(f"Classification needs two classes at least; got {n_classes}. Add images of another class.")
-    index = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
+    index = check_labels(labels)
     if index.ndim != 1 or index.dtype.kind not in "biu":
         raise InputError(
             f"labels must be class indices, integers of shape (n,); got {index.dtype} {index.shape}. "
@@ -305,7 +426,7 @@ def split(labels: ArrayLike, fraction: float, seed: int) -> tuple[NDArray[np.int
     >>> len(rest), len(part)
     (4, 2)
     """
-    groups = np.asarray(labels)
+    groups = check_labels(labels)
     if groups.ndim != 1:
         raise InputError(f"labels must be of shape (n,); got {groups.shape}.")
     if not is_number(fraction, above=0, below=1):
@@ -431,17 +552,30 @@ def load_data(source: str | os.PathLike[str]) -> tuple[ImageSet, ImageSet]:
         Otherwise a path: a folder with ``train*.parquet`` and ``test*.parquet`` in the Hugging Face layout; an
         ``.npz`` file with ``x_train, y_train, x_test, y_test``; a folder with the IDX files of MNIST; a folder with
         the CIFAR-10 binary or python batches, or one of its two official ``.tar.gz``; or a folder of images as
-        ``train/<class>/`` and ``test/<class>/``.
+        ``train/<class>/`` and ``test/<class>/``, with those in folders of a class.
 
     Returns
     -------
     train, test : ImageSet
-        With the same classes and image shape. 8-bit pixels are divided by 255.
+        With the same classes and image shape. 8-bit pixels are divided by 255, 16-bit ones by 65,535; floats must lie
+        in [0, 1], and those beyond it by rounding are taken for its ends.
 
     Raises
     ------
     DataError
-        If files are missing, unreadable, damaged, empty, or don't fit together.
+        If files are missing, unreadable, damaged, empty, or don't fit together, or images have no label: -1 (but where
+        labels are -1 and 1), nothing, or a word for it.
+
+    Warns
+    -----
+    DataWarning
+        Of files, columns and arrays that are not used. Hidden ones aren't mentioned (names that begin with a dot,
+        Thumbs.db, desktop.ini, @eaDir, __MACOSX), nor are README, LICENSE, CITATION and pages.
+
+    Notes
+    -----
+    An image file is read as a viewer shows it: turned as its orientation says, what is transparent laid over white,
+    palettes and CMYK as RGB. Animations, files of several pages and floating-point pixels are refused.
 
     Examples
     --------
@@ -520,5 +654,11 @@ def _load_files(path: Path, name: str, choose: Choice, agree: Agreement) -> tupl
         raise DataError(
             f"{raw[0].origin} has images of shape {train.image_shape}, {raw[1].origin} of {test.image_shape}. "
             "Training and test images must have one shape: resize or crop them."
+        )
+    kinds = [getattr(part.images, "dtype", np.dtype(np.uint8)) for part in raw]
+    if kinds[0].kind != kinds[1].kind:
+        raise DataError(
+            f"{raw[0].origin} has pixels of dtype {kinds[0]}, {raw[1].origin} of {kinds[1]}, so that their scales may "
+            "differ. Save both alike."
         )
     return train, test

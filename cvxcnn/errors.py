@@ -3,6 +3,7 @@
 __all__ = [
     "CvxcnnError",
     "DataError",
+    "DataWarning",
     "InputError",
     "ModelFileError",
     "SolverError",
@@ -20,6 +21,10 @@ class InputError(CvxcnnError, ValueError):
 
 class DataError(CvxcnnError, OSError):
     """A data set can't be found, read or understood."""
+
+
+class DataWarning(UserWarning):
+    """A data set holds something that is not used."""
 
 
 class ModelFileError(CvxcnnError, OSError):

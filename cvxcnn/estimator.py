@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .block import DTYPES, ConvexConvBlock
 from .checks import is_int
-from .data import check_images, check_targets, one_hot
+from .data import check_images, check_labels, check_present, check_targets, one_hot
 from .errors import InputError
 from .layout import check_layout, looks_channels_last
 from .stack import LayerwiseCNN, OfBlocks, given_blocks
@@ -92,6 +92,7 @@ class _ConvexCNN(OfBlocks):
         """Return images (n, C, H, W), and whether they are features without neighbours: one pixel, d channels."""
         if not isinstance(images, Tensor) or images.ndim == 2:
             images = _array(images)
+        check_present("images", images)
         flat = getattr(images, "ndim", None) == 2
         if getattr(images, "ndim", None) in (0, 1):
             raise InputError(
@@ -214,7 +215,7 @@ class ConvexCNNClassifier(ClassifierMixin, _ConvexCNN):
         if y is None:
             raise InputError("ConvexCNNClassifier requires y to be passed, but the target y is None.")
         try:
-            column = column_or_1d(_array(y), warn=True)
+            column = column_or_1d(check_labels(y), warn=True)
             if column.dtype.kind == "f":
                 check_array(column, ensure_2d=False, input_name="y")
             check_classification_targets(column)
@@ -292,6 +293,7 @@ class ConvexCNNRegressor(RegressorMixin, _ConvexCNN):
         inputs, flat = self._images(X, reset=True)
         if y is None:
             raise InputError("ConvexCNNRegressor requires y to be passed, but the target y is None.")
+        check_present("targets", y)
         try:
             numbers = check_array(_array(y), ensure_2d=False, allow_nd=True, dtype=None, input_name="y")
         except ValueError as error:

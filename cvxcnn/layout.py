@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from .errors import InputError
 
 __all__ = ["check_layout", "check_same_shape", "looks_channels_last"]
@@ -30,12 +28,16 @@ def looks_channels_last(shape: Sequence[int]) -> bool:
     return third < second and (first == second or third <= 4 < first)
 
 
+def _shape(images: Any) -> tuple[int, ...]:
+    """Return the shape of an array, or of lists by their first entries."""
+    if isinstance(images, (list, tuple)):
+        return (len(images), *(_shape(images[0]) if images else ()))
+    return tuple(getattr(images, "shape", ()))
+
+
 def check_layout(images: Any) -> None:
     """Raise InputError if an array, a tensor or nested lists of images look like (n, h, w, c)."""
-    try:
-        shape = tuple(np.shape(images))
-    except (TypeError, ValueError):  # of unequal lengths: the checks of values say so
-        return
+    shape = _shape(images)
     if len(shape) == 4 and looks_channels_last(shape[1:]):
         height, width, channels = shape[1:]
         raise InputError(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .block import ConvexConvBlock
 from .checks import as_int, as_number
+from .data import are_flat
 from .design import Design
 from .distributed import all_mean, all_sum
 from .errors import InputError
@@ -203,7 +204,7 @@ def _reg_path(
     began = time.perf_counter()
     patches, expected = settings._training_set(images, targets)
     held_out = None if validation is None else _held_out(settings, patches, expected, validation)
-    flat, middle = np.ndim(targets) == 1, _middle(expected)
+    flat, middle = are_flat(targets), _middle(expected)
     search = settings._priced()
     blocks: list[ConvexConvBlock] = []
     scores: list[tuple[float, ...]] = []

@@ -211,13 +211,13 @@ def _geometry(module: nn.Module, inputs: Tensor) -> PatchGeometry:
     with torch.no_grad():
         for parameter in twin.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    # Not the first ones, which may be blank.
+    probes = inputs[inputs.abs().flatten(1).amax(dim=1).argsort(descending=True)[:_PROBES]]
     for pooling in ("mean", "sum"):
         geometry = PatchGeometry(
             **sizes, padding=_padding(convolution), pooling=pooling, pool_cells=cells, bias=convolution.bias is not None
         )
-        if _agrees(twin, inputs[:_PROBES], geometry) and _agrees(
-            copy.deepcopy(module).to(inputs).eval(), inputs, geometry
-        ):
+        if _agrees(twin, probes, geometry) and _agrees(copy.deepcopy(module).to(inputs).eval(), inputs, geometry):
             return geometry
     layers = ", ".join(type(part).__name__ for part in module.modules() if not any(part.children()))
     raise InputError(

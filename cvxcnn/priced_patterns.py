@@ -15,61 +15,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .arrangements import distinct
+from .arrangements.neighbours import BEYOND, hyperplanes, neighbours
 from .losses import Loss, SquaredLoss
 from .patches import Patches
 from .penalties import GroupPenalty, Penalty
-from .pricing import PricedSolution, PricingOptions, best_directions, in_units, price, solve_priced
+from .pricing import PricedSolution, in_units, solve_priced
+from .pricing_options import PricingOptions
 from .program import Program, relative_gap, relu_program
+from .separation import best_directions, worst_direction
 from .solvers import Progress, get_solver
 
-__all__ = ["hyperplanes", "neighbours", "solve_priced_patterns"]
+__all__ = ["solve_priced_patterns"]
 
-# A neighbour lies this far beyond the hyperplane that it is across, in units of the unit sphere.
-_BEYOND = 1e-6
-# A gate this near to a hyperplane has a pattern that rounding decides, so it is moved off by about _BEYOND.
+# A gate this near to a hyperplane has a pattern that rounding decides, so it is moved off by about BEYOND.
 _UNDECIDED = 1e-10
-
-
-def hyperplanes(patches: Patches) -> Tensor:
-    """Return the unit normals, distinct patches scaled to length 1, shape (N, d)."""
-    rows = torch.unique(patches.unfold().flatten(0, 1), dim=0)
-    return F.normalize(rows[rows.any(dim=1)], dim=1)
-
-
-def neighbours(normals: Tensor, gates: Tensor, count: int) -> Tensor:
-    """Return, for each gate, gates across each of the ``count`` hyperplanes nearest to it.
-
-    Parameters
-    ----------
-    normals : Tensor, shape (N, d)
-        Unit normals of the hyperplanes.
-    gates : Tensor, shape (m, d)
-        Unit rows.
-    count : int
-
-    Returns
-    -------
-    Tensor, shape (min(count, N) * m, d)
-        Unit rows: the gates mirrored at a hyperplane, and a little further.
-
-    Examples
-    --------
-    >>> neighbours(torch.tensor([[0.6, 0.8], [0.0, 1.0]]), torch.tensor([[1.0, 0.1]]), 1).sign()
-    tensor([[ 1., -1.]])
-    """
-    margins = normals @ gates.T
-    nearest = margins.abs().topk(min(count, len(normals)), dim=0, largest=False).indices
-    chosen = margins.gather(0, nearest)
-    steps = 2 * chosen + torch.where(chosen >= 0, _BEYOND, -_BEYOND)
-    moved = gates - steps[..., None] * normals[nearest]
-    return F.normalize(moved.flatten(0, 1), dim=1)
 
 
 def _decided(normals: Tensor, gates: Tensor, generator: torch.Generator) -> Tensor:
     """Return the gates, those that lie on a hyperplane moved off it at random."""
     noise = torch.randn(gates.shape, generator=generator, dtype=torch.float64).to(gates)
     near = (normals @ gates.T).abs().amin(dim=0) < _UNDECIDED
-    return F.normalize(gates + _BEYOND * noise * near[:, None], dim=1)
+    return F.normalize(gates + BEYOND * noise * near[:, None], dim=1)
 
 
 @in_units
@@ -122,8 +88,9 @@ def solve_priced_patterns(
         last = rounds == options.max_rounds or time.perf_counter() - began > options.time_limit
         solved = get_solver("auto", program, tol=tol).solve(program, start=weights)
         dual = program.dual_point(program.design.predict(solved.weights))
-        priced = price(program, quick, dual, solved.objective, options, generator, last, rough=False)
-        found, scores, bound = priced.directions, priced.scores, priced.bound
+        enough = None if last else solved.objective * (1 - options.gap)
+        worst = worst_direction(program, quick, dual, options, generator, enough=enough)
+        found, scores, bound = worst.directions, worst.scores, worst.bound
         seconds = time.perf_counter() - began
         history.append(Progress(first.rounds + 1 + rounds, seconds, solved.objective, bound))
         if callback is not None:
@@ -150,7 +117,7 @@ def solve_priced_patterns(
     return replace(
         first, filters=program.design.vectors[:count], weights=solved.weights, program=program,
         objective=final.objective, dual_bound=final.dual_bound, global_bound=min(bound, final.objective),
-        n_searched=priced.n_searched, proved=priced.proved,
+        worst=worst,
         rounds=first.rounds + 1 + rounds, seconds=time.perf_counter() - began, history=history,
         converged=converged,
     )  # fmt: skip

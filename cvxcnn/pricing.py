@@ -12,30 +12,26 @@ it is valid if no u is worse than the worst one found.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import wraps
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .arrangements import GaussianGates, PatchGates, distinct
+from .arrangements import GaussianGates, distinct
 from .baseline import train_baseline
-from .certificate import Certificate, Proof, prove
-from .checks import as_int, is_number, scalar
+from .certificate import Certificate
 from .cones import Cones
-from .design import GatedDesign
-from .errors import InputError
 from .losses import Loss, SquaredLoss
 from .patches import Patches
 from .penalties import DensePenalty, Penalty
+from .pricing_options import PricedGates, PricingOptions
 from .program import Program, filter_program, gated_program, relative_gap
-from .search import FilterSearch, GateSearch, Search, thinned
+from .search import thinned
+from .separation import Worst, best_directions, check_search, worst_direction
 from .solvers import Progress, get_solver
 from .solvers.working_set import WorkingSet
 from .units import Units, unit_rows
@@ -44,32 +40,17 @@ __all__ = [
     "PricedGates",
     "PricedSolution",
     "PricingOptions",
-    "global_bound",
-    "searched_reg_max",
     "solve_priced",
     "solve_priced_gates",
 ]
 
 logger = logging.getLogger(__name__)
 
-# Filters whose cosine exceeds this are taken for one and the same when new ones are chosen.
-_SAME_DIRECTION = 0.99
 # While the worst direction violates by more than this factor, searches are cut short: the local improvement
 # that follows moves every filter anyway.
 _NEARLY = 1.1
-# The ascent of a search works on at most this many patches: it takes about a hundred passes over them. Of larger
-# sets, it begins with the best of so many starts for each that is climbed from, and with cosines below this.
-_SEARCH_PATCHES = 1 << 18
-_POOL = 8
-_DIVERSE = 0.9
-# Patches that those starts are whitened by.
-_WHITENED_PATCHES = 1 << 13
 # The local improvement works on at most this many, and the ordinary training before the first round too.
 _IMPROVE_PATCHES = 1 << 19
-# A proof looks at every patch in every region of the sphere.
-_PROOF_PATCHES = 1 << 15
-# No smaller gap can be asked for: it is what the proof's own rounding costs.
-_LEAST_GAP = 1e-9
 # Relative gap of the first solve over gates, and that of the next ones as a share of the gap over all gates.
 _ROUGH = 1e-2
 _SHARE = 0.1
@@ -77,87 +58,6 @@ _SHARE = 0.1
 _NEGLIGIBLE = 1e-6
 # Minibatch steps of the ordinary training that pricing begins with.
 _INITIAL_STEPS = 1000
-
-
-@dataclass(frozen=True)
-class PricingOptions:
-    """How hard to search.
-
-    Parameters
-    ----------
-    starts : int
-        Random starts of each search, half Gaussian and half data patches; the bound that is
-        reported at the end comes from three times as many. Above 262,144 patches, climbing is on every second to
-        fourth patch of as many images as make that number, from the best of eight times as many starts, which are
-        whitened patches too; what is found is scored on all patches.
-    ascent_steps : int
-        Steps of the local ascent from each start.
-    additions : int
-        Filters added in a round, at most.
-    improvement_steps : int
-        L-BFGS steps on Eq. 1 between rounds, on half a million patches at most.
-    initial_filters : int
-        Neurons of the short ordinary training that the first filters come from (ReLU filters only).
-    max_rounds : int
-        Rounds of search and improvement.
-    time_limit : float
-        Seconds after which no new round is begun.
-    gap : float
-        Relative gap to the bound over all filters to stop at, at least 1e-9.
-    prove_up_to : int
-        Patch dimension (bias included) up to which the last bound of a ReLU block is proved, by branch and bound
-        over the whole sphere, if there are at most 32,768 patches; otherwise, or with 0, it is searched. Dimension 4
-        takes seconds to a minute, 5 takes minutes, 6 was not closed in five.
-    neighbours : int
-        For ReLU blocks with ``penalty="group"``: end with Eq. 2 over the patterns of the filters found and of this
-        many neighbours of each, across the hyperplanes nearest to it; 0 ends with the filters themselves.
-    """
-
-    starts: int = 128
-    ascent_steps: int = 60
-    additions: int = 32
-    improvement_steps: int = 60
-    initial_filters: int = 128
-    max_rounds: int = 40
-    time_limit: float = float("inf")
-    gap: float = 1e-4
-    prove_up_to: int = 4
-    neighbours: int = 0
-
-    def __post_init__(self) -> None:
-        least = {"starts": 0, "ascent_steps": 1, "additions": 1, "improvement_steps": 1, "initial_filters": 1}
-        for name, low in {**least, "max_rounds": 1, "prove_up_to": 0, "neighbours": 0}.items():
-            object.__setattr__(self, name, as_int(name, getattr(self, name), low))
-        # Both may be infinite: no limit, and no search for more.
-        time_limit, gap = scalar(self.time_limit), scalar(self.gap)
-        if time_limit != math.inf and not is_number(time_limit, above=0):
-            raise InputError(f"time_limit must be a positive number of seconds; got {self.time_limit!r}.")
-        if gap != math.inf and not (is_number(gap) and gap >= _LEAST_GAP):
-            raise InputError(f"gap must be a number >= {_LEAST_GAP:g}, above what rounding costs; got {self.gap!r}.")
-        object.__setattr__(self, "time_limit", float(time_limit))
-        object.__setattr__(self, "gap", float(gap))
-
-
-@dataclass(frozen=True)
-class PricedGates(PricingOptions):
-    """Gates or filters found by the optimisation itself: ``gates="priced"`` with its search options.
-
-    Solve, search the unit ball for a u with |nu^T sum_k (X_k u)_+| > lam, add it, repeat until none is found; for
-    gated programs, for a gate whose gradient sum_k X_k^T D_k nu is longer than lam. The patches alone don't
-    determine these gates, so this is no ``GateSampler``: a block finds them while it solves.
-
-    Parameters and errors are those of ``PricingOptions``.
-
-    Examples
-    --------
-    >>> from cvxcnn import ConvexConvBlock
-    >>> images = torch.linspace(-1, 1, 90, dtype=torch.float64).view(10, 3, 3)
-    >>> block = ConvexConvBlock(
-    ...     kernel_size=2, padding=0, pool_cells=1, bias=False, gates=PricedGates(starts=16, gap=0.01), reg=0.1
-    ... )
-    >>> block.fit(images, images.mean(dim=(1, 2))).certificate_.kind  # patches of 4 numbers are few enough for a proof
-    'proved'
-    """
 
 
 @dataclass(frozen=True)
@@ -175,10 +75,8 @@ class PricedSolution:
         Of the program over the filters found: proved.
     global_bound : float
         Over all filters, given the worst one found in the search.
-    n_searched : int
-        Starts of the search that gave ``global_bound``.
-    proved : bool
-        Whether ``global_bound`` holds for all filters without exception.
+    worst : Worst
+        The search, or the proof, that gave ``global_bound``.
     rounds : int
     seconds : float
     history : list of Progress
@@ -193,32 +91,17 @@ class PricedSolution:
     objective: float
     dual_bound: float
     global_bound: float
-    n_searched: int
+    worst: Worst
     rounds: int
     seconds: float
     history: list[Progress] = field(default_factory=list)
     converged: bool = True
-    proved: bool = False
 
     @property
     def certificate(self) -> Certificate:
         """Both bounds, and how sure the one over all filters is."""
-        kind, n_searched = ("proved", 0) if self.proved else ("searched", self.n_searched)
-        return Certificate(self.objective, self.dual_bound, self.global_bound, kind, n_searched)
-
-
-def best_directions(values: Tensor, filters: Tensor, floor: float, count: int, same: float = _SAME_DIRECTION) -> Tensor:
-    """Return the indices of the best filters above a floor whose cosines are below ``same``, at most ``count``."""
-    order = torch.argsort(values, descending=True)
-    order = order[values[order] > floor]
-    cosines = filters[order] @ filters[order].T
-    chosen: list[int] = []
-    for position in range(len(order)):
-        if len(chosen) == count:
-            break
-        if not chosen or float(cosines[position, chosen].max()) < same:
-            chosen.append(position)
-    return order[torch.tensor(chosen, dtype=torch.long, device=order.device)]
+        worst = self.worst._replace(bound=self.global_bound)
+        return worst.certificate(self.program, self.objective, self.dual_bound)
 
 
 def _improve(patches: Patches, program: Program, weights: Tensor, steps: int, generator: torch.Generator) -> Tensor:
@@ -260,164 +143,6 @@ def _improve(patches: Patches, program: Program, weights: Tensor, steps: int, ge
     moved = filters.detach()
     lengths = moved.norm(dim=1)
     return unit_rows(moved[torch.isfinite(moved).all(dim=1) & (lengths > _NEGLIGIBLE * lengths.nan_to_num().amax())])
-
-
-def _dual_norms(penalty: Penalty, correlation: Tensor) -> Tensor:
-    """Return the largest dual norm of each direction, shape (m,)."""
-    norms = penalty.dual_norms(correlation)
-    return norms.flatten(1).amax(dim=1) if penalty.separable else norms
-
-
-def _diverse_starts(search: Search, count: int, generator: torch.Generator) -> Tensor:
-    """Return the best of many starts that differ in direction, unit, at most ``count``; half are whitened patches.
-
-    From large images most random starts climb to the same few directions, and climbing is what costs: these start
-    higher, apart from each other, and need fewer steps.
-    """
-    pool = search.starts(_POOL * count // 2, generator)
-    some, _ = thinned(search.patches, _WHITENED_PATCHES, generator)
-    with suppress(InputError):  # patches that don't vary can't be whitened
-        drawn = PatchGates(quantile=0.5).sample(some, _POOL * count // 2, generator)
-        pool = torch.cat([pool, F.normalize(drawn, dim=1)])
-    scores = _dual_norms(search.penalty, search.correlation(pool))
-    return pool[best_directions(scores, pool, 0.0, count, _DIVERSE)]
-
-
-def _priced(search: Search, program: Program, found: Tensor, dual: Tensor) -> tuple[Tensor, float]:
-    """Return the dual norm / reg of each found direction (m,), and the bound at the best multiple of ``dual``."""
-    centred = program.centre(program.targets)
-    if not len(found):
-        return dual.new_zeros(0), program.loss.dual_value(dual, centred, dual.new_ones(dual.shape[1]))
-    correlation = search.correlation(found)
-    scores = _dual_norms(program.penalty, correlation)
-    largest = program.penalty.largest_scale(correlation, program.reg)
-    # Directions that were not searched may reach reg; a larger multiple than 1 would need them not to.
-    bound = program.loss.dual_value(dual, centred, largest.clamp_max(1.0))
-    return scores / program.reg, bound
-
-
-def _search_for(program: Program, patches: Patches, dual: Tensor) -> Search:
-    gated = isinstance(program.design, GatedDesign)
-    return (GateSearch if gated else FilterSearch)(patches, dual, program.penalty)
-
-
-def _check_search(options: PricingOptions) -> None:
-    """Raise InputError if there would be no search, so that no bound is called searched without one."""
-    if options.starts < 1:
-        raise InputError('gates="priced" needs a search: starts must be at least 1; got 0.')
-
-
-def _find(
-    program: Program, quick: Patches, dual: Tensor, starts: int, steps: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor, float]:
-    """Search all directions at a dual point; return (directions, scores / reg, bound over all gates).
-
-    The ascent sees about ``_SEARCH_PATCHES`` patches, drawn anew each time; what it finds is scored on all.
-    """
-    few, rows = thinned(quick, _SEARCH_PATCHES, generator)
-    search = _search_for(program, few, dual[rows])
-    if few is quick:
-        points = search.starts(starts, generator)
-    else:
-        points, steps = _diverse_starts(search, starts, generator), steps // 3 + 1
-    found = F.normalize(search.ascend(points, steps).to(dual), dim=1)
-    # Vectors in use are stationary, or nearly; they are priced, not moved.
-    found = torch.cat([found, program.design.vectors])
-    scores, bound = _priced(_search_for(program, program.design.patches, dual), program, found, dual)
-    return found, scores, bound
-
-
-class Priced(NamedTuple):
-    """What a round's search, and its proof if there was one, found at a dual point."""
-
-    directions: Tensor  # (m, d), unit
-    scores: Tensor  # (m,), dual norm / reg
-    bound: float
-    n_searched: int
-    proved: bool
-
-
-def price(
-    program: Program,
-    quick: Patches,
-    dual: Tensor,
-    objective: float,
-    options: PricingOptions,
-    generator: torch.Generator,
-    last: bool,
-    rough: bool,
-) -> Priced:
-    """Search at a dual point; a bound that is kept is searched twice, and proved where patches are small."""
-    steps = options.ascent_steps // 3 + 1 if rough else options.ascent_steps
-    found, scores, bound = _find(program, quick, dual, options.starts, steps, generator)
-    if not last and relative_gap(objective, bound) > options.gap:
-        return Priced(found, scores, bound, options.starts, False)
-    proof = _prove(program, dual, found, scores, options)
-    if proof is not None:
-        # What the search missed is among these, and goes into the next round like the rest.
-        found, scores = torch.cat([found, proof.directions]), torch.cat([scores, proof.scores])
-        return Priced(found, scores, proof.bound, options.starts, True)
-    more, more_scores, more_bound = _find(program, quick, dual, 2 * options.starts, options.ascent_steps, generator)
-    found, scores = torch.cat([found, more]), torch.cat([scores, more_scores])
-    return Priced(found, scores, min(bound, more_bound), 3 * options.starts, False)
-
-
-def _prove(program: Program, dual: Tensor, found: Tensor, scores: Tensor, options: PricingOptions) -> Proof | None:
-    """Return a proved bound over all filters, ten times as tight as the gap asked for, or None if there is none."""
-    patches = program.design.patches
-    if patches.dim > options.prove_up_to or patches.n_images * patches.n_patches > _PROOF_PATCHES:
-        return None
-    return prove(
-        program, dual, found[scores.topk(min(len(scores), 64)).indices], tol=max(0.1 * options.gap, _LEAST_GAP)
-    )
-
-
-def global_bound(
-    program: Program, weights: Tensor, options: PricingOptions, generator: torch.Generator
-) -> tuple[float, bool]:
-    """Return the lower bound over ALL gates at a solution of a program over some, and whether it is proved.
-
-    Parameters
-    ----------
-    program : Program
-    weights : Tensor, shape (blocks, cells, rows, outputs)
-        Its solution; the dual point is that of its prediction.
-    options : PricingOptions
-        ``starts`` and ``ascent_steps`` of the search, and ``prove_up_to``.
-    generator : torch.Generator
-    """
-    units = Units.of(program.design.patches, program.targets, program.loss)
-    program, weights = _in_units(program, units), weights / units.weights
-    prediction = program.design.predict(weights)
-    dual = program.dual_point(prediction)
-    quick = program.design.patches.astype(torch.float32)
-    found, scores, bound = _find(program, quick, dual, options.starts, options.ascent_steps, generator)
-    proof = _prove(program, dual, found, scores, options)
-    if proof is not None:
-        return proof.bound * units.objective, True
-    return min(bound, program.dual_bound(prediction)) * units.objective, False
-
-
-def searched_reg_max(program: Program, options: PricingOptions, generator: torch.Generator) -> float:
-    """Return the largest dual norm at zero weights that a search finds: the reg from which the solution is zero.
-
-    ``program`` has reg 1 and may have no gates at all.
-    """
-    _check_search(options)
-    units = Units.of(program.design.patches, program.targets, program.loss)
-    program = _in_units(program, units)
-    dual = program.dual_point(torch.zeros_like(program.targets))
-    quick = program.design.patches.astype(torch.float32)
-    _, scores, _ = _find(program, quick, dual, options.starts, options.ascent_steps, generator)
-    return float(scores.max()) * program.reg * units.reg
-
-
-def _in_units(program: Program, units: Units) -> Program:
-    """Return the same program with images, targets and reg in other units; gates and cones have none."""
-    if units == Units():
-        return program
-    design = program.design.on(units.scaled(program.design.patches))
-    return replace(program, design=design, targets=program.targets / units.targets, reg=program.reg / units.reg)
 
 
 def in_units(solve: Callable[..., PricedSolution]) -> Callable[..., PricedSolution]:
@@ -515,7 +240,7 @@ def solve_priced(
     quick = patches.astype(torch.float32)
     history: list[Progress] = []
     WorkingSet(tol=tol)  # refuses a bad tol before any work
-    _check_search(options)
+    check_search(options)
 
     def over(filters: Tensor) -> Program:
         return filter_program(patches, filters, targets, reg, penalty=penalty, loss=loss, intercept=intercept)
@@ -556,9 +281,9 @@ def solve_priced(
         last = rounds == options.max_rounds or time.perf_counter() - began > options.time_limit
         rough = not last and worst >= _NEARLY
         dual = program.dual_point(prediction)
-        priced = price(program, quick, dual, objective, options, generator, last, rough)
-        found, scores, bound = priced.directions, priced.scores, priced.bound
-        worst = float(scores.max())
+        enough = None if last else objective * (1 - options.gap)
+        met = worst_direction(program, quick, dual, options, generator, enough=enough, rough=rough)
+        bound, worst = met.bound, float(met.scores.max())
         progress = Progress(rounds, time.perf_counter() - began, objective, bound)
         history.append(progress)
         logger.info(
@@ -575,8 +300,8 @@ def solve_priced(
         converged = relative_gap(objective, bound) <= options.gap
         if converged or last:
             break
-        chosen = best_directions(scores, found, 1 + 1e-9, options.additions)
-        program, weights = master(torch.cat([program.design.vectors, found[chosen]]))
+        chosen = best_directions(met.scores, met.directions, 1 + 1e-9, options.additions)
+        program, weights = master(torch.cat([program.design.vectors, met.directions[chosen].to(targets)]))
         if not len(weights):
             break  # zero is optimal over all that was found, to the accuracy of the solver
         before = program.objective(weights)
@@ -596,12 +321,11 @@ def solve_priced(
         objective=final.objective,
         dual_bound=final.dual_bound,
         global_bound=min(bound, final.objective),
-        n_searched=priced.n_searched,
+        worst=met,
         rounds=rounds,
         seconds=time.perf_counter() - began,
         history=history,
         converged=converged,
-        proved=priced.proved,
     )
 
 
@@ -626,7 +350,7 @@ def solve_priced_gates(
     """
     began = time.perf_counter()
     options = options or PricingOptions()
-    _check_search(options)
+    check_search(options)
     generator = generator or torch.Generator().manual_seed(0)
     quick = patches.astype(torch.float32)
     history: list[Progress] = []
@@ -645,8 +369,9 @@ def solve_priced_gates(
         accuracy = tol if last else accuracy
         solved = get_solver("auto", program, tol=accuracy).solve(program, start=weights)
         dual = program.dual_point(program.design.predict(solved.weights))
-        priced = price(program, quick, dual, solved.objective, options, generator, last, rough=False)
-        scores, bound = priced.scores, priced.bound
+        enough = None if last else solved.objective * (1 - options.gap)
+        found = worst_direction(program, quick, dual, options, generator, enough=enough)
+        scores, bound = found.scores, found.bound
         history.append(Progress(rounds, time.perf_counter() - began, solved.objective, bound))
         if callback is not None:
             callback(history[-1])
@@ -658,9 +383,10 @@ def solve_priced_gates(
         order = torch.argsort(scores, descending=True)
         order = order[scores[order] > 1 + 1e-9][: 4 * options.additions]
         # Active gates come first, so that a pattern found again is dropped and not its twin in use.
-        merged = distinct(patches, torch.cat([gates, priced.directions[order]])).vectors[
-            : len(gates) + options.additions
-        ]
+        merged = gates
+        if len(order):
+            merged = distinct(patches, torch.cat([gates, found.directions[order].to(targets)])).vectors
+            merged = merged[: len(gates) + options.additions]
         ended = converged or len(merged) == len(gates)
         if last or (ended and exact):
             break
@@ -676,7 +402,7 @@ def solve_priced_gates(
         objective=final.objective,
         dual_bound=final.dual_bound,
         global_bound=min(bound, final.objective),
-        n_searched=priced.n_searched,
+        worst=found,
         rounds=rounds,
         seconds=time.perf_counter() - began,
         history=history,

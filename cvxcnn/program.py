@@ -62,8 +62,8 @@ def relative_gap(objective: float, bound: float, floor: float = 0.0) -> float:
 
     Examples
     --------
-    >>> relative_gap(10.0, 9.0), relative_gap(1e-12, 9e-13), relative_gap(0.0, 0.0)
-    (0.1, 0.1, 0.0)
+    >>> relative_gap(10.0, 9.0), relative_gap(4e-30, 2e-30), relative_gap(0.0, 0.0)
+    (0.1, 0.5, 0.0)
     """
     if objective == bound:
         return 0.0

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .arrangements.neighbours import hyperplanes, neighbours
+from .climb import climbed
 from .patches import Patches
 from .penalties import Penalty
 
@@ -19,6 +21,8 @@ __all__ = ["FilterSearch", "GateSearch", "Search", "thinned"]
 _FIRST_STEP, _LAST_STEP, _MOMENTUM = 0.5, 0.001, 0.8
 # Of thinned patches: places from one to the next, at most.
 _LARGEST_STEP = 4
+# Of the climb over gates: hyperplanes that are crossed one at a time, and times.
+_NEAREST, _FLIPS = 16, 10
 
 
 def thinned(patches: Patches, most: int, generator: torch.Generator) -> tuple[Patches, Tensor]:
@@ -74,6 +78,13 @@ class Search(ABC):
     def ascend(self, directions: Tensor, steps: int) -> Tensor:
         """Return unit directions after a local ascent from each of those given; none gets worse."""
 
+    @abstractmethod
+    def climb(self, directions: Tensor, steps: int, pairs: Tensor | None) -> Tensor:
+        """Return unit directions at a local maximum that each of those given leads to; none gets worse.
+
+        ``pairs`` (m, cells * outputs) is one-hot, the (cell, output) that each makes large, for a separable penalty.
+        """
+
     def starts(self, count: int, generator: torch.Generator) -> Tensor:
         """Return unit starts, half Gaussian, half centred data patches with either sign; shape (count, d)."""
         patches = self.patches
@@ -118,6 +129,9 @@ class FilterSearch(Search):
             points = F.normalize(points + length * F.normalize(velocity, dim=1), dim=1)
         return best
 
+    def climb(self, directions: Tensor, steps: int, pairs: Tensor | None) -> Tensor:
+        return climbed(self.patches, self.dual, directions, steps, pairs)
+
     def _value_and_gradient(self, points: Tensor, pairs: Tensor | None) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             leaf = points.detach().requires_grad_()
@@ -154,6 +168,26 @@ class GateSearch(Search):
             pulls = torch.where(better[:, None], trial_pulls, pulls)
             values = torch.where(better, trial_values, values)
             lengths = torch.where(better, lengths * 1.5, lengths * 0.7)
+        return points
+
+    def climb(self, directions: Tensor, steps: int, pairs: Tensor | None) -> Tensor:
+        # To a gate that none across the hyperplanes nearest to it is better than.
+        points = F.normalize(directions.to(self.dual), dim=1)
+        if not len(points):
+            return points
+        normals = hyperplanes(self.patches)
+        values = self._value_and_pull(points, pairs)[0]
+        for _ in range(min(steps, _FLIPS)):
+            around = neighbours(normals, points, _NEAREST)
+            count = len(around) // len(points)
+            each = None if pairs is None else pairs.repeat(count, 1)
+            reached, nearest = self._value_and_pull(around, each)[0].view(count, -1).max(dim=0)
+            better = reached > values
+            if not better.any():
+                break
+            found = around.view(count, *points.shape)[nearest, torch.arange(len(points), device=points.device)]
+            points = torch.where(better[:, None], found, points)
+            values = torch.where(better, reached, values)
         return points
 
     def _value_and_pull(self, points: Tensor, pairs: Tensor | None) -> tuple[Tensor, Tensor]:

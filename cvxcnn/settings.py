@@ -59,7 +59,8 @@ class Settings:
     reg_fraction : float, sequence of float, or None
         In (0, 1), for every layer or for each; None for 0.01, where there is no ``reg``.
     validation : float or None
-        If given, this share of the training images is held out, and each layer's reg is chosen by its error on them.
+        If given, this share of the training images of every class is held out, and each layer's reg is chosen by its
+        error on them.
     rounds : int
         Pricing rounds of each block, at most.
     starts : int

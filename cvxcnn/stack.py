@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from .block import DEFAULT_FRACTION, DTYPES, ConvexConvBlock
 from .checks import as_flag, as_int, is_int, is_number, scalar
-from .data import check_images, check_targets, moved, shifted
+from .data import are_flat, check_images, check_targets, moved, shifted
 from .distributed import rank, row_counts
 from .errors import InputError
+from .hold_out import held_out
 from .layout import check_same_shape
 from .neurons import Neurons, convolution, to_module
 from .patches import PatchGeometry
@@ -86,15 +87,6 @@ class OfBlocks(Savable, BaseEstimator):
 def mirrored(images: Tensor) -> Tensor:
     """Return images (n, C, H, W), each followed by its mirror image: an order that all processes have in common."""
     return torch.stack([images, images.flip(3)], dim=1).flatten(0, 1)
-
-
-def _held_out(first: int, count: int, share: float) -> Tensor:
-    """Return which of the images ``first``, ``first + 1``, ... are held out, bool: every so many."""
-    index = torch.arange(first, first + count, dtype=torch.float64)
-    held = torch.floor((index + 1) * share) > torch.floor(index * share)
-    if not held.any() or held.all():
-        raise InputError(f"validation={share:g} of {count} images leaves none to train on or none to judge by.")
-    return held
 
 
 @dataclass(frozen=True)
@@ -181,9 +173,9 @@ class LayerwiseCNN(OfBlocks):
     crop : bool
         Train on a copy of each image too that is shifted by up to an eighth of its side (``cvxcnn.data.shifted``).
     validation : float or None
-        If given, this share of the images is held out of training, and each block's ``reg`` is that of the lowest
-        validation error on a path of ten values from ``reg_max`` down to ``reg_fraction`` (or 0.001) of it. Blocks have
-        no ``reg`` of their own then.
+        If given, this share of the images of every class is held out of training (``cvxcnn.hold_out``: the same images
+        in any order of them), and each block's ``reg`` is that of the lowest validation error on a path of ten values
+        from ``reg_max`` down to ``reg_fraction`` (or 0.001) of it. Blocks have no ``reg`` of their own then.
     half_maps : bool
         Keep what blocks after the first see in float16, which is half of the memory. Needs float32 blocks.
 
@@ -341,7 +333,7 @@ class LayerwiseCNN(OfBlocks):
         first._at_the_door(images, targets)
         inputs = check_images(images, dtype=DTYPES[first.dtype], device=torch.device(first.device))
         expected = check_targets(targets, len(inputs), dtype=inputs.dtype, device=inputs.device)
-        flat = np.ndim(targets) == 1
+        flat = are_flat(targets)
         self.image_shape_ = tuple(int(side) for side in inputs.shape[1:])
         self.blocks_: list[ConvexConvBlock] = []
         self.standardizers_: list[Standardizer | PatchPCA | None] = []
@@ -349,13 +341,14 @@ class LayerwiseCNN(OfBlocks):
         if len(kept) >= len(settings):
             self.blocks_, self.standardizers_ = [block for block, _ in kept], [part for _, part in kept]
             return self
-        held_out = None
+        judging = None
         # The number of this process's first image, among those of all.
         number = sum(row_counts(inputs)[: rank()])
-        copies = shifted(inputs, seed_of(first.random_state), number) if self.crop else None
+        seed = seed_of(first.random_state)
+        copies = shifted(inputs, seed, number) if self.crop else None
         if self.validation is not None:
-            held = _held_out(number, len(inputs), float(self.validation)).to(inputs.device)
-            held_out = self._first_stage(inputs[held], expected[held])
+            held = held_out(inputs, expected, float(self.validation), seed).to(inputs.device)
+            judging = self._first_stage(inputs[held], expected[held])
             inputs, expected = inputs[~held], expected[~held]
             copies = None if copies is None else copies[~held]
         if copies is not None:
@@ -369,9 +362,9 @@ class LayerwiseCNN(OfBlocks):
             standardizer = kept[layer][1] if known else self._standardizer(layer, training.inputs)
             self.standardizers_.append(standardizer)
             training = replace(training, inputs=self._inputs(layer, training.inputs))
-            if held_out is not None:
-                held_out = replace(held_out, inputs=self._inputs(layer, held_out.inputs))
-            block = kept[layer][0] if known else self._fit_block(layer, block, training, held_out, flat, callback)
+            if judging is not None:
+                judging = replace(judging, inputs=self._inputs(layer, judging.inputs))
+            block = kept[layer][0] if known else self._fit_block(layer, block, training, judging, flat, callback)
             self.blocks_.append(block)
             if self.residual or on_layer is not None:
                 training = training.after(block)
@@ -381,7 +374,7 @@ class LayerwiseCNN(OfBlocks):
                     on_layer(layer, block, training)
             if self.residual:
                 training = training.remainder()
-                held_out = None if held_out is None else held_out.after(block).remainder()
+                judging = None if judging is None else judging.after(block).remainder()
         return self
 
     def _first_stage(self, images: Tensor, targets: Tensor) -> Stage:
@@ -396,7 +389,7 @@ class LayerwiseCNN(OfBlocks):
         layer: int,
         block: ConvexConvBlock,
         training: Stage,
-        held_out: Stage | None,
+        judging: Stage | None,
         flat: bool,
         callback: Callable[[int, Progress], None] | None,
     ) -> ConvexConvBlock:
@@ -408,10 +401,10 @@ class LayerwiseCNN(OfBlocks):
 
         targets = training.targets[:, 0] if flat else training.targets
         fraction = self.fraction_of(layer)
-        if held_out is not None:
+        if judging is not None:
             smallest = _SMALLEST_FRACTION if self.reg_fraction is None else fraction
             training_pair = training.inputs, training.targets
-            held_pair = held_out.inputs, held_out.targets
+            held_pair = judging.inputs, judging.targets
             return choose_reg(
                 block, training_pair, held_pair, points=_PATH_POINTS, smallest=smallest, flat=flat, callback=report
             )
@@ -419,11 +412,13 @@ class LayerwiseCNN(OfBlocks):
         block.reg = block.reg_
         return block
 
-    def _sampled(self, inputs: Tensor) -> Tensor:
-        """Return some images of the whole set, evenly spaced: those of them that this process holds."""
+    def _sampled(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        """Return some images of the whole set, drawn at random, or all if so few: those that this process holds."""
         counts = row_counts(inputs)
         total, first = sum(counts), sum(counts[: rank()])
-        places = torch.linspace(0, total - 1, min(total, _PROJECTION_IMAGES), dtype=torch.float64).round().long()
+        if total <= _PROJECTION_IMAGES:
+            return inputs
+        places = torch.randperm(total, generator=generator)[:_PROJECTION_IMAGES].sort().values
         own = places[(places >= first) & (places < first + len(inputs))] - first
         return inputs[own.to(inputs.device)]
 
@@ -432,7 +427,7 @@ class LayerwiseCNN(OfBlocks):
         if layer and self.project is not None:
             kernel, padding = self._projected_kernel(layer)
             generator = torch.Generator().manual_seed(layer)
-            maps = self._hand_on(layer - 1, self._sampled(inputs))
+            maps = self._hand_on(layer - 1, self._sampled(inputs, generator))
             return PatchPCA.of(maps, int(self.project), kernel, padding, generator)
         if not self.standardize:
             return None
@@ -467,7 +462,7 @@ class LayerwiseCNN(OfBlocks):
         if not block.n_neurons_:
             raise InputError(
                 f"layer {layer + 1} has no neurons at reg={block.reg_:g}, so it hands nothing on. "
-                "Use a smaller reg, or fewer layers."
+                "Use a smaller reg or reg_fraction, or fewer layers."
             )
         step, sides = self.pooling_after(layer), block.geometry_.map_shape(block.image_shape_[1:])
         if step > min(sides):

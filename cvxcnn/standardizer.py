@@ -51,7 +51,7 @@ class Standardizer:
         sums = all_sum(torch.stack([total, squares, torch.full_like(shift, count)]))
         offset = sums[0] / sums[2]
         mean, scale = shift + offset, (sums[1] / sums[2] - offset.square()).clamp_min(0.0).sqrt()
-        scale = torch.where(scale > 1e-12 * (1 + mean.abs()), scale, torch.ones_like(scale))
+        scale = torch.where(scale > 1e-12 * mean.abs(), scale, torch.ones_like(scale))
         return cls(mean.to(dtype), scale.to(dtype))
 
     def __call__(self, images: Tensor) -> Tensor:

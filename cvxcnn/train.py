@@ -116,7 +116,8 @@ def build_parser(prog: str = PROGRAM) -> Parser:
     )  # fmt: skip
     add(
         program, "--validation", metavar="F", type=fraction,
-        help="hold out this share of the training images, and choose each layer's lambda by them (default: don't)",
+        help="hold out this share of the training images of each class, and choose each layer's lambda by them "
+        "(default: don't)",
     )  # fmt: skip
     add(program, "--rounds", metavar="N", type=size, help="pricing rounds of a layer, at most")
     add(program, "--starts", metavar="N", type=integer(0), help="of each search for filters; 0 for no searched bound")

@@ -22,21 +22,18 @@ from .patches import Patches
 
 __all__ = ["Units", "power_of_two", "unit_rows"]
 
-# Within a factor of 2^8 of one a unit is left as it is: no tolerance is so tight, and scaled images are a copy.
-_NEAR = 16
 
-
-def power_of_two(value: float, step: int = 1) -> float:
-    """Return the power of 2^step that is nearest to a positive number; 1 for zero and what is not finite.
+def power_of_two(value: float) -> float:
+    """Return the power of two that is nearest to a positive number; 1 for zero and what is not finite.
 
     Examples
     --------
-    >>> power_of_two(1000.0), power_of_two(0.3), power_of_two(1000.0, step=16), power_of_two(0.0)
-    (1024.0, 0.25, 65536.0, 1.0)
+    >>> power_of_two(1000.0), power_of_two(0.3), power_of_two(0.0)
+    (1024.0, 0.25, 1.0)
     """
     if not 0 < value < math.inf:
         return 1.0
-    return 2.0 ** (step * round(math.log2(value) / step))
+    return 2.0 ** round(math.log2(value))
 
 
 def unit_rows(vectors: Tensor) -> Tensor:
@@ -44,13 +41,15 @@ def unit_rows(vectors: Tensor) -> Tensor:
 
     Examples
     --------
-    >>> unit_rows(torch.tensor([[3e-15, 4e-15], [0.0, 0.0]])).tolist() == [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
-    True
+    >>> unit_rows(torch.tensor([[3e-15, 4e-15], [0.0, 0.0]]))
+    tensor([[0.6000, 0.8000],
+            [0.0000, 0.0000]])
     """
     largest = vectors.abs().amax(dim=1, keepdim=True) if vectors.shape[1] else vectors.sum(dim=1, keepdim=True)
-    scaled = vectors / largest.where(largest > 0, 1.0)
+    scaled: Tensor = vectors / largest.where(largest > 0, 1.0)
     lengths = scaled.norm(dim=1, keepdim=True)
-    return scaled / lengths.where(lengths > 0, 1.0)
+    rows: Tensor = scaled / lengths.where(lengths > 0, 1.0)
+    return rows
 
 
 @dataclass(frozen=True)
@@ -70,9 +69,9 @@ class Units:
     @classmethod
     def of(cls, patches: Patches, targets: Tensor, loss: Loss) -> Units:
         """Return the units in which images and targets (n, outputs) are near one."""
-        images = 1.0 if patches.geometry.bias else power_of_two(_typical(patches.images), _NEAR)
+        images = 1.0 if patches.geometry.bias else power_of_two(_typical(patches.images))
         squared = isinstance(loss, SquaredLoss)
-        return cls(images, power_of_two(_typical(targets), _NEAR) if squared else 1.0)
+        return cls(images, power_of_two(_typical(targets)) if squared else 1.0)
 
     @property
     def objective(self) -> float:

@@ -11,6 +11,7 @@ import struct
 import warnings
 import zipfile
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from eq2 import eq2_block
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from test_cifar10_python import write_archive, write_batches
 
-from cvxcnn.data import ImageSet, check_images, check_targets, limit, load_data, load_rows, one_hot, split
+from cvxcnn import ConvexCNNClassifier, ConvexCNNRegressor, LayerwiseCNN, reg_path
+from cvxcnn.data import (
+    ImageSet,
+    check_images,
+    check_labels,
+    check_targets,
+    limit,
+    load_data,
+    load_rows,
+    one_hot,
+    shifted,
+    split,
+)
 from cvxcnn.errors import CvxcnnError, DataError, InputError
 from cvxcnn.readers import READERS, encoded
 
@@ -66,6 +80,140 @@ def test_booleans_become_zero_and_one() -> None:
 def test_images_have_the_dtype_asked_for(dtype: torch.dtype) -> None:
     for images in (np.ones((1, 2, 2)), torch.ones(1, 2, 2), [[[1]]]):
         assert check_images(images, dtype=dtype).dtype == dtype
+
+
+def test_tensors_of_other_kinds_and_numbers_kept_as_objects_are_images() -> None:
+    expected = torch.arange(12, dtype=torch.float64).view(3, 1, 2, 2)
+    plain = expected[:, 0]
+    for images in (
+        plain.to(torch.bfloat16),
+        plain.half(),
+        plain.to_sparse(),
+        plain.clone().requires_grad_() * 1,
+        list(plain.to(torch.bfloat16)),
+        [image.clone().requires_grad_() for image in plain],
+        [[row.to(torch.float32) for row in image] for image in plain],
+        plain.numpy().astype(object),
+        np.array([[[Fraction(int(v)) for v in row] for row in image] for image in plain]),
+        np.ma.masked_array(plain.numpy()),
+        np.ma.masked_array(plain.numpy(), mask=np.zeros((3, 2, 2), dtype=bool)),
+    ):
+        assert torch.equal(check_images(images), expected)
+
+
+class NAType:
+    """As the NA of pandas: neither equal nor unequal to anything, itself among it."""
+
+    def __bool__(self) -> bool:
+        raise TypeError("boolean value of NA is ambiguous")
+
+    def __eq__(self, other: object) -> Any:
+        return self
+
+    def __ne__(self, other: object) -> Any:
+        return self
+
+    __hash__ = object.__hash__
+
+
+NA = NAType()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.ma.masked_array([1.0, 2.0], mask=[False, True]),
+        [1.0, np.ma.masked],
+        [np.ma.masked_array(1.0), np.ma.masked_array(2.0, mask=True)],
+        np.array([1, None], dtype=object),
+        np.array([1.5, NA], dtype=object),
+        np.array([True, NA], dtype=object),
+        np.array([1, float("nan")], dtype=object),
+        [1, None],
+        [NA, 1],
+    ],
+    ids=str,
+)
+def test_missing_values_are_named_everywhere(values: Any) -> None:
+    message = "must be there for every image; missing (masked, None, NA or NaN): 1. Fill them in, or leave those"
+    with matches(InputError, "targets " + message):
+        check_targets(values, 2)
+    for take in (check_labels, lambda labels: one_hot(labels, 2), lambda labels: split(labels, 0.5, 0)):
+        with matches(InputError, "labels " + message):
+            take(values)
+    with matches(InputError, "images " + message):
+        check_images([values] if isinstance(values, list) else np.ma.reshape(values, (1, 1, 2)))
+
+
+@pytest.mark.parametrize("missing", [None, NA, float("nan"), np.float32("nan")])
+@pytest.mark.parametrize("kind", [list, lambda labels: np.array(labels, dtype=object)])
+def test_names_of_which_some_are_missing_are_no_labels(missing: Any, kind: Callable[[list[Any]], Any]) -> None:
+    with matches(InputError, "labels must be there for every image", ": 2. Fill them in, or leave those images out."):
+        check_labels(kind(["cat", missing, "dog", missing]))
+    images = np.random.default_rng(0).random((4, 5, 5))
+    model = ConvexCNNClassifier(block=eq2_block(gates=3, reg=0.1, penalty="dense"))
+    with matches(InputError, "labels must be there for every image", ": 2."):
+        model.fit(images, kind(["cat", missing, "dog", missing]))
+
+
+def test_missing_targets_and_pixels_of_an_estimator_are_named() -> None:
+    images = np.random.default_rng(0).random((4, 9))
+    block = eq2_block(gates=3, reg=0.1, penalty="dense")
+    with matches(InputError, "targets must be there for every image", ": 1."):
+        ConvexCNNRegressor(block=block).fit(images, np.array([1.0, 2.0, NA, 3.0], dtype=object))
+    with matches(InputError, "targets must be there for every image", ": 1."):
+        ConvexCNNRegressor(block=block).fit(images, np.ma.masked_array([1.0, 2, 3, 4], mask=[0, 0, 1, 0]))
+    with matches(InputError, "images must be there for every image", ": 9."):
+        masked = np.ma.masked_array(images, mask=np.arange(4)[:, None] == np.ones(9))
+        ConvexCNNClassifier(block=block).fit(masked, [0, 1, 0, 1])
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_lists_of_tensors_fit_as_one_tensor_does(kind: torch.dtype) -> None:
+    images, targets = torch.rand(12, 5, 5).to(kind), torch.arange(12).to(kind) % 3
+    block = eq2_block(gates=4, reg=0.1, penalty="dense")
+    expected = block.fit(images, targets).predict(images)
+    assert expected.shape == (12,)
+    parts = (
+        [image.clone().requires_grad_() for image in images],
+        [target.clone().requires_grad_() for target in targets],
+    )
+    for model in (block, LayerwiseCNN(layers=1, block=block, standardize=False)):
+        np.testing.assert_array_equal(model.fit(*parts).predict(parts[0]), expected)
+    path = reg_path(*parts, block=block, points=3)
+    assert path.blocks[0].predict(images).shape == (12,)
+
+
+def test_labels_of_one_kind() -> None:
+    assert check_labels(np.array([3, 1], dtype=object)).dtype.kind == "i"
+    assert check_labels([torch.tensor(1), torch.tensor(0)]).tolist() == [1, 0]
+    assert check_labels([np.array(1), np.array(0)]).tolist() == [1, 0]
+    assert check_labels(np.array(["b", "a"], dtype=object)).tolist() == ["b", "a"]
+    with matches(InputError, "labels must be of one kind; got int, str. Make all of them numbers"):
+        check_labels(np.array([1, "a"], dtype=object))
+
+
+@pytest.mark.parametrize("number", [np.int64, np.uint8, np.array, torch.tensor])
+def test_counts_and_seeds_of_any_kind_of_int(number: Callable[[int], Any]) -> None:
+    whole = image_set([5, 5])
+    assert np.array_equal(limit(whole, number(4), number(1)).images, limit(whole, 4, 1).images)
+    assert torch.equal(one_hot([0, 1], number(2)), one_hot([0, 1], 2))
+    assert np.array_equal(split(whole.labels, 0.5, number(3))[0], split(whole.labels, 0.5, 3)[0])
+    images = torch.rand(2, 1, 8, 8)
+    assert torch.equal(shifted(images, number(5)), shifted(images, 5))
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64, np.array])
+def test_fractions_of_any_kind_of_float(number: Callable[[float], Any]) -> None:
+    assert len(split([0, 0, 1, 1], number(0.5), 0)[1]) == 2
+
+
+@pytest.mark.parametrize("seed", [-1, 0.5, "a", None])
+def test_seeds_are_checked(seed: Any) -> None:
+    whole = image_set([5, 5])
+    for draw in (lambda: limit(whole, 4, seed), lambda: split(whole.labels, 0.5, seed)):
+        with matches(InputError, "seed must be an int", f"got {seed!r}."):
+            draw()
 
 
 def test_read_only_images_are_taken_without_a_warning() -> None:
@@ -119,6 +267,7 @@ def test_values_too_large_for_the_dtype_are_refused(convert: Callable[[Any], Any
         np.zeros((1, 2, 2), dtype=complex),
         torch.zeros(1, 2, 2, dtype=torch.complex64),
         np.zeros((1, 2, 2), dtype="datetime64[s]"),
+        np.array([[["1", "2"]]], dtype=object),
         "a picture",
         None,
     ],
@@ -131,6 +280,13 @@ def test_images_that_are_not_real_numbers_are_refused(images: Any) -> None:
 def test_ragged_images_are_refused() -> None:
     with matches(InputError, "images must form one array", "unequal lengths"):
         check_images([[[1, 2], [3]]])
+    with matches(InputError, "images must form one array", "unequal lengths"):
+        check_images([torch.ones(2, 2), torch.ones(2, 3)])
+
+
+def test_tensors_without_values_are_refused() -> None:
+    with matches(InputError, "images are a tensor on the meta device, which has no values"):
+        check_images(torch.ones(1, 2, 2, device="meta"))
 
 
 def test_destinations_are_checked() -> None:
@@ -202,6 +358,10 @@ def test_one_hot_takes_tensors_booleans_and_a_dtype() -> None:
         ([0.0, 1.0], 2, "labels must be class indices, integers of shape (n,); got float64 (2,)."),
         (["a", "b"], 2, "labels must be class indices"),
         ([[0, 1]], 2, "integers of shape (n,); got int64 (1, 2)."),
+        ([[0], [0, 1]], 2, "labels must form one array; got nested values of unequal lengths"),
+        (torch.tensor([0.0, 1.0], dtype=torch.bfloat16), 2, "integers of shape (n,); got float32 (2,)."),
+        ([0, 1], 2.0, "Classification needs two classes at least; got 2.0."),
+        ([0, 1], "2", "Classification needs two classes at least; got 2."),
     ],
 )
 def test_one_hot_refuses(labels: Any, n_classes: int, message: str) -> None:
@@ -725,8 +885,8 @@ def rewrite(folder: Path, part: str, table: pa.Table) -> Path:
             ["Can't read image 1 of", "Mend the image"],
         ),
         (
-            lambda: parquet_table([encode(np.zeros((5, 4), np.uint16)), *COLOUR["train"][:2]], [0, 1, 2]),
-            ["Can't read image 0 of", "it has more than 8 bits a channel (mode I;16)", "8-bit PNG"],
+            lambda: parquet_table([encode(np.zeros((5, 4), np.float32), "TIFF"), *COLOUR["train"][:2]], [0, 1, 2]),
+            ["Can't read image 0 of", "it has floating-point pixels, whose scale isn't known", "8-bit PNG"],
         ),
         (
             lambda: parquet_table([COLOUR["train"][0], COLOUR["train"][0][:, :3], b""], [0, 1, 2]),

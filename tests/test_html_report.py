@@ -254,8 +254,8 @@ def test_the_words_of_each_certificate() -> None:
         assert none[0] == "Over its own gates, the best network is at most 0.001 % lower (proved)."
 
 
-def test_a_small_objective_has_a_difference_for_a_gap() -> None:
-    assert "lower by at most 0.1 (proved)" in " ".join(certainty(entry(0.5, None, 0.4, "proved")))
+def test_a_small_objective_has_a_share_for_a_gap_too() -> None:
+    assert "at most 20 % lower (proved)" in " ".join(certainty(entry(0.5, None, 0.4, "proved")))
 
 
 def test_a_bound_that_the_rival_refutes_is_not_kept() -> None:

@@ -212,7 +212,8 @@ def test_entropy_dual_value_is_the_best_multiple(name: str, pair: tuple[Tensor, 
         shares = torch.linspace(0, 1, 2001, dtype=dual.dtype)[:, None, None] * limits * (dual * targets)
         brute = float((torch.special.entr(shares) + torch.special.entr(1 - shares)).sum(dim=1).amax(0).sum())
     else:
-        shares = targets - torch.linspace(0, min(1.0, cap), 2001, dtype=dual.dtype)[:, None, None] * dual
+        room = float(torch.where(dual > 0, targets / dual, torch.inf).min())
+        shares = targets - torch.linspace(0, min(room, cap), 2001, dtype=dual.dtype)[:, None, None] * dual
         brute = float(torch.special.entr(shares.clamp_min(0)).sum(dim=(1, 2)).amax())
     value = loss.dual_value(dual, targets, torch.full((dual.shape[1],), cap, dtype=torch.float64))
     assert brute - 1e-9 <= value <= brute + 1e-4 * (1 + brute)

@@ -15,13 +15,15 @@ from sklearn.datasets import load_digits
 
 from cvxcnn import PricedGates, nonconvex_objective
 from cvxcnn.arrangements import EnumeratedGates, distinct
+from cvxcnn.arrangements.neighbours import hyperplanes, neighbours
 from cvxcnn.baseline import train_baseline
 from cvxcnn.errors import InputError
 from cvxcnn.patches import Patches, PatchGeometry
+from cvxcnn.path import reg_path
 from cvxcnn.penalties import DensePenalty, GroupPenalty
-from cvxcnn.priced_patterns import hyperplanes, neighbours
-from cvxcnn.pricing import PricingOptions, _diverse_starts, solve_priced
+from cvxcnn.pricing import PricingOptions, solve_priced
 from cvxcnn.search import FilterSearch, GateSearch, thinned
+from cvxcnn.separation import _diverse_starts
 
 QUICK = PricingOptions(starts=32, ascent_steps=20, additions=8, improvement_steps=30, initial_filters=16, max_rounds=12)
 
@@ -166,7 +168,7 @@ def test_a_search_on_some_images_is_scored_on_all(monkeypatch: pytest.MonkeyPatc
     search = PricingOptions(prove_up_to=0)
     block = eq2_block(kernel_size=2, padding=1, gates=10, reg=0.5, pricing=search)
     everything = block.fit(images, targets).certificate_.sampled_bound
-    monkeypatch.setattr("cvxcnn.pricing._SEARCH_PATCHES", 90)
+    monkeypatch.setattr("cvxcnn.separation._SEARCH_PATCHES", 90)
     some = block.fit(images, targets).certificate_
     assert some.kind == "searched"
     assert some.global_bound <= some.sampled_bound == everything
@@ -204,7 +206,7 @@ def test_pricing_from_thinned_patches_finds_what_is_there(monkeypatch: pytest.Mo
         padding=1, pooling="mean", pool_cells=2, bias=True, gates="priced", penalty="dense", reg=0.05, pricing=options
     )  # fmt: skip
     whole = block.fit(images, targets).certificate_
-    monkeypatch.setattr("cvxcnn.pricing._SEARCH_PATCHES", 1000)
+    monkeypatch.setattr("cvxcnn.separation._SEARCH_PATCHES", 1000)
     monkeypatch.setattr("cvxcnn.pricing._IMPROVE_PATCHES", 1000)
     thin = block.fit(images, targets).certificate_
     nothing = 0.5 * float(targets.square().sum())
@@ -314,12 +316,46 @@ def test_bad_priced_gates(settings: dict, message: str) -> None:
         ({"neighbours": -1}, "neighbours must be an int >= 0; got -1"),
         ({"starts": -1}, "starts must be an int >= 0; got -1"),
         ({"max_rounds": 0}, "max_rounds must be an int >= 1; got 0"),
-        ({"gap": 0.0}, "time_limit and gap must be positive"),
+        ({"gap": 0.0}, "gap must be a number >= 1e-09"),
+        ({"gap": 5e-10}, "gap must be a number >= 1e-09"),
+        ({"time_limit": 0.0}, "time_limit must be a positive number of seconds"),
     ],
 )
 def test_bad_options(settings: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         PricingOptions(**settings)
+
+
+@pytest.mark.parametrize("loss", ["squared", "logistic", "softmax"])
+@pytest.mark.parametrize("settings", [
+    {"penalty": "dense"}, {}, {"neighbours": 2}, {"activation": "gated_relu"},
+    {"activation": "gated_relu", "penalty": "nuclear"},
+], ids=["dense", "group", "patterns", "gated", "nuclear"])  # fmt: skip
+def test_a_solution_without_filters_is_a_result_with_its_bound(settings: dict, loss: str) -> None:
+    random = np.random.default_rng(0)
+    images, targets = random.random((20, 3, 3)), random.normal(size=20)
+    given = {"logistic": np.sign(targets), "softmax": np.eye(2)[(targets > 0).astype(int)]}.get(loss, targets)
+    network = {key: value for key, value in settings.items() if key != "neighbours"}
+    # Just below and above reg_max, with a tolerance that zero is within, and one that it isn't.
+    for tol, gap, share in ((1e-2, 1e-4, 0.99), (1e-6, 1e-8, 0.9997), (0.5, 1e-4, 0.5), (1e-6, 5e-9, 1.5)):
+        options = {"starts": 16, "initial_filters": 8, "max_rounds": 6, "neighbours": settings.get("neighbours", 0)}
+        block = eq2_block(kernel_size=(1, 2), gates=PricedGates(gap=gap, **options), tol=tol, loss=loss, **network)
+        block.set_params(reg=share * block.reg_max(images, given)).fit(images, given)
+        certificate = block.certificate_
+        assert block.predict(images).shape == given.shape
+        assert certificate.sampled_gap <= tol and certificate.global_bound <= certificate.objective
+        if share > 1:
+            assert block.n_neurons_ == 0 and certificate.global_gap <= 1e-12
+            assert not block.predict(images).any()
+
+
+def test_a_path_of_coarse_points_ends_in_results() -> None:
+    images, targets = np.random.default_rng(0).random((20, 3, 3)), np.random.default_rng(1).normal(size=20)
+    for settings in ({"penalty": "dense"}, {"activation": "gated_relu"}):
+        priced = PricedGates(starts=16, initial_filters=8, max_rounds=4)
+        block = eq2_block(kernel_size=(1, 2), gates=priced, tol=1e-2, **settings)
+        path = reg_path(images, targets, block=block, points=4, smallest=0.5)
+        assert path.n_neurons[0] == 0 < path.n_neurons[-1] and (path.relative_gap <= 1e-2).all()
 
 
 def test_a_bound_is_never_called_searched_without_a_search() -> None:

@@ -282,6 +282,41 @@ def test_nonconvex_objective_accepts_what_fit_accepts() -> None:
     assert value == nonconvex_objective(net, images[:, None].tolist(), targets[:, None].numpy(), 0.3)
 
 
+class Noisy(nn.Module):
+    """Random whatever its mode."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(values, 0.5)
+
+
+def test_nonconvex_objective_is_that_of_evaluation_mode_and_leaves_no_trace() -> None:
+    torch.manual_seed(0)
+    images, targets = torch.randn(6, 2, 3, 3), torch.randn(6, 2)
+    plain = small_net()
+    for extra in (nn.Dropout(0.5), nn.AlphaDropout(0.5), nn.BatchNorm2d(2, affine=False), nn.RReLU(-1.0, 2.0)):
+        net = nn.Sequential(extra, plain).train()
+        plain[1].eval()  # modes of parts may differ, and each stays as it is
+        before = {name: value.clone() for name, value in net.state_dict().items()}
+        first, second = (nonconvex_objective(net, images, targets, 0.3) for _ in range(2))
+        assert first == second
+        assert net.training and extra.training and plain[0].training and not plain[1].training
+        assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+        assert nonconvex_objective(net.eval(), images, targets, 0.3) == first
+        assert not plain[0].training
+    assert nonconvex_objective(nn.Sequential(nn.Dropout(0.5), plain).train(), images, targets, 0.3) == (
+        nonconvex_objective(plain, images, targets, 0.3)
+    )
+    with pytest.raises(InputError, match="differ from call to call even in evaluation mode"):
+        nonconvex_objective(nn.Sequential(Noisy(), plain), images, targets, 0.3)
+
+
+def test_modes_are_restored_after_a_refusal() -> None:
+    net = small_net().train()
+    with pytest.raises(InputError, match="doesn't take images"):
+        nonconvex_objective(net, torch.zeros(2, 3, 3), torch.zeros(2, 2), 1.0)
+    assert all(part.training for part in net.modules())
+
+
 def test_nonconvex_objective_refuses() -> None:
     images, targets = torch.zeros(2, 2, 3, 3), torch.zeros(2, 2)
     with pytest.raises(InputError, match="exactly one Conv2d; got 0"):
@@ -315,6 +350,10 @@ def test_cones_need_the_group_penalty(penalty: Any) -> None:
         relu_program(patches, gates, targets, 1.0, penalty=penalty())
 
 
-def test_relative_gap_is_absolute_for_small_objectives() -> None:
-    assert relative_gap(0.5, 0.25) == 0.25
-    assert relative_gap(10.0, 5.0) == 0.5
+def test_relative_gap_is_relative_to_the_objective_whatever_its_size() -> None:
+    assert relative_gap(0.5, 0.25) == relative_gap(10.0, 5.0) == relative_gap(1e-20, 0.5e-20) == 0.5
+    assert relative_gap(0.0, 0.0) == relative_gap(0.0, 0.0, floor=1.0) == 0.0
+    assert relative_gap(1e-20, 0.0, floor=1e-10) == pytest.approx(
+        1e-10
+    )  # rounding can't tell such an objective from zero
+    assert relative_gap(0.0, -1.0) == float("inf")

@@ -243,7 +243,7 @@ def certainty(entry: Entry, same_objective: bool = True) -> list[str]:
         )
     value = _number(rival.get("objective"))
     if same_objective and math.isfinite(value):
-        if value >= bound - 1e-9 * max(1.0, abs(bound)):
+        if value >= bound - 1e-9 * abs(bound):
             said.append(f"By the same bound, ordinary training is at most {_above(value, bound)} the best.")
         elif kind == "searched":
             said.append(
@@ -259,11 +259,8 @@ def _lower(objective: float, bound: float) -> str:
     """Return how much lower than the objective anything above the bound can be, in words; "" for no bound."""
     if not math.isfinite(objective - bound):
         return ""
-    gap = max(0.0, relative_gap(objective, bound))
-    # The gap of an objective below 1 is a difference, no share.
-    return f"at most {at_most(gap)} lower" if abs(objective) >= 1 else f"lower by at most {gap:.2g}"
+    return f"at most {at_most(max(0.0, relative_gap(objective, bound)))} lower"
 
 
 def _above(objective: float, bound: float) -> str:
-    gap = max(0.0, relative_gap(objective, bound))
-    return f"{at_most(gap)} of its objective above" if abs(objective) >= 1 else f"{gap:.2g} above"
+    return f"{at_most(max(0.0, relative_gap(objective, bound)))} of its objective above"

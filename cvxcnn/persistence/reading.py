@@ -11,11 +11,12 @@ from sklearn.base import clone
 from torch import Tensor
 
 from ..block import DTYPES, ConvexConvBlock
-from ..certificate import Certificate
+from ..certificate import NETWORKS, Certificate, networks_of
 from ..errors import InputError
 from ..neurons import Neurons
 from ..patches import PatchGeometry
-from ..pricing import PricedGates, PricingOptions
+from ..penalties import get_penalty
+from ..pricing_options import PricedGates, PricingOptions
 from ..projection import PatchPCA
 from ..solvers import SolveResult, Status
 from ..stack import LayerwiseCNN
@@ -202,7 +203,7 @@ class Reader:
             raise MisfitError(f"{where}reg in {CONFIG_FILE} must be a positive number; it is {short(used)}")
         block.reg_ = float(used)
         block.result_ = self._result(table, where, block)
-        block.certificate_ = self._certificate(table, where)
+        block.certificate_ = self._certificate(table, where, block)
         return block
 
     def _weights(self, layer: int, block: ConvexConvBlock) -> None:
@@ -247,14 +248,21 @@ class Reader:
             seconds=values["seconds"],
         )
 
-    def _certificate(self, table: dict[str, Any], where: str) -> Certificate:
+    def _certificate(self, table: dict[str, Any], where: str, block: ConvexConvBlock) -> Certificate:
         table = entry(table, "certificate", is_table, "an object", where)
         where += "certificate."
         kinds = ["proved", "searched", "none"]
+        # Files of before these were kept say what they are by the settings of the block.
+        pairs = block.geometry_.pool_cells**2 * block.n_outputs_
+        networks = networks_of(block.activation, get_penalty(block.penalty).separable, pairs)
+        further = {"networks": networks, "n_distinct": 0, "expected_unseen": None, **table}
         return Certificate(
             **{name: number(entry(table, name, is_number_or_none, "a number or null", where)) for name in CERTIFICATE},
             kind=entry(table, "kind", lambda v: v in kinds, f"one of {kinds}", where),
             n_searched=entry(table, "n_searched", is_int, "an int", where),
+            networks=entry(further, "networks", lambda v: v in list(NETWORKS), f"one of {list(NETWORKS)}", where),
+            n_distinct=entry(further, "n_distinct", is_int, "an int", where),
+            expected_unseen=number(entry(further, "expected_unseen", is_number_or_none, "a number or null", where)),
         )
 
 

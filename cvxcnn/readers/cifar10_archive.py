@@ -11,14 +11,13 @@ from typing import IO, Any, cast
 import numpy as np
 
 from . import cifar10, cifar10_python
-from .raw import RawSplit, first_bytes, reading
+from .raw import RawSplit, first_bytes, reading, warn_of_others
 
 __all__ = ["read", "recognises"]
 
 # The official archives unpack to 186 MB in nine members.
 MAX_BYTES = 1 << 29
 MAX_MEMBERS = 64
-NAMES = ("cifar-10-python.tar.gz", "cifar-10-binary.tar.gz")
 
 
 class _Bounded:
@@ -38,7 +37,7 @@ class _Bounded:
 
 def _file(path: Path) -> Path:
     """Return the archive: the path itself, or the one in it under its official name."""
-    return next((path / name for name in NAMES if (path / name).is_file()), path)
+    return next((path / name for name in cifar10.ARCHIVES if (path / name).is_file()), path)
 
 
 def recognises(path: Path) -> bool:
@@ -91,4 +90,7 @@ def read(path: Path) -> tuple[RawSplit, RawSplit]:
             # To the end, where the checksum is.
             while stream.read():
                 pass
-    return cifar10_python.join(batches, str(file))
+    splits = cifar10.join(batches, str(file))
+    if file != path:
+        warn_of_others(path, [file], cifar10.KNOWN)
+    return splits

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError
-from .cifar10 import CIFAR10_CLASSES
+from .cifar10 import CIFAR10_CLASSES, KNOWN, join
 from .pickled import Built, Call, Name, byte_string, pickled_value
-from .raw import RawSplit, files, reading
+from .raw import RawSplit, files, reading, warn_of_others
 
-__all__ = ["MAX_BATCH_BYTES", "join", "parse", "read", "recognises"]
+__all__ = ["MAX_BATCH_BYTES", "parse", "read", "recognises"]
 
 FOLDER = "cifar-10-batches-py"
+NAME = re.compile(r"data_batch_\d+|test_batch")
 SIDE = 32
 # The official batches have 31,035,704 bytes.
 MAX_BATCH_BYTES = 64 << 20
@@ -35,7 +35,7 @@ def _folder(path: Path) -> Path:
 
 def recognises(path: Path) -> bool:
     """Return whether the layout is there."""
-    return any(re.fullmatch(r"data_batch_\d+|test_batch", p.name) for p in files(_folder(path)))
+    return any(NAME.fullmatch(p.name) for p in files(_folder(path)))
 
 
 def _array(value: Any) -> NDArray[np.uint8]:
@@ -85,26 +85,19 @@ def parse(content: bytes, origin: str) -> RawSplit:
     return RawSplit(pixels.reshape(-1, 3, SIDE, SIDE), np.array(labels), origin, CIFAR10_CLASSES)
 
 
-def join(batches: dict[str, RawSplit], origin: str) -> tuple[RawSplit, RawSplit]:
-    """Return the training and test split of batches, by the names of their files without ``.bin``."""
-    training = [batches[name] for name in sorted(batches) if name != "test_batch"]
-    if not training or "test_batch" not in batches:
-        missing = "test_batch" if training else "training batch data_batch_1"
-        raise DataError(f"{origin} has no {missing}. Put data_batch_1 to 5 and test_batch there.")
-    images = np.concatenate([batch.images for batch in training])
-    labels = np.concatenate([batch.labels for batch in training])
-    return RawSplit(images, labels, origin, CIFAR10_CLASSES), batches["test_batch"]
-
-
 def read(path: Path) -> tuple[RawSplit, RawSplit]:
     """Return the raw training and test split; DataError if they can't be read."""
     folder = _folder(path)
+    found = [p for p in files(folder) if NAME.fullmatch(p.name)]
     batches = {}
-    for file in files(folder):
-        if re.fullmatch(r"data_batch_\d+|test_batch", file.name):
-            with reading(file):
-                if file.stat().st_size > MAX_BATCH_BYTES:
-                    raise ValueError(f"it has more than {MAX_BATCH_BYTES} bytes")
-                content = file.read_bytes()
-            batches[file.name] = parse(content, str(file))
-    return join(batches, str(folder))
+    for file in found:
+        with reading(file):
+            if file.stat().st_size > MAX_BATCH_BYTES:
+                raise ValueError(f"it has more than {MAX_BATCH_BYTES} bytes")
+            content = file.read_bytes()
+        batches[file.name] = parse(content, str(file))
+    splits = join(batches, str(folder))
+    warn_of_others(folder, found, KNOWN)
+    if folder != path:
+        warn_of_others(path, [folder], KNOWN)
+    return splits

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from .raw import RawSplit, files, first_bytes, reading
+from .raw import RawSplit, files, first_bytes, reading, warn_of_others
 
 
 def _is_idx_file(path: Path) -> bool:
@@ -57,8 +57,10 @@ def read(folder: Path) -> tuple[RawSplit, RawSplit]:
             )
         return found[0]
 
-    splits = []
-    for split, pattern in (("training", "train"), ("test", "t10k|test")):
-        images = only(split, "images", pattern)
-        splits.append(RawSplit(_read_file(images), _read_file(only(split, "labels", pattern)), str(images)))
-    return splits[0], splits[1]
+    pairs = [
+        (only(split, "images", pattern), only(split, "labels", pattern))
+        for split, pattern in (("training", "train"), ("test", "t10k|test"))
+    ]
+    warn_of_others(folder, [path for pair in pairs for path in pair])
+    train, test = (RawSplit(_read_file(images), _read_file(labels), str(images)) for images, labels in pairs)
+    return train, test

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..layout import looks_channels_last
-from .raw import RawSplit, first_bytes, reading
+from .raw import RawSplit, first_bytes, reading, warn_of_unused
+
+NAMES = ("x_train", "y_train", "x_test", "y_test")
 
 
 def _channels_first(images: NDArray[Any]) -> NDArray[Any]:
@@ -32,13 +34,15 @@ def read(path: Path) -> tuple[RawSplit, RawSplit]:
                 # Nothing is extracted, so such a path does no harm; but no such file comes from numpy.
                 if name.startswith("/") or ".." in name.split("/") or "\\" in name:
                     raise ValueError(f"it has a member with the path {name[:60]!r}")
-            for name in ("x_train", "y_train", "x_test", "y_test"):
+            for name in NAMES:
                 if name not in archive.files:
                     raise DataError(
                         f"{path} has no array {name}: it has {', '.join(archive.files) or 'none'}. "
                         "Save x_train, y_train, x_test and y_test."
                     )
                 arrays[name] = np.asarray(archive[name])
+            others = [name for name in archive.files if name not in NAMES]
+    warn_of_unused(others, path, "Put images that are to be used into x_train or x_test.")
     splits = []
     for split in ("train", "test"):
         labels = arrays[f"y_{split}"]

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from .encoded import decode_all
+from .encoded import check_kinds, decode_all
+from .folders import files_within
 from .npz import _channels_first
-from .raw import RawSplit, files, first_bytes, reading, to_pixels
+from .raw import RawSplit, first_bytes, reading, to_pixels
 
 __all__ = ["array_names", "read_images"]
 
@@ -29,7 +30,7 @@ def array_names(path: Path) -> list[str]:
 
 
 def read_images(path: Path) -> tuple[NDArray[np.float64], list[str]]:
-    """Return images (n, C, H, W) in [0, 1], and a name for each: its file's, or its index.
+    """Return images (n, C, H, W) in [0, 1], and a name for each: its file's, below the folder, or its index.
 
     Raises
     ------
@@ -39,16 +40,19 @@ def read_images(path: Path) -> tuple[NDArray[np.float64], list[str]]:
     with reading(path, "Check the path and its permissions."):
         if not path.exists():
             raise DataError(f"There are no images at {path}. Check the path.")
-        paths = files(path) if path.is_dir() else [path]
+        paths = files_within(path) if path.is_dir() else [path]
         if not paths:
             raise DataError(f"{path} holds no images. Put image files into it, all of one size.")
         start = first_bytes(path, 6) if path.is_file() else b""
     if start.startswith((b"PK", b"\x93NUMPY")):
         images = _channels_first(_array(path))
         return to_pixels(RawSplit(images, np.zeros(0), str(path))), [str(row) for row in range(len(images))]
+    if path.is_dir():
+        check_kinds(paths)
     with reading(path, "Check the path and its permissions."):
         encoded = [(str(p), p.read_bytes()) for p in paths]
-    return to_pixels(RawSplit(decode_all(encoded), np.zeros(0), str(path))), [p.name for p in paths]
+    names = [p.relative_to(path).as_posix() if p != path else p.name for p in paths]
+    return to_pixels(RawSplit(decode_all(encoded), np.zeros(0), str(path))), names
 
 
 def _array(path: Path) -> NDArray[np.generic]:

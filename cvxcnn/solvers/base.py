@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class Status(str, Enum):
-    """How a solve ended; a message with cause and remedy belongs to each."""
+    """How a solve ended; a message with the cause belongs to each."""
 
     OPTIMAL = "optimal"
     INACCURATE = "inaccurate"
@@ -33,15 +33,15 @@ class Status(str, Enum):
 
     @property
     def message(self) -> str:
-        """Cause and remedy in a sentence."""
+        """The cause in a sentence."""
         return _MESSAGES[self]
 
 
 _MESSAGES = {
     Status.OPTIMAL: "The relative gap reached the tolerance.",
-    Status.INACCURATE: "The solver stopped above the tolerance; its best point is kept. Ask for a larger tol.",
-    Status.ITERATION_LIMIT: "The iteration limit came first; the best point is kept. Allow more iterations.",
-    Status.TIME_LIMIT: "The time limit came first; the best point is kept. Allow more time.",
+    Status.INACCURATE: "The solver stopped above the tolerance; its best point is kept.",
+    Status.ITERATION_LIMIT: "The iteration limit came first; the best point is kept.",
+    Status.TIME_LIMIT: "The time limit came first; the best point is kept.",
 }
 
 
@@ -199,7 +199,10 @@ class Solver(ABC):
         status = Status.OPTIMAL
         if gap > self.tol:
             status = Status.INACCURATE if outcome.stopped is Status.OPTIMAL else outcome.stopped
-            logger.warning("%s: %s Relative gap %.2e, tol %.2e.", self.name, status.message, gap, self.tol)
+            # A limit that nobody gave can't be raised: a priced block has none, for one.
+            given = status is Status.ITERATION_LIMIT and self.max_iter is not None
+            remedy = "Raise max_iter, or tol." if given else "Ask for a larger tol."
+            logger.warning("%s: %s Relative gap %.2e, tol %.2e. %s", self.name, status.message, gap, self.tol, remedy)
         return SolveResult(
             weights=weights,
             objective=final.objective,

@@ -73,7 +73,7 @@ class ConeWorkingSet(Solver):
 
     def refusal(self, program: Program) -> str | None:
         if program.cones is None:
-            return 'it is for programs with cones. Use solver="working_set" or "fista".'
+            return 'it is for programs with cones. Use solver="auto".'
         if not isinstance(program.loss, SquaredLoss):
             return f'it needs loss="squared"; got {program.loss.name!r}. Use solver="auto".'
         return None

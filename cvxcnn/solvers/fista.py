@@ -41,7 +41,7 @@ class Fista(Solver):
 
     def refusal(self, program: Program) -> str | None:
         if program.cones is not None:
-            return 'it knows no cones. Use solver="working_set", or activation="gated_relu".'
+            return 'it knows no cones. Use solver="cone_working_set", or activation="gated_relu".'
         if not isinstance(program.loss, SquaredLoss):
             return f'it needs loss="squared"; got {program.loss.name!r}. Use solver="auto".'
         return None

@@ -142,7 +142,7 @@ class WorkingSet(Solver):
         if program.cones is not None:
             return 'the cones need solver="cone_working_set".'
         if isinstance(program.penalty, NuclearPenalty):
-            return 'the nuclear penalty has no fixed groups. Use solver="fista".'
+            return 'the nuclear penalty has no fixed groups. Use solver="auto".'
         if not isinstance(program.loss, SquaredLoss):
             return f'it needs loss="squared"; got {program.loss.name!r}. Use solver="auto".'
         return None

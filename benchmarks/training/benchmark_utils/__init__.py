@@ -16,8 +16,9 @@ from cvxcnn.data import ImageSet, load_data
 from cvxcnn.neurons import Neurons, to_module
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.penalties import DensePenalty
-from cvxcnn.pricing import PricingOptions, global_bound
+from cvxcnn.pricing import PricingOptions
 from cvxcnn.program import filter_program
+from cvxcnn.separation import global_bound
 
 
 @dataclass
@@ -72,7 +73,7 @@ class Task:
         )
         weights = (readout[kept] * lengths[kept, None, None]).unsqueeze(2)
         generator = torch.Generator().manual_seed(seed)
-        bound, _ = global_bound(program, weights, PricingOptions(), generator)
+        bound = global_bound(program, weights, PricingOptions(), generator).bound
         return bound
 
 
