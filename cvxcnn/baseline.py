@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .checks import as_int, is_number
 from .design import FilterDesign
 from .errors import InputError, SolverError
 from .losses import Loss, get_loss
 from .patches import CACHE_BYTES, CHUNK_ENTRIES_CPU, CHUNK_ENTRIES_GPU, Patches
+from .plainly import plainly
 from .threads import coarse_threads, map_shares
 from .units import Units
 
@@ -185,7 +187,7 @@ class _Network:
 
     def directions(self, seed: int) -> tuple[Tensor, Tensor]:
         """Return random unit filters and output weights of unit norm, the group's signs alternating evenly."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(int(seed))
         shape = (self.width, self.patches.n_cells, self.outputs)
         filters = torch.randn(self.width, self.patches.dim, generator=generator).to(self.targets)
         readout = torch.randn(shape, generator=generator).to(self.targets)
@@ -360,22 +362,16 @@ def _check(patches: Patches, targets: Tensor, width: int, connect: str, optimize
         raise InputError(f"connect must be one of {list(CONNECTIONS)}; got {connect!r}.")
     if optimizer not in OPTIMIZERS:
         raise InputError(f"optimizer must be one of {list(OPTIMIZERS)}; got {optimizer!r}.")
-    _check_counts(width=width)
+    as_int("width", width)
     if targets.ndim != 2 or len(targets) != patches.n_images:
         raise InputError(
             f"targets must be (n, outputs) with n = {patches.n_images}, one row an image; got {tuple(targets.shape)}."
         )
 
 
-def _check_counts(**counts: int) -> None:
-    for name, value in counts.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f"{name} must be an int >= 1; got {value!r}.")
-
-
 def _check_positive(**values: float) -> None:
     for name, value in values.items():
-        if not (value > 0 and math.isfinite(value)):
+        if not is_number(value, above=0):
             raise InputError(f"{name} must be a positive number; got {value!r}.")
 
 
@@ -416,6 +412,7 @@ def _rate_unit(units: Units, optimizer: str) -> float:
     return math.sqrt(units.weights) if optimizer == "adam" else units.weights / units.objective
 
 
+@plainly
 def train_baseline(
     patches: Patches,
     targets: Tensor,
@@ -513,10 +510,14 @@ def train_baseline(
     (torch.Size([4, 1, 1]), True)
     """
     _check(patches, targets, width, connect, optimizer)
-    _check_counts(batch_size=batch_size, **({} if epochs is None else {"epochs": epochs}))
+    width, batch_size = int(width), as_int("batch_size", batch_size)
+    epochs = None if epochs is None else as_int("epochs", epochs)
     _check_positive(reg=reg, tol=tol, **({} if learning_rate is None else {"learning_rate": learning_rate}))
-    if not 0.0 <= warmup < 1.0:
+    reg, tol = float(reg), float(tol)
+    learning_rate = None if learning_rate is None else float(learning_rate)
+    if not is_number(warmup, below=1) or warmup < 0:
         raise InputError(f"warmup is the part of a cycle in which the rate rises, in [0, 1); got {warmup!r}.")
+    warmup = float(warmup)
     began = time.perf_counter()
     # Adam's own constant is absolute, and the training is in float32.
     units = Units.of(patches, targets, get_loss(loss))
@@ -570,7 +571,7 @@ def _train(
     """Run the cycles; raise _DivergedError if one ends above the start."""
     weights = [weight.clone() for weight in start]
     steps = _optimizer(optimizer, weights, peak)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     worst = previous = run.record(*weights)
     for length in cycles:
         run.cycle(weights, steps, peak, length, batch, warmup, generator)

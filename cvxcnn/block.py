@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -16,30 +16,38 @@ from torch import Tensor, nn
 
 from .arrangements import Gates, resolve
 from .certificate import Certificate
+from .checks import as_flag, as_number, as_tol, is_int
 from .cones import Cones
 from .data import are_flat, check_images, check_targets
 from .distributed import size
 from .errors import InputError
+from .layout import check_layout, check_same_shape
 from .losses import get_loss
 from .neurons import GatedConv, Neurons, convolution, pooling, read_neurons, to_module
 from .patches import Patches, PatchGeometry
 from .penalties import DensePenalty, Penalty, get_penalty
+from .plainly import plainly
 from .priced_patterns import solve_priced_patterns
 from .pricing import PricedSolution, solve_priced, solve_priced_gates
 from .pricing_options import PricedGates, PricingOptions
 from .program import Program, filter_program, gated_program, relative_gap, relu_program
 from .savable import Savable
+from .seeds import check_seed, seed_of
 from .separation import global_bound, networks_in, searched_reg_max
 from .solvers import Callback, Solver, SolveResult, Status, get_solver
-from .solvers.base import is_number
 from .threads import coarse_threads
 from .units import unit_rows
 
-__all__ = ["ConvexConvBlock"]
+__all__ = ["DEFAULT_FRACTION", "DEFAULT_SEARCH", "ConvexConvBlock", "warn_of_labels"]
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
+# Of reg_max, where reg is None; chosen on a validation split of the digits (benchmarks/choose_reg.py).
+DEFAULT_FRACTION = 0.01
+# Of the main job: a bound within some per cent, in a third of the time of one within 1e-4 (PricingOptions()).
+DEFAULT_SEARCH = PricingOptions(starts=96, max_rounds=3)
 
 
 def _stored(images: Any, dtype: torch.dtype) -> torch.dtype:
@@ -48,15 +56,40 @@ def _stored(images: Any, dtype: torch.dtype) -> torch.dtype:
     return torch.float16 if halved else dtype
 
 
+def warn_of_labels(targets: Any, loss: Any) -> None:
+    """Warn of integer class labels where numbers are to be fitted; -1 and +1 are numbers as good as labels."""
+    if isinstance(targets, Tensor):
+        targets = None if targets.is_floating_point() else targets.detach().cpu().numpy()
+    try:
+        values = np.asarray(targets)
+    except (TypeError, ValueError, RuntimeError):  # what can't be an array is refused where targets are read
+        return
+    if loss != "squared" or values.dtype.kind not in "biu" or values.size != len(np.atleast_1d(values)):
+        return
+    found = np.unique(values).astype(np.int64)
+    numbered = np.array_equal(found - found[:1], np.arange(len(found)))
+    if len(found) > 1 and not np.isin(found, (-1, 1)).all() and (numbered or 2 * len(found) <= values.size):
+        warnings.warn(
+            f"targets are {len(found)} different integers, which are fitted as numbers by the squared loss. "
+            "If they are class labels, use ConvexCNNClassifier, or one_hot(labels, n_classes); if not, pass floats.",
+            UserWarning,
+            stacklevel=5,
+        )
+
+
 class ConvexConvBlock(Savable, BaseEstimator):
     """A two-layer CNN, Conv -> ReLU -> pooling -> Linear, trained by convex optimisation.
 
-    Solves, over the sign patterns D_i of the patches that the gates give (Eq. 2 of the ReLU program),
+    Minimises 1/2 ||f - y||^2 + reg/2 * sum_i (||u_i||^2 + ||w_i||^2), Eq. 1, over the network's neurons. By default
+    that is a group lasso over ReLU filters, which the optimisation finds by itself. With ``penalty="group"`` and a
+    number of gates it is Eq. 2 of the ReLU program as published, over the sign patterns D_i of the patches that the
+    gates give,
 
         min 1/2 || sum_ik D_i^k X_k (v_i - w_i) - y ||^2 + reg * sum_i (||v_i|| + ||w_i||)
         subject to (2 D_i - I) R v_i >= 0, (2 D_i - I) R w_i >= 0
 
-    which equals 1/2 ||f - y||^2 + reg/2 * sum_i (||u_i||^2 + w_i^2), Eq. 1, at the neurons read back from it.
+    which equals Eq. 1 at the neurons read back from it. The defaults are those of ``LayerwiseCNN``, of the estimators
+    and of the command line.
 
     Parameters
     ----------
@@ -71,16 +104,17 @@ class ConvexConvBlock(Savable, BaseEstimator):
     activation : {"relu", "gated_relu"}
     penalty : {"group", "nuclear", "dense"}
         "group": each neuron feeds one (cell, output). "dense": each feeds them all, as in an ordinary network;
-        the gates are then the directions of its filters. "nuclear": gated networks with shared filters.
+        the gates are then the directions of its filters. Of a gated network the program of that is a nuclear norm:
+        "nuclear" is its name there, and "dense" means the same.
     loss : {"squared", "logistic", "softmax"}
         A sum over images, not a mean. "logistic" takes targets of -1 and +1, "softmax" one-hot targets; the outputs
         are then log-odds.
-    reg : float
-        lam > 0.
+    reg : float or None
+        lam > 0; None for 0.01 of ``reg_max``. ``reg_`` has the one used.
     gates : int, array (P, d), gate sampler, PricedGates or "priced"
         A number of Gaussian gates; given vectors; a sampler such as ``PatchGates(100)``; or ``PricedGates(...)``:
-        found by the optimisation itself, until the gap over all gates is small. "priced" is short for
-        ``PricedGates()``, with the options in ``pricing`` if there are any.
+        found by the optimisation itself, until the gap over all gates is small. "priced" is the same, as hard as
+        ``pricing`` says.
     solver : str
         "auto", "working_set", "cone_working_set", "fista", "proximal_newton", "streamed", "cvxpy:CLARABEL",
         "cvxpy:SCS" or "cvxpy:MOSEK".
@@ -90,21 +124,24 @@ class ConvexConvBlock(Savable, BaseEstimator):
     device : str
         Where patches and features live.
     dtype : {"float64", "float32"}
-    random_state : int
-        Seed of the gates and of the searches.
+    random_state : int or None
+        Seed of the gates and of the searches; None for another one each time.
     intercept : bool
         An unregularised output intercept.
     max_iter : int or None
-        Limit of the solver's iterations; None for its default.
+        Limit of the solver's iterations; None for its default. With priced gates only None.
     pricing : PricingOptions or None
         How hard to search, for ``gates="priced"`` and, over fixed gates, for the bound over all of them, where
-        ``starts=0`` skips the search. ``PricedGates`` brings its own options.
+        ``starts=0`` skips the search; None for 96 starts and three rounds, as on the command line. ``PricedGates``
+        brings its own options.
 
     Attributes
     ----------
     result_ : SolveResult
         Objective, dual bound, relative gap, status, solver, iterations, seconds.
     certificate_ : Certificate
+    reg_ : float
+        The lam of the program that was solved.
     gates_ : ndarray, shape (P, d)
         Gate vectors (or filter directions) of the program.
     n_duplicate_gates_, n_zero_gates_ : int
@@ -127,7 +164,7 @@ class ConvexConvBlock(Savable, BaseEstimator):
     Examples
     --------
     >>> images = np.random.default_rng(0).normal(size=(20, 6, 6))
-    >>> block = ConvexConvBlock(reg=5.0, gates=10).fit(images, images.mean(axis=(1, 2)))
+    >>> block = ConvexConvBlock(gates=10).fit(images, images.mean(axis=(1, 2)))
     >>> block.result_.status
     'optimal'
     >>> bool(np.allclose(block.predict(images), block.to_torch()(torch.tensor(images[:, None])).flatten().detach()))
@@ -139,20 +176,20 @@ class ConvexConvBlock(Savable, BaseEstimator):
         *,
         kernel_size: int | tuple[int, int] = 3,
         stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] = 0,
-        pooling: str = "sum",
-        pool_cells: int = 1,
-        bias: bool = False,
+        padding: int | tuple[int, int] = 1,
+        pooling: str = "mean",
+        pool_cells: int = 2,
+        bias: bool = True,
         activation: str = "relu",
-        penalty: str = "group",
+        penalty: str = "dense",
         loss: str = "squared",
-        reg: float = 1.0,
-        gates: Any = 100,
+        reg: float | None = None,
+        gates: Any = "priced",
         solver: str = "auto",
         tol: float = 1e-6,
         device: str = "cpu",
         dtype: str = "float64",
-        random_state: int = 0,
+        random_state: int | None = 0,
         intercept: bool = False,
         max_iter: int | None = None,
         pricing: PricingOptions | None = None,
@@ -177,12 +214,15 @@ class ConvexConvBlock(Savable, BaseEstimator):
         self.max_iter = max_iter
         self.pricing = pricing
 
+    @plainly
     def fit(self, images: Any, targets: Any, callback: Callback | None = None) -> ConvexConvBlock:
         """Train on images (n, C, H, W) or (n, H, W) and targets (n,) or (n, outputs).
 
         Parameters
         ----------
         images, targets : array-like or Tensor
+            Images (n, H, W, C) are refused. Integer targets other than -1 and +1 bring a UserWarning: they look like
+            class labels.
         callback : callable, optional
             Called with a ``Progress`` now and then; may raise to stop.
 
@@ -193,24 +233,30 @@ class ConvexConvBlock(Savable, BaseEstimator):
         SolverUnavailableError, SolverError
             If the solver is missing here, or ended without a point; the block is then as it was.
         """
-        return self._fit(images, targets, None, callback)
+        self._at_the_door(images, targets)
+        return self._fit(images, targets, DEFAULT_FRACTION, callback)
 
-    def _fit(self, images: Any, targets: Any, fraction: float | None, callback: Callback | None) -> ConvexConvBlock:
-        """Fit; if a fraction is given, ``reg`` becomes that share of ``reg_max``."""
+    def _at_the_door(self, images: Any, targets: Any) -> None:
+        """Refuse or warn of what users give by mistake; maps and targets of other blocks come in behind it."""
+        check_layout(images)
+        warn_of_labels(targets, self.loss)
+
+    def _fit(self, images: Any, targets: Any, fraction: float, callback: Callback | None) -> ConvexConvBlock:
+        """Fit; without a ``reg`` of the block's own, at this share of ``reg_max``."""
         patches, expected = self._training_set(images, targets)
         options = self._priced()
         with torch.no_grad(), coarse_threads():
             if options is None:
                 program, gates = self._fixed_program(patches, expected)
                 solver = self._solver(program)
-                if fraction is not None:
-                    self.reg = fraction * solver.reg_max(program)
-                    program = replace(program, reg=self.reg)
+                if self.reg is None:
+                    program = replace(program, reg=_share(fraction, solver.reg_max(program)))
                 self._finish(program, gates, solver, are_flat(targets), callback=callback)
             else:
-                if fraction is not None:
-                    self.reg = fraction * self._searched_reg_max(patches, expected, options)
-                fitted = self._fit_priced(patches, expected, options, callback=callback)
+                reg = self.reg
+                if reg is None:
+                    reg = _share(fraction, self._searched_reg_max(patches, expected, options))
+                fitted = self._fit_priced(patches, expected, options, float(reg), callback=callback)
                 self._store(*fitted, patches, are_flat(targets))
         return self
 
@@ -230,37 +276,52 @@ class ConvexConvBlock(Savable, BaseEstimator):
         """Solve over fixed gates, certify, and keep what was found."""
         self.n_duplicate_gates_, self.n_zero_gates_ = gates.n_duplicates, gates.n_zero
         result = solver.solve(program, start=start, callback=callback)
-        certificate = self._certify(program, gates, result, self.pricing or PricingOptions())
+        certificate = self._certify(program, gates, result, self._search())
         self._store(program, result, certificate, program.design.patches, flat)
 
     def _priced(self) -> PricingOptions | None:
         """Return the options of the pricing, or None if the gates are fixed."""
         if isinstance(self.gates, PricedGates):
             return self.gates
-        return (self.pricing or PricingOptions()) if isinstance(self.gates, str) else None
+        return self._search() if isinstance(self.gates, str) else None
+
+    def _search(self) -> PricingOptions:
+        return DEFAULT_SEARCH if self.pricing is None else self.pricing
+
+    @property
+    def program_penalty(self) -> str:
+        """The penalty of the program: neurons that feed everything are the "nuclear" penalty for gated networks."""
+        return "nuclear" if self.activation == "gated_relu" and self.penalty == "dense" else self.penalty
+
+    def _penalty(self, patches: Patches, targets: Tensor) -> Penalty:
+        # A matrix of one column has one norm, and the programs of the group penalty have faster solvers.
+        single = self.penalty != self.program_penalty and patches.n_cells * targets.shape[1] == 1
+        return get_penalty("group" if single else self.program_penalty)
 
     def _check_parameters(self) -> PatchGeometry:
-        geometry = PatchGeometry(
-            self.kernel_size, self.stride, self.padding, self.pooling, self.pool_cells, bool(self.bias)
-        )
+        geometry = PatchGeometry(self.kernel_size, self.stride, self.padding, self.pooling, self.pool_cells, self.bias)
         if self.activation not in ("relu", "gated_relu"):
             raise InputError(f'activation must be "relu" or "gated_relu"; got {self.activation!r}.')
-        penalty = get_penalty(self.penalty)
+        get_penalty(self.penalty)
         get_loss(self.loss)
         if self.activation == "relu" and self.penalty == "nuclear":
             raise InputError('penalty="nuclear" is a gated program. Use activation="gated_relu", or penalty="dense".')
-        if self.activation == "gated_relu" and isinstance(penalty, DensePenalty):
-            raise InputError(
-                'penalty="dense" is a program over ReLU filters. Use penalty="nuclear" for a gated network.'
-            )
-        if not is_number(self.reg, Real) or not 0 < self.reg < float("inf"):
-            raise InputError(f"reg must be a positive, finite number; got {self.reg!r}.")
+        if self.reg is not None:
+            as_number("reg", self.reg)
+        as_tol(self.tol)
+        as_flag("intercept", self.intercept)
+        if self.pricing is not None and not isinstance(self.pricing, PricingOptions):
+            raise InputError(f"pricing must be PricingOptions(...), or None; got {self.pricing!r}.")
         if isinstance(self.gates, str) and self.gates != "priced":
             raise InputError(f'gates must be a number, an array, a sampler or "priced"; got {self.gates!r}.')
         if isinstance(self.gates, PricedGates) and self.pricing is not None:
             raise InputError('PricedGates brings its own options: leave pricing out, or use gates="priced" with it.')
         if self._priced() is not None and self.solver != "auto":
             raise InputError(f'gates="priced" brings its own solver: use solver="auto"; got {self.solver!r}.')
+        if self.max_iter is not None and not is_int(self.max_iter, 1):
+            raise InputError(f"max_iter must be an int >= 1, or None; got {self.max_iter!r}.")
+        if self.max_iter is not None and self._priced() is not None:
+            raise InputError("priced gates have no max_iter: limit their rounds, PricingOptions(max_rounds=...).")
         if self._priced() is not None and size() > 1:
             raise InputError(f"priced gates need all images in one process; there are {size()}. Use a number of gates.")
         if self.dtype not in DTYPES:
@@ -271,8 +332,7 @@ class ConvexConvBlock(Savable, BaseEstimator):
             raise InputError(f'device must be "cpu", "cuda" or "cuda:<number>"; got {self.device!r}.') from None
         if str(self.device).startswith("cuda") and not torch.cuda.is_available():
             raise InputError(f'device={self.device!r} was asked for, but torch finds no GPU. Use device="cpu".')
-        if not is_number(self.random_state, Integral) or not 0 <= self.random_state < 1 << 63:
-            raise InputError(f"random_state must be an int in [0, 2^63); got {self.random_state!r}.")
+        check_seed(self.random_state)
         return geometry
 
     def _training_set(self, images: Any, targets: Any) -> tuple[Patches, Tensor]:
@@ -283,8 +343,9 @@ class ConvexConvBlock(Savable, BaseEstimator):
         return Patches(inputs, geometry, dtype), expected
 
     def _generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(int(self.random_state))
+        return torch.Generator().manual_seed(seed_of(self.random_state))
 
+    @plainly
     def reg_max(self, images: Any, targets: Any) -> float:
         """Return the smallest ``reg`` whose solution is zero: exact over fixed gates, searched if they are priced.
 
@@ -293,6 +354,7 @@ class ConvexConvBlock(Savable, BaseEstimator):
         images : array-like, shape (n, C, H, W) or (n, H, W)
         targets : array-like, shape (n,) or (n, outputs)
         """
+        check_layout(images)
         patches, expected = self._training_set(images, targets)
         options = self._priced()
         with torch.no_grad(), coarse_threads():
@@ -307,31 +369,31 @@ class ConvexConvBlock(Savable, BaseEstimator):
             patches.pool.new_zeros(0, patches.dim),
             targets,
             1.0,
-            penalty=get_penalty(self.penalty),
+            penalty=self._penalty(patches, targets),
             loss=get_loss(self.loss),
-            intercept=self.intercept,
+            intercept=bool(self.intercept),
         )
         return searched_reg_max(empty, options, self._generator())
 
     def _fixed_program(self, patches: Patches, targets: Tensor) -> tuple[Program, Gates]:
-        gates = resolve(self.gates, patches, int(self.random_state), targets)
+        gates = resolve(self.gates, patches, seed_of(self.random_state), targets)
         if gates.n_duplicates + gates.n_zero:
             logger.info(
                 "%d gates kept; %d repeated a pattern, %d never active", len(gates), gates.n_duplicates, gates.n_zero
             )
         make: Callable[..., Program] = {"gated_relu": gated_program, "relu": relu_program}[self.activation]
         vectors = gates.vectors
-        penalty: Penalty = get_penalty(self.penalty)
+        penalty = self._penalty(patches, targets)
         if isinstance(penalty, DensePenalty):
             make, vectors = filter_program, unit_rows(vectors)
         program = make(
             patches,
             vectors,
             targets,
-            float(self.reg),
+            1.0 if self.reg is None else float(self.reg),
             penalty=penalty,
             loss=get_loss(self.loss),
-            intercept=self.intercept,
+            intercept=bool(self.intercept),
         )
         return program, gates
 
@@ -354,6 +416,7 @@ class ConvexConvBlock(Savable, BaseEstimator):
         patches: Patches,
         targets: Tensor,
         options: PricingOptions,
+        reg: float,
         *,
         start: Tensor | None = None,
         callback: Callback | None = None,
@@ -365,11 +428,11 @@ class ConvexConvBlock(Savable, BaseEstimator):
         solution: PricedSolution = solve(
             patches,
             targets,
-            float(self.reg),
-            penalty=get_penalty(self.penalty),
+            reg,
+            penalty=self._penalty(patches, targets),
             loss=get_loss(self.loss),
-            intercept=self.intercept,
-            tol=self.tol,
+            intercept=bool(self.intercept),
+            tol=as_tol(self.tol),
             start=start,
             generator=self._generator(),
             options=options,
@@ -395,6 +458,7 @@ class ConvexConvBlock(Savable, BaseEstimator):
     ) -> None:
         self.result_ = result
         self.certificate_ = certificate
+        self.reg_ = program.reg
         self.geometry_ = patches.geometry
         _, channels, height, width = patches.images.shape
         self.image_shape_ = (channels, height, width)
@@ -428,11 +492,7 @@ class ConvexConvBlock(Savable, BaseEstimator):
             raise NotFittedError("This ConvexConvBlock isn't fitted yet. Call fit first.")
         like = self.neurons_.filters
         inputs = check_images(images, dtype=_stored(images, like.dtype), device=like.device)
-        if tuple(inputs.shape[1:]) != self.image_shape_:
-            raise InputError(
-                f"images must have the shape that the block was fitted on, {self.image_shape_} (c, h, w); "
-                f"got {tuple(inputs.shape[1:])}."
-            )
+        check_same_shape(inputs.shape, self.image_shape_, "block")
         return Patches(inputs, self.geometry_, like.dtype)
 
     def predict(self, images: Any) -> np.ndarray:
@@ -448,6 +508,7 @@ class ConvexConvBlock(Savable, BaseEstimator):
         prediction = self.outputs(images)
         return np.asarray((prediction[:, 0] if self.flat_targets_ else prediction).cpu().numpy())
 
+    @plainly
     def outputs(self, images: Any) -> Tensor:
         """Return ``predict`` as a tensor on the block's device, always of shape (n, outputs)."""
         return self._predict(self._patches(images))
@@ -467,6 +528,7 @@ class ConvexConvBlock(Savable, BaseEstimator):
         """
         return np.asarray(self.relu_maps(images).cpu().numpy())
 
+    @plainly
     def relu_maps(
         self, images: Any, neurons: Tensor | None = None, then: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
@@ -487,6 +549,7 @@ class ConvexConvBlock(Savable, BaseEstimator):
             norms = self.neurons_.filters.norm(dim=1) * self.neurons_.readout.flatten(1).norm(dim=1)
         return norms
 
+    @plainly
     def to_torch(self) -> nn.Sequential:
         """Return the block as Conv2d -> ReLU -> pooling -> Flatten -> Linear, with the same predictions.
 
@@ -521,6 +584,7 @@ class ConvexConvBlock(Savable, BaseEstimator):
             linear,
         )
 
+    @plainly
     def decompose(self, images: Any) -> nn.Sequential:
         """Return a ReLU network with the outputs of this gated block on the given training images.
 
@@ -546,11 +610,16 @@ class ConvexConvBlock(Savable, BaseEstimator):
                 patches,
                 self.gated_vectors_,
                 patches.pool.new_zeros(patches.n_images, self.n_outputs_),
-                float(self.reg),
+                self.reg_,
             )
             neurons = read_neurons(program, doubled)
         neurons = Neurons(neurons.filters, neurons.readout, self.gated_intercept_)
         return to_module(neurons, self.geometry_, self.image_shape_, intercept=self.intercept)
+
+
+def _share(fraction: float, largest: float) -> float:
+    """Return this share of reg_max; where that is zero the solution is zero whatever reg is."""
+    return fraction * largest if largest > 0 else 1.0
 
 
 def decomposed_weights(cones: Cones, weights: Tensor) -> Tensor:

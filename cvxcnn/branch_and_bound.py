@@ -17,13 +17,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations, product
-from numbers import Integral
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import as_int
 from .errors import InputError
 from .patches import Patches
 from .penalties import DensePenalty, GroupPenalty, Penalty
@@ -447,8 +447,7 @@ def _check(
         raise InputError(
             f"candidates must have shape (m, d) with the patch length d = {patches.dim}; got {tuple(candidates.shape)}."
         )
-    if isinstance(max_regions, bool) or not isinstance(max_regions, Integral) or max_regions < 1:
-        raise InputError(f"max_regions must be an int >= 1; got {max_regions!r}.")
+    as_int("max_regions", max_regions)
     if not time_limit > 0:
         raise InputError(f"time_limit must be a positive number of seconds; got {time_limit!r}.")
 

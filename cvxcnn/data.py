@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .checks import as_int, is_int, is_number
 from .errors import DataError, InputError
+from .layout import check_layout
 from .readers import encode_labels, read, reading, to_pixels
 from .readers.cifar10 import CIFAR10_CLASSES
 
@@ -85,6 +86,7 @@ class ImageSet:
         images, labels = self.images, self.labels
         if images.ndim != 4 or images.dtype != np.float64:
             raise InputError(f"images must be float64 of shape (n, c, h, w); got {images.dtype} {images.shape}.")
+        check_layout(images)
         if labels.shape != (len(images),) or labels.dtype != np.int64:
             raise InputError(
                 f"labels must be int64, one an image ({len(images)} images); got {labels.dtype} {labels.shape}."

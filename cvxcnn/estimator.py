@@ -4,58 +4,55 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Integral
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import expit, log_expit, softmax
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, clone
+from sklearn.base import ClassifierMixin, RegressorMixin, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, column_or_1d, validate_data
 from torch import Tensor
 
 from .block import DTYPES, ConvexConvBlock
+from .checks import is_int
 from .data import check_images, check_labels, check_present, check_targets, one_hot
 from .errors import InputError
-from .pricing import PricedGates
-from .savable import Savable
-from .stack import LayerwiseCNN
+from .layout import check_layout, looks_channels_last
+from .stack import LayerwiseCNN, OfBlocks, given_blocks
 
 __all__ = ["ConvexCNNClassifier", "ConvexCNNRegressor"]
-
-Self = TypeVar("Self", bound="_ConvexCNN")
 
 # On features without neighbours every patch is the whole image: one pixel with a channel a feature.
 _ONE_PIXEL: dict[str, Any] = {"kernel_size": 1, "stride": 1, "padding": 0, "pool_cells": 1}
 
 
-# A classifier gains nothing from the last tenth of a per cent of the objective, and every gap is halved at a price.
-_SEARCH = PricedGates(gap=1e-3)
-
-
-def _default_block() -> ConvexConvBlock:
-    return ConvexConvBlock(padding=1, pooling="mean", pool_cells=2, bias=True, penalty="dense", gates=_SEARCH)
-
-
 def _array(values: Any) -> Any:
     """Return tensors and nested sequences as arrays; tables, sparse matrices and what can't be one as they are."""
     if isinstance(values, Tensor):
-        return values.detach().cpu().numpy()
+        # numpy has no bfloat16; float32 holds all of its values.
+        return (values.float() if values.dtype == torch.bfloat16 else values).detach().cpu().numpy()
     try:
         return values if hasattr(values, "ndim") else np.asarray(values)
     except ValueError:  # of unequal lengths: the checks that follow say so
         return values
 
 
-def _size(shape: Any) -> int:
-    """Return the number of entries of an image of this shape."""
-    sides = tuple(shape) if isinstance(shape, Sequence) else ()
-    if len(sides) not in (2, 3) or any(not isinstance(s, Integral) or isinstance(s, bool) or s < 1 for s in sides):
+def _sides(shape: Any) -> tuple[int, int, int]:
+    """Return (c, h, w) of an ``image_shape``."""
+    sides = tuple(shape) if isinstance(shape, (Sequence, np.ndarray)) else ()
+    if len(sides) not in (2, 3) or not all(is_int(side, 1) for side in sides):
         raise InputError(f"image_shape must be (c, h, w) or (h, w), ints >= 1; got {shape!r}.")
-    return math.prod(int(side) for side in sides)
+    channels, height, width = (int(side) for side in ((1, *sides) if len(sides) == 2 else sides))
+    if looks_channels_last((channels, height, width)):
+        raise InputError(
+            f"image_shape must be (c, h, w), channels first; {(channels, height, width)} looks like (h, w, c). Give "
+            f"{(width, channels, height)}, and move the channels of the images: "
+            f"np.moveaxis(images.reshape(-1, {channels}, {height}, {width}), -1, 1)."
+        )
+    return channels, height, width
 
 
 def _nearest_probabilities(outputs: NDArray[Any]) -> NDArray[Any]:
@@ -66,7 +63,7 @@ def _nearest_probabilities(outputs: NDArray[Any]) -> NDArray[Any]:
     return np.maximum(outputs - np.take_along_axis(shifts, support[:, None] - 1, axis=1), 0.0)
 
 
-class _ConvexCNN(Savable, BaseEstimator):
+class _ConvexCNN(OfBlocks):
     """What both estimators share: settings, and images of every accepted shape."""
 
     def __init__(
@@ -76,7 +73,7 @@ class _ConvexCNN(Savable, BaseEstimator):
         block: ConvexConvBlock | Sequence[ConvexConvBlock] | None = None,
         downsample: int | Sequence[int] = 1,
         standardize: bool = True,
-        reg_fraction: float | None = 0.01,
+        reg_fraction: float | Sequence[float] | None = None,
         image_shape: tuple[int, ...] | None = None,
     ) -> None:
         self.layers = layers
@@ -91,13 +88,6 @@ class _ConvexCNN(Savable, BaseEstimator):
         tags.input_tags.three_d_array = True
         return tags
 
-    def set_params(self: Self, **params: Any) -> Self:
-        """Set parameters, ``block__reg`` and the like among them; a ``block`` of None becomes the default block."""
-        if self.block is None and "block" not in params and any(name.startswith("block__") for name in params):
-            self.block = _default_block()
-        super().set_params(**params)
-        return self
-
     def _images(self, images: Any, *, reset: bool) -> tuple[Tensor, bool]:
         """Return images (n, C, H, W), and whether they are features without neighbours: one pixel, d channels."""
         if not isinstance(images, Tensor) or images.ndim == 2:
@@ -111,6 +101,10 @@ class _ConvexCNN(Savable, BaseEstimator):
             )
         if flat:
             images = self._flat_images(images, reset)
+        elif self.image_shape is not None:
+            self._check_sides(np.shape(images))
+        elif reset:
+            check_layout(images)
         like = self._blocks(flat=False)[0] if reset else self.stack_.blocks_[0]
         if like.dtype not in DTYPES:
             like._check_parameters()
@@ -122,11 +116,22 @@ class _ConvexCNN(Savable, BaseEstimator):
                 del self.feature_names_in_
         return inputs, flat and self.image_shape is None
 
+    def _check_sides(self, shape: tuple[int, ...]) -> None:
+        """Raise InputError if images that are not flat are of other sides than ``image_shape``."""
+        sides = _sides(self.image_shape)
+        if len(shape) in (3, 4) and ((1, *shape[1:]) if len(shape) == 3 else tuple(shape[1:])) != sides:
+            raise InputError(
+                f"images must be of image_shape, (n, *{sides}) or flat (n, {math.prod(sides)}); got {tuple(shape)}. "
+                "Move channels that come last: np.moveaxis(images, -1, 1)."
+            )
+
     def _flat_images(self, images: Any, reset: bool) -> NDArray[Any]:
-        size = None if self.image_shape is None else _size(self.image_shape)
         width = np.shape(images)[1]
-        if size not in (None, width):
-            raise InputError(f"flat images must have {size} entries for image_shape={self.image_shape}; got {width}.")
+        sides = (width, 1, 1) if self.image_shape is None else _sides(self.image_shape)
+        if math.prod(sides) != width:
+            raise InputError(
+                f"flat images must have {math.prod(sides)} entries for image_shape={self.image_shape}; got {width}."
+            )
         if self.image_shape is None and not reset and self.stack_.image_shape_[1:] != (1, 1):
             raise InputError(
                 f"images must be (n, c, h, w) or (n, h, w), as those fitted were, {self.stack_.image_shape_} (c, h, w) "
@@ -137,15 +142,11 @@ class _ConvexCNN(Savable, BaseEstimator):
         # scikit-learn's own words, as an error of this package.
         except ValueError as error:
             raise InputError(str(error)) from error
-        return np.asarray(table).reshape(len(table), *(self.image_shape or (width, 1, 1)))
+        return np.asarray(table).reshape(len(table), *sides)
 
     def _blocks(self, *, flat: bool) -> list[ConvexConvBlock]:
         """Return the blocks to fit, one for each layer or one for all; on features without neighbours, of one pixel."""
-        given = self.block if self.block is not None else _default_block()
-        blocks = [given] if isinstance(given, ConvexConvBlock) else list(given)
-        if not blocks or not all(isinstance(block, ConvexConvBlock) for block in blocks):
-            raise InputError(f"block must be a ConvexConvBlock, one a layer, or None; got {self.block!r}.")
-        return [clone(block).set_params(**(_ONE_PIXEL if flat else {})) for block in blocks]
+        return [clone(block).set_params(**(_ONE_PIXEL if flat else {})) for block in given_blocks(self.block)]
 
     def _fit_stack(self, inputs: Tensor, targets: Any, *, flat: bool) -> None:
         blocks = self._blocks(flat=flat)
@@ -178,14 +179,12 @@ class ConvexCNNClassifier(ClassifierMixin, _ConvexCNN):
     layers : int
         Number of blocks.
     block : ConvexConvBlock, one a layer, or None
-        Settings of every block; None for dense blocks with priced filters. A grid over ``block__reg`` needs
-        ``reg_fraction=None``.
-    downsample, standardize
+        Settings of every block; None for the defaults of ``ConvexConvBlock``. ``block__reg`` and the like, in
+        ``set_params`` and in searches, go to every block.
+    downsample, standardize, reg_fraction
         As in ``LayerwiseCNN``.
-    reg_fraction : float or None
-        Each block's reg as a share of its ``reg_max``; None to use the ``reg`` of ``block``.
     image_shape : tuple or None
-        (C, H, W) or (H, W) of flat images (n, C * H * W).
+        (C, H, W) or (H, W) of flat images (n, C * H * W); images that are not flat must have it too.
 
     Attributes
     ----------
@@ -299,7 +298,7 @@ class ConvexCNNRegressor(RegressorMixin, _ConvexCNN):
             numbers = check_array(_array(y), ensure_2d=False, allow_nd=True, dtype=None, input_name="y")
         except ValueError as error:
             raise InputError(str(error)) from error
-        if numbers.dtype == object:
+        if numbers.dtype.kind in "Obiu":  # integers are numbers here, as everywhere in a regressor
             numbers = numbers.astype(float)
         check_targets(numbers, len(inputs))
         self._fit_stack(inputs, numbers, flat=flat)

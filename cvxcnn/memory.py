@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from numbers import Integral
-
 import numpy as np
 from torch import Tensor
 
 from .arrangements import GateSampler
 from .block import ConvexConvBlock
+from .checks import is_int
 from .cost import Size, predict_memory
 from .distributed import size
 from .errors import InputError
@@ -26,7 +25,7 @@ _WORKSPACE = 768 << 20
 
 def _count(block: ConvexConvBlock) -> int | None:
     """Return how many gates a block is to have, None if the optimisation decides."""
-    if isinstance(block.gates, Integral):
+    if is_int(block.gates):
         return int(block.gates)
     if isinstance(block.gates, GateSampler):
         return block.gates.count
@@ -79,7 +78,8 @@ def predict_run_memory(
         program = predict_memory(
             Size.of_block(
                 own * size(), shape, geometry, blocks=count, outputs=outputs, activation=block.activation,
-                penalty=block.penalty, itemsize=item, image_itemsize=stored, processes=size(), device=block.device,
+                penalty=block.program_penalty, itemsize=item, image_itemsize=stored, processes=size(),
+                device=block.device,
             ),
             block.solver,
         )  # fmt: skip

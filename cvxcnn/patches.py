@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .activity import active
+from .checks import as_flag, as_int, is_int
 from .errors import InputError
 from .threads import map_shares
 
@@ -41,13 +43,8 @@ Result = TypeVar("Result")
 
 
 def _pair(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else value
-    valid = (
-        isinstance(pair, (tuple, list))
-        and len(pair) == 2
-        and all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in pair)
-    )
-    if not valid:
+    pair: Any = value if isinstance(value, (tuple, list)) or np.ndim(value) == 1 else (value, value)
+    if len(pair) != 2 or not all(is_int(side, least) for side in pair):
         raise InputError(f"{name} must be an int >= {least} or a pair of them; got {value!r}.")
     return int(pair[0]), int(pair[1])
 
@@ -110,9 +107,8 @@ class PatchGeometry:
         object.__setattr__(self, "padding", _pair("padding", self.padding, 0))
         if self.pooling not in ("sum", "mean"):
             raise InputError(f'pooling must be "sum" or "mean"; got {self.pooling!r}.')
-        cells = self.pool_cells
-        if not isinstance(cells, int) or isinstance(cells, bool) or cells < 1:
-            raise InputError(f"pool_cells must be an int >= 1; got {cells!r}.")
+        object.__setattr__(self, "pool_cells", as_int("pool_cells", self.pool_cells))
+        object.__setattr__(self, "bias", as_flag("bias", self.bias))
 
     def _sizes(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
         # __post_init__ has made pairs of them; this tells the type checker.

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,15 @@ from sklearn.base import clone
 from torch import Tensor
 
 from .block import ConvexConvBlock
+from .checks import as_int, as_number
 from .data import are_flat
 from .design import Design
 from .distributed import all_mean, all_sum
 from .errors import InputError
 from .patches import Patches
+from .plainly import plainly
 from .pricing import PricingOptions
 from .solvers import Callback
-from .solvers.base import is_number
 from .threads import coarse_threads
 
 __all__ = ["RegPath", "reg_path"]
@@ -63,7 +63,7 @@ class RegPath:
     @property
     def regs(self) -> Array:
         """The grid, falling from reg_max."""
-        return np.array([block.reg for block in self.blocks])
+        return np.array([block.reg_ for block in self.blocks])
 
     @property
     def objective(self) -> Array:
@@ -127,6 +127,7 @@ class RegPath:
         plot_path(self, path)
 
 
+@plainly
 def reg_path(
     images: Any,
     targets: Any,
@@ -183,11 +184,23 @@ def reg_path(
     >>> int(path.n_neurons[0]), bool((path.relative_gap <= 1e-6).all()), bool((np.diff(path.objective) < 0).all())
     (0, True, True)
     """
-    if not is_number(points, Integral) or points < 2:
-        raise InputError(f"points must be an int >= 2; got {points!r}.")
-    if not is_number(smallest, Real) or not 0 < smallest < 1:
-        raise InputError(f"smallest must be between 0 and 1; got {smallest!r}.")
+    points, smallest = as_int("points", points, 2), as_number("smallest", smallest, 0, 1)
     settings = clone(block) if block is not None else ConvexConvBlock()
+    settings._at_the_door(images, targets)
+    return _reg_path(images, targets, settings, points, smallest, validation, between, callback)
+
+
+def _reg_path(
+    images: Any,
+    targets: Any,
+    settings: ConvexConvBlock,
+    points: int,
+    smallest: float,
+    validation: tuple[Any, Any] | None = None,
+    between: PricingOptions | None = None,
+    callback: Callable[[int, ConvexConvBlock], None] | None = None,
+) -> RegPath:
+    """Return ``reg_path`` of what has been checked at the door, or comes from a stack."""
     began = time.perf_counter()
     patches, expected = settings._training_set(images, targets)
     held_out = None if validation is None else _held_out(settings, patches, expected, validation)
@@ -209,7 +222,7 @@ def reg_path(
     for index, reg in enumerate(grid.tolist()):
         point = clone(settings).set_params(reg=reg)
         with torch.no_grad(), coarse_threads():
-            path.fit(point, index == points - 1, flat)
+            path.fit(point, reg, index == points - 1, flat)
             seconds.append(time.perf_counter() - began)
             own = _scores(point, patches, expected, middle)
             scores.append((*own, *(_scores(point, *held_out, middle) if held_out else (float("nan"),) * 2)))
@@ -252,11 +265,11 @@ def choose_reg(
     images, targets = training[0], training[1][:, 0] if flat else training[1]
     if block._priced() is not None:
         held = held_out[0], held_out[1][:, 0] if flat else held_out[1]
-        path = reg_path(images, targets, block=block, points=points, smallest=smallest, validation=held)
+        path = _reg_path(images, targets, clone(block), points, smallest, held)
         return path.blocks[int(np.argmin(path.validation_error))]
     patches, expected = block._training_set(images, targets)
     held_patches, held_targets = block._training_set(*held_out)
-    best: tuple[float, float, Tensor | None] = (float("inf"), block.reg, None)
+    best: tuple[float, float, Tensor | None] = (float("inf"), 1.0, None)
     weights: Tensor | None = None
     with torch.no_grad(), coarse_threads():
         program, gates = block._fixed_program(patches, expected)
@@ -317,7 +330,7 @@ class _Fixed:
 
     def __init__(self, block: ConvexConvBlock, patches: Patches, targets: Tensor) -> None:
         self.patches = patches
-        self.search = block.pricing or PricingOptions()
+        self.search = block._search()
         self.program, self.gates = block._fixed_program(patches, targets)
         design = self.program.design
         self.quick = replace(self.program, design=_KeptDesign(design)) if _KeptDesign.fits(design) else self.program
@@ -327,9 +340,9 @@ class _Fixed:
     def reg_max(self) -> float:
         return self.solver.reg_max(self.quick)
 
-    def fit(self, point: ConvexConvBlock, last: bool, flat: bool) -> None:
-        result = self.solver.solve(replace(self.quick, reg=point.reg), start=self.weights)
-        program = replace(self.program, reg=point.reg)
+    def fit(self, point: ConvexConvBlock, reg: float, last: bool, flat: bool) -> None:
+        result = self.solver.solve(replace(self.quick, reg=reg), start=self.weights)
+        program = replace(self.program, reg=reg)
         search = self.search if last else replace(self.search, starts=0)
         point._store(program, result, point._certify(program, self.gates, result, search), self.patches, flat)
         point.n_duplicate_gates_, point.n_zero_gates_ = self.gates.n_duplicates, self.gates.n_zero
@@ -351,12 +364,12 @@ class _Priced:
         self.largest = self.block._searched_reg_max(self.patches, self.targets, self.search)
         return self.largest
 
-    def fit(self, point: ConvexConvBlock, last: bool, flat: bool) -> None:
+    def fit(self, point: ConvexConvBlock, reg: float, last: bool, flat: bool) -> None:
         options = self.search if last else self.light
-        if point.reg == self.largest:
+        if reg == self.largest:
             # Zero by the definition of reg_max; should this search find more, the bound says so.
             options = replace(self.light, gap=float("inf"))
-        fitted = point._fit_priced(self.patches, self.targets, options, start=self.filters)
+        fitted = point._fit_priced(self.patches, self.targets, options, reg, start=self.filters)
         point._store(*fitted, self.patches, flat)
         filters = point.neurons_.filters
         self.filters = filters[filters.any(dim=1)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -13,14 +12,16 @@ from torch import Tensor, nn
 
 from .arrangements import gates_of
 from .certificate import Certificate
+from .checks import as_number, as_tol
 from .data import check_images, check_targets
 from .errors import InputError
 from .losses import get_loss
 from .neurons import Neurons, read_neurons, to_module
 from .patches import Patches, PatchGeometry
+from .plainly import plainly
 from .pricing import PricingOptions, solve_priced
 from .program import nonconvex_objective
-from .solvers.base import is_number
+from .seeds import check_seed, seed_of
 from .threads import coarse_threads
 
 __all__ = ["Polished", "polish"]
@@ -58,6 +59,7 @@ class Polished:
     improved: bool
 
 
+@plainly
 def polish(
     module: nn.Module,
     images: Any,
@@ -68,7 +70,7 @@ def polish(
     tol: float = 1e-6,
     pricing: PricingOptions | None = None,
     device: str | None = None,
-    random_state: int = 0,
+    random_state: int | None = 0,
 ) -> Polished:
     """Return a network at least as good as a trained torch module on Eq. 1, with its certificate.
 
@@ -95,8 +97,8 @@ def polish(
         How hard to search.
     device : str, optional
         Where to compute; the module's own by default.
-    random_state : int
-        Seed of the searches.
+    random_state : int or None
+        Seed of the searches; None for another one each time.
 
     Returns
     -------
@@ -132,9 +134,9 @@ def polish(
     with torch.no_grad(), coarse_threads():
         patches = Patches(inputs, geometry)
         solution = solve_priced(
-            patches, expected, float(reg), loss=get_loss(loss), intercept=intercept, tol=tol,
+            patches, expected, float(reg), loss=get_loss(loss), intercept=intercept, tol=as_tol(tol),
             start=filters[filters.any(dim=1)],
-            generator=torch.Generator().manual_seed(int(random_state)), options=pricing,
+            generator=torch.Generator().manual_seed(seed_of(random_state)), options=pricing,
         )  # fmt: skip
         neurons = read_neurons(solution.program, solution.weights)
         image_shape = (inputs.shape[1], inputs.shape[2], inputs.shape[3])
@@ -158,10 +160,8 @@ def polish(
 def _check(module: Any, reg: Any, random_state: Any) -> None:
     if not isinstance(module, nn.Module):
         raise InputError(f"polish takes a torch.nn.Module; got {type(module).__name__}.")
-    if not is_number(reg, Real) or not 0 < reg < math.inf:
-        raise InputError(f"reg must be a positive, finite number; got {reg!r}.")
-    if not is_number(random_state, Integral) or not 0 <= random_state < 1 << 63:
-        raise InputError(f"random_state must be an int in [0, 2^63); got {random_state!r}.")
+    as_number("reg", reg)
+    check_seed(random_state)
 
 
 def _parts(module: nn.Module) -> tuple[nn.Conv2d, nn.Linear]:

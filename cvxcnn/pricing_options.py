@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from numbers import Integral
 
+from .checks import as_int, is_number, scalar
 from .errors import InputError
 
 __all__ = ["LEAST_GAP", "PricedGates", "PricingOptions"]
@@ -61,13 +62,15 @@ class PricingOptions:
     def __post_init__(self) -> None:
         least = {"starts": 0, "ascent_steps": 1, "additions": 1, "improvement_steps": 1, "initial_filters": 1}
         for name, low in {**least, "max_rounds": 1, "prove_up_to": 0, "neighbours": 0}.items():
-            value = getattr(self, name)
-            if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
-                raise InputError(f"{name} must be an int >= {low}; got {value!r}.")
-        if not self.time_limit > 0:
+            object.__setattr__(self, name, as_int(name, getattr(self, name), low))
+        # Both may be infinite: no limit, and no search for more.
+        time_limit, gap = scalar(self.time_limit), scalar(self.gap)
+        if time_limit != math.inf and not is_number(time_limit, above=0):
             raise InputError(f"time_limit must be a positive number of seconds; got {self.time_limit!r}.")
-        if not self.gap >= LEAST_GAP:
+        if gap != math.inf and not (is_number(gap) and gap >= LEAST_GAP):
             raise InputError(f"gap must be a number >= {LEAST_GAP:g}, above what rounding costs; got {self.gap!r}.")
+        object.__setattr__(self, "time_limit", float(time_limit))
+        object.__setattr__(self, "gap", float(gap))
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,9 @@ class PricedGates(PricingOptions):
     --------
     >>> from cvxcnn import ConvexConvBlock
     >>> images = torch.linspace(-1, 1, 90, dtype=torch.float64).view(10, 3, 3)
-    >>> block = ConvexConvBlock(kernel_size=2, gates=PricedGates(starts=16, gap=0.01), penalty="dense", reg=0.1)
+    >>> block = ConvexConvBlock(
+    ...     kernel_size=2, padding=0, pool_cells=1, bias=False, gates=PricedGates(starts=16, gap=0.01), reg=0.1
+    ... )
     >>> block.fit(images, images.mean(dim=(1, 2))).certificate_.kind  # patches of 4 numbers are few enough for a proof
     'proved'
     """

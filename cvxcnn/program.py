@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .checks import is_number
 from .cones import Cones
 from .data import check_images, check_targets
 from .design import Design, FilterDesign, GatedDesign, SignedGatedDesign
@@ -26,6 +27,7 @@ from .errors import InputError
 from .losses import Loss, SquaredLoss, get_loss
 from .patches import Patches
 from .penalties import GroupPenalty, Penalty
+from .plainly import plainly
 
 __all__ = [
     "Evaluation",
@@ -122,8 +124,9 @@ class Program:
     _zero_objective: float | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not 0 < self.reg < float("inf"):
+        if not is_number(self.reg, above=0):
             raise InputError(f"reg must be a positive, finite number; got {self.reg!r}.")
+        object.__setattr__(self, "reg", float(self.reg))
         self.loss.check_targets(self.targets)
         if self.intercept and not isinstance(self.loss, SquaredLoss):
             raise InputError(f'intercept=True needs loss="squared"; got {self.loss.name!r}.')
@@ -389,6 +392,7 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
+@plainly
 def nonconvex_objective(module: nn.Module, images: Any, targets: Any, reg: float, loss: str = "squared") -> float:
     """Return Eq. 1 of a torch Conv2d -> ReLU -> pooling -> Linear module, in float64.
 
@@ -421,7 +425,7 @@ def nonconvex_objective(module: nn.Module, images: Any, targets: Any, reg: float
     2.5
     """
     convolution, linear = _only(module, nn.Conv2d), _only(module, nn.Linear)
-    if not reg >= 0:
+    if not is_number(reg) or reg < 0:
         raise InputError(f"reg must be a number >= 0; got {reg!r}.")
     counted = {id(parameter) for part in (convolution, linear) for parameter in part.parameters()}
     if any(id(parameter) not in counted for parameter in module.parameters()):
@@ -467,4 +471,4 @@ def nonconvex_objective(module: nn.Module, images: Any, targets: Any, reg: float
         squares = squares + convolution.bias.detach().double().square().sum()
     kind = get_loss(loss)
     kind.check_targets(expected)
-    return kind.value(prediction, expected) + 0.5 * reg * float(squares)
+    return kind.value(prediction, expected) + 0.5 * float(reg) * float(squares)

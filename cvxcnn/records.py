@@ -70,7 +70,7 @@ class LayerRecords:
             nonconvex, rival = self._nonconvex(layer, block, stage, tested)
             self.rivals.append((rival.filters, rival.readout))
         self.history += history_of(layer + 1, block, rival)
-        self.summaries.append({"layer": layer + 1, "reg": float(block.reg), "convex": convex, "nonconvex": nonconvex})
+        self.summaries.append({"layer": layer + 1, "reg": float(block.reg_), "convex": convex, "nonconvex": nonconvex})
         self.checkpoint()
         self.saved = len(self.summaries)
 
@@ -172,7 +172,7 @@ class LayerRecords:
             width = -(-width // share) * share
         callback = self.reporter.baseline(layer, settings.baseline_epochs)
         result = train_baseline(
-            patches, stage.targets, block.reg, width, connect=connect, epochs=settings.baseline_epochs,
+            patches, stage.targets, block.reg_, width, connect=connect, epochs=settings.baseline_epochs,
             seed=settings.seed, callback=callback,
         )  # fmt: skip
         self.reporter.finish()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -14,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from .arrangements import parse_gates
-from .block import ConvexConvBlock
+from .block import DEFAULT_SEARCH, ConvexConvBlock
+from .checks import as_int, as_tol, is_int, scalar
 from .data import ImageSet, limited_rows, load_rows
 from .distributed import gather_rows, rank, shard, size
 from .errors import DataError, InputError
@@ -66,9 +66,8 @@ class Settings:
         ``parse_gates`` reads, such as "patches:400".
     reg : float or None
         lam of every block; None to take ``reg_fraction`` of each block's own ``reg_max``.
-    reg_fraction : float or sequence of float
-        In (0, 1), for every layer or for each. The default was chosen on a validation split of the digits
-        (benchmarks/choose_reg.py).
+    reg_fraction : float, sequence of float, or None
+        In (0, 1), for every layer or for each; None for 0.01, where there is no ``reg``.
     validation : float or None
         If given, this share of the training images of every class is held out, and each layer's reg is chosen by its
         error on them.
@@ -101,10 +100,10 @@ class Settings:
     gates: int | str | Sequence[int | str] = "priced"
     solver: str = "auto"
     reg: float | None = None
-    reg_fraction: float | Sequence[float] = 0.01
+    reg_fraction: float | Sequence[float] | None = None
     validation: float | None = None
-    rounds: int = 3
-    starts: int = 96
+    rounds: int = DEFAULT_SEARCH.max_rounds
+    starts: int = DEFAULT_SEARCH.starts
     tol: float = 1e-6
     kernel_size: int | Sequence[int] = 3
     padding: int | Sequence[int] = 1
@@ -123,6 +122,13 @@ class Settings:
     device: str = "auto"
     memory: float | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        # They are written as JSON, which has no numbers but Python's.
+        for entry in fields(self):
+            given = getattr(self, entry.name)
+            value = type(given)(map(scalar, given)) if isinstance(given, (list, tuple)) else scalar(given)
+            object.__setattr__(self, entry.name, value)
 
 
 # Settings that differ from the defaults, for a kind of problem.
@@ -159,7 +165,7 @@ def pricing_options(settings: Settings) -> PricingOptions:
 
 def _each(value: Any, layers: int) -> list[Any]:
     """Return a setting of every layer; the last one given stands for all further layers."""
-    values = [value] if isinstance(value, (int, str)) else list(value)
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
     if not values:
         raise InputError("settings of each layer need one value at least; got none.")
     return [values[min(layer, len(values) - 1)] for layer in range(max(layers, 1))]
@@ -180,14 +186,13 @@ def build_stack(settings: Settings) -> LayerwiseCNN:
     unknown = sorted(set(settings.augment) - {"mirror", "crop"})
     if unknown:
         raise InputError(f'augment must name "mirror", "crop" or both; got {unknown[0]!r}.')
+    as_int("layers", settings.layers)
     each = (_each(value, settings.layers) for value in (settings.kernel_size, settings.padding, settings.gates))
     common: dict[str, Any] = {
-        "pooling": "mean",
         "pool_cells": settings.pool_cells,
-        "bias": True,
         "activation": settings.activation,
         "penalty": settings.penalty,
-        "reg": 1.0 if settings.reg is None else settings.reg,
+        "reg": settings.reg,
         "solver": settings.solver,
         "tol": settings.tol,
         "device": resolve_device(settings.device),
@@ -211,7 +216,7 @@ def build_stack(settings: Settings) -> LayerwiseCNN:
         layers=settings.layers,
         block=blocks,
         downsample=tuple(settings.downsample),
-        reg_fraction=settings.reg_fraction if settings.reg is None else None,
+        reg_fraction=settings.reg_fraction,
         residual=settings.residual,
         project=settings.project,
         hand_on=settings.hand_on,
@@ -237,6 +242,8 @@ def recorded_settings(values: Mapping[str, Any], **changes: Any) -> Settings:
     known: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if name in names
     }
+    if known.get("reg") is not None:
+        known["reg_fraction"] = None  # of older runs, which had a fraction beside it that meant nothing
     return replace(Settings(**known), downsample=tuple(known["downsample"]), **changes)
 
 
@@ -340,13 +347,10 @@ def _common_shape(shape: tuple[int, int, int], origin: str) -> tuple[int, int, i
 
 def check_settings(settings: Settings) -> None:
     """Check what neither the stack nor the data loader checks before training."""
-    for name in ("baseline_width", "baseline_epochs", "tol"):
-        value = getattr(settings, name)
-        if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
-            raise InputError(f"{name} must be positive; got {value!r}.")
-    if settings.memory is not None and not settings.memory > 0:
-        raise InputError(f"memory must be a positive number of GiB, or None; got {settings.memory!r}.")
-    if not 0 <= settings.seed < 1 << 32:
+    for name in ("baseline_width", "baseline_epochs"):
+        as_int(name, getattr(settings, name))
+    as_tol(settings.tol)
+    if not is_int(settings.seed, 0, 1 << 32):
         raise InputError(f"seed must be an int from 0 to 2^32 - 1; got {settings.seed!r}.")
     if settings.solver != "auto" and settings.solver not in SOLVERS:
         raise InputError(f'solver must be "auto" or one of {sorted(SOLVERS)}; got {settings.solver!r}.')

@@ -6,8 +6,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,24 +15,29 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import NotFittedError
 from torch import Tensor, nn
 
-from .block import DTYPES, ConvexConvBlock
+from .block import DEFAULT_FRACTION, DTYPES, ConvexConvBlock
+from .checks import as_flag, as_int, is_int, is_number, scalar
 from .data import are_flat, check_images, check_targets, moved, shifted
 from .distributed import rank, row_counts
 from .errors import InputError
 from .hold_out import held_out
+from .layout import check_same_shape
 from .neurons import Neurons, convolution, to_module
 from .patches import PatchGeometry
 from .path import choose_reg
+from .plainly import plainly
 from .projection import PatchPCA
 from .savable import Savable
+from .seeds import seed_of
 from .solvers import Progress
-from .solvers.base import is_number
 from .stacked_module import StackedCNN
 from .standardizer import Standardizer
 
-__all__ = ["LayerwiseCNN", "Seen", "Stage"]
+__all__ = ["LayerwiseCNN", "OfBlocks", "Seen", "Stage", "given_blocks"]
 
 logger = logging.getLogger(__name__)
+
+Self = TypeVar("Self", bound="OfBlocks")
 
 # Images whose maps are held at once, between two blocks.
 _IMAGES_AT_ONCE = 512
@@ -44,8 +48,40 @@ _PATH_POINTS = 10
 _SMALLEST_FRACTION = 1e-3
 
 
-def _is_size(value: Any) -> bool:
-    return is_number(value, Integral) and int(value) >= 1
+def given_blocks(block: Any) -> list[ConvexConvBlock]:
+    """Return what ``block`` of a stack or an estimator stands for: one block for all layers, or one for each."""
+    if block is None:
+        return [ConvexConvBlock()]
+    blocks = list(block) if isinstance(block, (list, tuple)) else [block]
+    if not blocks or not all(isinstance(one, ConvexConvBlock) for one in blocks):
+        raise InputError(f"block must be a ConvexConvBlock, one a layer, or None; got {block!r}.")
+    return blocks
+
+
+def _values(given: Any) -> list[Any]:
+    """Return the values of a setting of each layer; the last one stands for all further layers."""
+    given = scalar(given)
+    return list(given) if isinstance(given, (Sequence, np.ndarray)) else [given]
+
+
+class OfBlocks(Savable, BaseEstimator):
+    """What a stack and the estimators share: parameters of the ``block`` that they are made of."""
+
+    block: Any
+
+    def set_params(self: Self, **params: Any) -> Self:
+        """Set parameters, ``block__reg`` and the like among them.
+
+        Those go to each block where ``block`` is a list, and where it is None to one of the defaults, which is made.
+        """
+        prefix = "block__"
+        nested = {name.removeprefix(prefix): params.pop(name) for name in list(params) if name.startswith(prefix)}
+        super().set_params(**params)
+        if nested:
+            self.block = given_blocks(None)[0] if self.block is None else self.block
+            for block in given_blocks(self.block):
+                block.set_params(**nested)
+        return self
 
 
 def mirrored(images: Tensor) -> Tensor:
@@ -100,7 +136,7 @@ class Seen:
     outputs: np.ndarray
 
 
-class LayerwiseCNN(Savable, BaseEstimator):
+class LayerwiseCNN(OfBlocks):
     """A deep CNN of convex blocks, each trained to its end before the next begins.
 
     Block j is a ``ConvexConvBlock`` fitted to the same targets; its ReLU feature maps, average-pooled and
@@ -123,8 +159,8 @@ class LayerwiseCNN(Savable, BaseEstimator):
     standardize : bool
         Standardize the channels of every block's input, the images included.
     reg_fraction : float, sequence of float, or None
-        If given, every block's ``reg`` is this share of its own ``reg_max``, in (0, 1), whatever its settings say; of
-        a sequence the last value stands for all further blocks.
+        Every block's ``reg`` as a share of its own ``reg_max``, in (0, 1); of a sequence the last value stands for all
+        further blocks. None for 0.01, or for the ``reg`` of blocks that have one; both given is an error.
     residual : bool
         Fit each block to what the layers before have left. Needs the squared loss.
     project : int or None
@@ -139,13 +175,14 @@ class LayerwiseCNN(Savable, BaseEstimator):
     validation : float or None
         If given, this share of the images of every class is held out of training (``cvxcnn.hold_out``: the same images
         in any order of them), and each block's ``reg`` is that of the lowest validation error on a path of ten values
-        from ``reg_max`` down to ``reg_fraction`` (or 0.001) of it.
+        from ``reg_max`` down to ``reg_fraction`` (or 0.001) of it. Blocks have no ``reg`` of their own then.
     half_maps : bool
         Keep what blocks after the first see in float16, which is half of the memory. Needs float32 blocks.
 
     Attributes
     ----------
     blocks_ : list of ConvexConvBlock
+        Fitted; their ``reg`` is the one that was used.
     standardizers_ : list of Standardizer, PatchPCA or None
         What each block's input goes through.
     image_shape_ : tuple
@@ -201,21 +238,23 @@ class LayerwiseCNN(Savable, BaseEstimator):
 
     def _settings(self) -> list[ConvexConvBlock]:
         """Return the blocks to fit, after checking all settings."""
-        if not _is_size(self.layers):
-            raise InputError(f"layers must be an int >= 1; got {self.layers!r}.")
+        layers = as_int("layers", self.layers)
         for name in ("project", "hand_on"):
             value = getattr(self, name)
-            if value is not None and not _is_size(value):
+            if value is not None and not is_int(value, 1):
                 raise InputError(f"{name} must be an int >= 1, or None; got {value!r}.")
-        if self.validation is not None and not 0 < self.validation <= 0.5:
+        for name in ("standardize", "residual", "mirror", "crop", "half_maps"):
+            as_flag(name, getattr(self, name))
+        if self.validation is not None and not (is_number(self.validation, above=0) and self.validation <= 0.5):
             raise InputError(f"validation must be between 0 and 0.5, or None; got {self.validation!r}.")
         self.fraction_of(0)
-        blocks = self.block if self.block is not None else ConvexConvBlock()
-        if isinstance(blocks, ConvexConvBlock):
-            blocks = [blocks] * self.layers
-        if len(blocks) != self.layers:
-            raise InputError(f"block must be one ConvexConvBlock or {self.layers} of them; got {len(blocks)}.")
-        for block in blocks:
+        blocks = given_blocks(self.block)
+        if self.block is None or isinstance(self.block, ConvexConvBlock):
+            blocks = blocks * layers
+        if len(blocks) != layers:
+            raise InputError(f"block must be one ConvexConvBlock or {layers} of them; got {len(blocks)}.")
+        for layer, block in enumerate(blocks):
+            self._check_reg(layer, block)
             if self.residual and block.loss != "squared":
                 raise InputError(f'residual=True needs loss="squared"; got {block.loss!r}.')
             if self.half_maps and block.dtype != "float32":
@@ -229,33 +268,42 @@ class LayerwiseCNN(Savable, BaseEstimator):
             block.set_params(kernel_size=1, padding=0)
         return settings
 
+    def _check_reg(self, layer: int, block: ConvexConvBlock) -> None:
+        """Raise InputError if a block's reg would be decided twice."""
+        for name in ("reg_fraction", "validation"):
+            value = getattr(self, name)
+            if block.reg is not None and value is not None:
+                raise InputError(
+                    f"reg={block.reg!r} of the block of layer {layer + 1} and {name}={value!r} both decide its reg. "
+                    "Leave one of them at None."
+                )
+
     def _projected_kernel(self, layer: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Return kernel and padding of the patches that block ``layer`` sees projected."""
-        given: Any = self.block if self.block is not None else ConvexConvBlock()
-        block = given if isinstance(given, ConvexConvBlock) else given[layer]
+        blocks = given_blocks(self.block)
+        block = blocks[min(layer, len(blocks) - 1)]
         kernel, _, padding = PatchGeometry(block.kernel_size, 1, block.padding)._sizes()
         return kernel, padding
 
     def pooling_after(self, layer: int) -> int:
         """Return the average pooling between block ``layer`` (from 0) and the next."""
-        given: Any = self.downsample
-        values: list[Any] = [given] if isinstance(given, Integral) else list(given)
-        if not values or not all(_is_size(value) for value in values):
+        values = _values(self.downsample)
+        if not values or not all(is_int(value, 1) for value in values):
             raise InputError(f"downsample must be an int >= 1, or a sequence of them; got {self.downsample!r}.")
         return int(values[min(layer, len(values) - 1)])
 
-    def fraction_of(self, layer: int) -> float | None:
-        """Return ``reg`` of block ``layer`` (from 0) as a share of its ``reg_max``; None for the block's own."""
-        given: Any = self.reg_fraction
-        if given is None:
-            return None
-        values: list[Any] = [given] if isinstance(given, Real) else list(given)
-        if not values or not all(is_number(value, Real) and 0 < value < 1 for value in values):
+    def fraction_of(self, layer: int) -> float:
+        """Return ``reg`` of block ``layer`` (from 0) as a share of its ``reg_max``, where it has none of its own."""
+        if self.reg_fraction is None:
+            return DEFAULT_FRACTION
+        values = _values(self.reg_fraction)
+        if not values or not all(is_number(value, above=0, below=1) for value in values):
             raise InputError(
-                f"reg_fraction must be between 0 and 1, a sequence of such numbers, or None; got {given!r}."
+                f"reg_fraction must be between 0 and 1, a sequence of such numbers, or None; got {self.reg_fraction!r}."
             )
         return float(values[min(layer, len(values) - 1)])
 
+    @plainly
     def fit(
         self,
         images: Any,
@@ -281,6 +329,8 @@ class LayerwiseCNN(Savable, BaseEstimator):
         settings = self._settings()
         self.pooling_after(0)
         first = settings[0]
+        first._check_parameters()
+        first._at_the_door(images, targets)
         inputs = check_images(images, dtype=DTYPES[first.dtype], device=torch.device(first.device))
         expected = check_targets(targets, len(inputs), dtype=inputs.dtype, device=inputs.device)
         flat = are_flat(targets)
@@ -294,9 +344,10 @@ class LayerwiseCNN(Savable, BaseEstimator):
         judging = None
         # The number of this process's first image, among those of all.
         number = sum(row_counts(inputs)[: rank()])
-        copies = shifted(inputs, int(first.random_state), number) if self.crop else None
+        seed = seed_of(first.random_state)
+        copies = shifted(inputs, seed, number) if self.crop else None
         if self.validation is not None:
-            held = held_out(inputs, expected, float(self.validation), int(first.random_state)).to(inputs.device)
+            held = held_out(inputs, expected, float(self.validation), seed).to(inputs.device)
             judging = self._first_stage(inputs[held], expected[held])
             inputs, expected = inputs[~held], expected[~held]
             copies = None if copies is None else copies[~held]
@@ -351,13 +402,15 @@ class LayerwiseCNN(Savable, BaseEstimator):
         targets = training.targets[:, 0] if flat else training.targets
         fraction = self.fraction_of(layer)
         if judging is not None:
-            smallest = _SMALLEST_FRACTION if fraction is None else fraction
+            smallest = _SMALLEST_FRACTION if self.reg_fraction is None else fraction
             training_pair = training.inputs, training.targets
             held_pair = judging.inputs, judging.targets
             return choose_reg(
                 block, training_pair, held_pair, points=_PATH_POINTS, smallest=smallest, flat=flat, callback=report
             )
-        return block._fit(training.inputs, targets, fraction, report)
+        block._fit(training.inputs, targets, fraction, report)
+        block.reg = block.reg_
+        return block
 
     def _sampled(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
         """Return some images of the whole set, drawn at random, or all if so few: those that this process holds."""
@@ -375,7 +428,7 @@ class LayerwiseCNN(Savable, BaseEstimator):
             kernel, padding = self._projected_kernel(layer)
             generator = torch.Generator().manual_seed(layer)
             maps = self._hand_on(layer - 1, self._sampled(inputs, generator))
-            return PatchPCA.of(maps, self.project, kernel, padding, generator)
+            return PatchPCA.of(maps, int(self.project), kernel, padding, generator)
         if not self.standardize:
             return None
         if not layer:
@@ -383,6 +436,7 @@ class LayerwiseCNN(Savable, BaseEstimator):
         parts = torch.split(inputs, _IMAGES_AT_ONCE)
         return Standardizer.of_parts(self._hand_on(layer - 1, part) for part in parts)
 
+    @plainly
     def _inputs(self, layer: int, inputs: Tensor) -> Tensor:
         """Return the input of block ``layer`` from that of the block before, or from images for the first."""
         if not layer:
@@ -400,14 +454,14 @@ class LayerwiseCNN(Savable, BaseEstimator):
         if self.hand_on is None or self.hand_on >= count:
             return torch.arange(count, device=neurons.filters.device)
         lengths = self.blocks_[layer].neuron_norms()
-        return torch.argsort(lengths, descending=True, stable=True)[: self.hand_on].sort().values
+        return torch.argsort(lengths, descending=True, stable=True)[: int(self.hand_on)].sort().values
 
     def _hand_on(self, layer: int, inputs: Tensor, following: int | None = None) -> Tensor:
         """Return what block ``layer`` hands on from its input: pooled maps, or the input of the following block."""
         block = self.blocks_[layer]
         if not block.n_neurons_:
             raise InputError(
-                f"layer {layer + 1} has no neurons at reg={block.reg:g}, so it hands nothing on. "
+                f"layer {layer + 1} has no neurons at reg={block.reg_:g}, so it hands nothing on. "
                 "Use a smaller reg or reg_fraction, or fewer layers."
             )
         step, sides = self.pooling_after(layer), block.geometry_.map_shape(block.image_shape_[1:])
@@ -435,11 +489,7 @@ class LayerwiseCNN(Savable, BaseEstimator):
         self._check_fitted()
         like = self.blocks_[0].neurons_.filters
         inputs = check_images(images, dtype=like.dtype, device=like.device)
-        if tuple(inputs.shape[1:]) != tuple(self.image_shape_):
-            raise InputError(
-                f"images must have the shape that the stack was fitted on, {tuple(self.image_shape_)} (c, h, w); "
-                f"got {tuple(inputs.shape[1:])}."
-            )
+        check_same_shape(inputs.shape, self.image_shape_, "stack")
         # The list may grow while this goes on: a run evaluates each layer as it is finished.
         for layer, block in enumerate(self.blocks_):
             inputs = self._inputs(layer, inputs)
@@ -460,13 +510,14 @@ class LayerwiseCNN(Savable, BaseEstimator):
 
     def staged_predict(self, images: Any, *, shift: int = 0) -> Iterator[np.ndarray]:
         """Yield each layer's predictions, shape (n,) or (n, outputs); for ``shift`` see ``predict``."""
-        if not is_number(shift, Integral) or shift < 0:
+        if not is_int(shift, 0):
             raise InputError(f"shift must be an int >= 0, in pixels; got {shift!r}.")
         views = [images]
         if shift:
             given = check_images(images)
-            steps = (0, 0), (shift, 0), (-shift, 0), (0, shift), (0, -shift)
-            views = [moved(given, int(down), int(right)) for down, right in steps]
+            far = int(shift)
+            steps = (0, 0), (far, 0), (-far, 0), (0, far), (0, -far)
+            views = [moved(given, down, right) for down, right in steps]
         for layer, seen in enumerate(zip(*(self.seen(view) for view in views), strict=True)):
             outputs = self.averaged(np.asarray(sum(view.outputs for view in seen) / len(views)))
             yield outputs[:, 0] if self.blocks_[layer].flat_targets_ else outputs
@@ -499,12 +550,12 @@ class LayerwiseCNN(Savable, BaseEstimator):
             If there is no such layer, images have another shape than those of ``fit``, or shift is negative.
         """
         predictions = list(self.staged_predict(images, shift=shift))
-        if not -len(predictions) <= layer < len(predictions):
-            raise InputError(f"layer must be between 0 and {len(predictions) - 1}; got {layer}.")
-        if ensemble:
-            return np.asarray(np.mean(predictions[: layer % len(predictions) + 1], axis=0))
-        return predictions[layer]
+        if not is_int(layer, -len(predictions), len(predictions)):
+            raise InputError(f"layer must be between 0 and {len(predictions) - 1}; got {layer!r}.")
+        last = int(layer) % len(predictions)
+        return np.asarray(np.mean(predictions[: last + 1], axis=0)) if ensemble else predictions[last]
 
+    @plainly
     def to_torch(self, layer: int = -1, *, neurons: Neurons | None = None, alone: bool = False) -> nn.Module:
         """Return the network that ends in a layer's readout, as one flat Sequential of standard torch modules.
 
@@ -552,7 +603,7 @@ class LayerwiseCNN(Savable, BaseEstimator):
         True
         """
         self._check_fitted()
-        if not isinstance(layer, Integral) or not -len(self.blocks_) <= layer < len(self.blocks_):
+        if not is_int(layer, -len(self.blocks_), len(self.blocks_)):
             raise InputError(f"layer must be between 0 and {len(self.blocks_) - 1}; got {layer!r}.")
         last = int(layer) % len(self.blocks_)
         block = self.blocks_[last]

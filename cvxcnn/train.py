@@ -36,7 +36,10 @@ class _RecipeParser(Parser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse twice: for the recipe, and with its defaults."""
         first, _ = self.parse_known_args(args)
-        self.set_defaults(**RECIPES[getattr(first, "recipe", "exact")])
+        recipe = RECIPES[getattr(first, "recipe", "exact")]
+        # A lambda that is asked for takes the place of the recipe's fractions.
+        dropped = {"reg_fraction"} if hasattr(first, "reg") else set()
+        self.set_defaults(**{name: value for name, value in recipe.items() if name not in dropped})
         return super().parse_args(args, namespace)
 
 
@@ -110,7 +113,7 @@ def build_parser(prog: str = PROGRAM) -> Parser:
     )  # fmt: skip
     add(
         program, "--reg-fraction", metavar="F", type=fraction, nargs="+",
-        help="lambda of each layer as a share of the least one with a zero solution",
+        help="lambda of each layer as a share of the least one with a zero solution (default: 0.01)",
     )  # fmt: skip
     add(
         program, "--validation", metavar="F", type=fraction,
@@ -152,7 +155,7 @@ def settings_of(options: Mapping[str, Any]) -> Settings:
         if isinstance(values.get(name), list):
             values[name] = tuple(values[name])
     for name in ("kernel_size", "padding", "gates", "reg_fraction"):
-        if isinstance(values[name], tuple) and len(values[name]) == 1:
+        if isinstance(values.get(name), tuple) and len(values[name]) == 1:
             values[name] = values[name][0]
     return Settings(**values)
 

@@ -25,7 +25,7 @@ train, test = load_data("digits")
 train, test = (part.subset(np.isin(part.labels, (3, 8))) for part in (train, test))
 targets = np.where(train.labels == 3, 1.0, -1.0)
 
-block = ConvexConvBlock(pooling="mean", penalty="dense", gates=PricedGates(gap=1e-3))
+block = ConvexConvBlock(padding=0, pool_cells=1, bias=False, gates=PricedGates(gap=1e-3))
 block.set_params(reg=0.02 * block.reg_max(train.images, targets))
 block.fit(train.images, targets)
 

@@ -36,7 +36,7 @@ targets = one_hot(train.labels, 10)
 # %%
 pair = train.subset(np.isin(train.labels, (3, 8)))
 signs = np.where(pair.labels == 3, 1.0, -1.0)
-block = ConvexConvBlock(kernel_size=2, pooling="mean", penalty="dense", gates=PricedGates(gap=1e-3))
+block = ConvexConvBlock(kernel_size=2, padding=0, pool_cells=1, bias=False, gates=PricedGates(gap=1e-3))
 block.set_params(reg=0.02 * block.reg_max(pair.images, signs)).fit(pair.images, signs)
 bound = block.certificate_.global_bound
 
@@ -73,10 +73,7 @@ def train_rival(layer: int, block: ConvexConvBlock, stage: Stage) -> None:
 
 
 block = ConvexConvBlock(
-    padding=1,
-    pooling="mean",
-    pool_cells=2,
-    penalty="dense",
+    bias=False,
     gates=PricedGates(gap=1e-2, time_limit=4, starts=64, initial_filters=64),
 )
 stack = LayerwiseCNN(layers=2, block=block, downsample=2, reg_fraction=0.02)

@@ -109,7 +109,7 @@ print(f"objective {result.objective:.5f}, proved bound {bound:.5f}")
 
 # %%
 block = ConvexConvBlock(
-    kernel_size=(1, 2), pooling="mean", penalty="dense", gates=PricedGates(gap=1e-6, starts=32), reg=reg
+    kernel_size=(1, 2), padding=0, pool_cells=1, bias=False, gates=PricedGates(gap=1e-6, starts=32), reg=reg
 )
 block.fit(images, targets)
 print(block.certificate_)
@@ -120,7 +120,7 @@ print(block.certificate_)
 # The filters are now the points of a sphere in four dimensions. It can't be drawn, but it can be covered.
 
 # %%
-block = ConvexConvBlock(kernel_size=2, pooling="mean", penalty="dense", gates=PricedGates(gap=1e-3), reg=reg)
+block = ConvexConvBlock(kernel_size=2, padding=0, pool_cells=1, bias=False, gates=PricedGates(gap=1e-3), reg=reg)
 block.fit(images, targets)
 certificate = block.certificate_
 print(certificate)
@@ -131,5 +131,5 @@ print(f"Eq. 1 of the best network of all is between {certificate.global_bound:.4
 # certificate then says "if none of the directions that a search missed is worse", and `kind` is "searched".
 
 # %%
-wide = ConvexConvBlock(kernel_size=3, pooling="mean", penalty="dense", gates=PricedGates(gap=1e-2), reg=reg)
+wide = ConvexConvBlock(kernel_size=3, padding=0, pool_cells=1, bias=False, gates=PricedGates(gap=1e-2), reg=reg)
 print(wide.fit(images, targets).certificate_)

@@ -29,7 +29,7 @@ train, test = load_data("digits")
 train = limit(train, 300, seed=0)
 targets = one_hot(train.labels, 10)
 
-block = ConvexConvBlock(padding=1, pooling="mean", pool_cells=2, penalty="dense", gates=PricedGates(gap=5e-3))
+block = ConvexConvBlock(bias=False, gates=PricedGates(gap=5e-3))
 block.set_params(reg=0.01 * block.reg_max(train.images, targets)).fit(train.images, targets)
 convex = block.to_torch()
 

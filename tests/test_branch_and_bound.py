@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from eq2 import eq2_block
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from cvxcnn import ConvexConvBlock
 from cvxcnn.arrangements import enumerate_gates
 from cvxcnn.branch_and_bound import _Cones, _Tree, bound_responses
 from cvxcnn.cones import Cones
@@ -240,7 +240,7 @@ def test_scaling_the_images_scales_the_bound():
 def test_proves_a_priced_block():
     rng = np.random.default_rng(0)
     images, targets = rng.normal(size=(12, 4, 4)), rng.normal(size=(12, 2))
-    block = ConvexConvBlock(kernel_size=2, pooling="mean", gates="priced", penalty="dense")
+    block = eq2_block(kernel_size=2, pooling="mean", gates="priced", penalty="dense")
     reg = 0.3 * block.reg_max(images, targets)
     block.set_params(reg=reg).fit(images, targets)
     patches = Patches(torch.from_numpy(images)[:, None], PatchGeometry(kernel_size=2, pooling="mean"))

@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from eq2 import eq2_block
 from test_cifar10_python import Bomb, hostile, write_archive, write_batches
 from test_data import COLOUR, LABELS, parquet_table, write_cifar10, write_folders, write_idx, write_npz, write_parquet
 
@@ -110,7 +111,7 @@ def replace(name: str, content: bytes | Callable[[bytes], bytes]) -> Damage:
 @lru_cache
 def model(kind: str) -> Any:
     images = np.random.default_rng(0).normal(size=(20, 1, 5, 5))
-    block = ConvexConvBlock(padding=1, penalty="dense", gates=6, reg=0.5, pricing=PricingOptions(starts=0))
+    block = eq2_block(padding=1, penalty="dense", gates=6, reg=0.5, pricing=PricingOptions(starts=0))
     labels = np.array(["even", "odd"])[np.arange(20) % 2]
     if kind == "block":
         return block.fit(images, images[:, 0, 2, 2])

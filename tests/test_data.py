@@ -20,12 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from eq2 import eq2_block
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from test_cifar10_python import write_archive, write_batches
 
-from cvxcnn import ConvexCNNClassifier, ConvexCNNRegressor, ConvexConvBlock, LayerwiseCNN, reg_path
+from cvxcnn import ConvexCNNClassifier, ConvexCNNRegressor, LayerwiseCNN, reg_path
 from cvxcnn.data import (
     ImageSet,
     check_images,
@@ -150,14 +151,14 @@ def test_names_of_which_some_are_missing_are_no_labels(missing: Any, kind: Calla
     with matches(InputError, "labels must be there for every image", ": 2. Fill them in, or leave those images out."):
         check_labels(kind(["cat", missing, "dog", missing]))
     images = np.random.default_rng(0).random((4, 5, 5))
-    model = ConvexCNNClassifier(block=ConvexConvBlock(gates=3, reg=0.1, penalty="dense"))
+    model = ConvexCNNClassifier(block=eq2_block(gates=3, reg=0.1, penalty="dense"))
     with matches(InputError, "labels must be there for every image", ": 2."):
         model.fit(images, kind(["cat", missing, "dog", missing]))
 
 
 def test_missing_targets_and_pixels_of_an_estimator_are_named() -> None:
     images = np.random.default_rng(0).random((4, 9))
-    block = ConvexConvBlock(gates=3, reg=0.1, penalty="dense")
+    block = eq2_block(gates=3, reg=0.1, penalty="dense")
     with matches(InputError, "targets must be there for every image", ": 1."):
         ConvexCNNRegressor(block=block).fit(images, np.array([1.0, 2.0, NA, 3.0], dtype=object))
     with matches(InputError, "targets must be there for every image", ": 1."):
@@ -170,7 +171,7 @@ def test_missing_targets_and_pixels_of_an_estimator_are_named() -> None:
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
 def test_lists_of_tensors_fit_as_one_tensor_does(kind: torch.dtype) -> None:
     images, targets = torch.rand(12, 5, 5).to(kind), torch.arange(12).to(kind) % 3
-    block = ConvexConvBlock(gates=4, reg=0.1, penalty="dense")
+    block = eq2_block(gates=4, reg=0.1, penalty="dense")
     expected = block.fit(images, targets).predict(images)
     assert expected.shape == (12,)
     parts = (

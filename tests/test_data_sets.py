@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from eq2 import eq2_block
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -33,7 +34,7 @@ from test_data import (
     write_parquet,
 )
 
-from cvxcnn import ConvexConvBlock, LayerwiseCNN, save_model
+from cvxcnn import LayerwiseCNN, save_model
 from cvxcnn.data import load_data, load_rows
 from cvxcnn.errors import DataError, DataWarning
 from cvxcnn.predict import load_images, main
@@ -526,7 +527,7 @@ def test_images_in_subfolders_are_predicted_too(tmp_path: Path) -> None:
 
 def test_the_command_line_says_in_one_line_what_is_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train, _ = load_data(write_folders(tmp_path / "set"))
-    block = ConvexConvBlock(gates=5, reg=1.0, penalty="dense")
+    block = eq2_block(gates=5, reg=1.0, penalty="dense")
     save_model(LayerwiseCNN(layers=1, block=block).fit(train.images, np.eye(3)[train.labels]), tmp_path / "model")
     (tmp_path / "set" / "val\n\x1bid").mkdir()
     with warnings.catch_warnings():

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from eq2 import eq2_block
 from sklearn.base import clone
 
-from cvxcnn import ConvexConvBlock, LayerwiseCNN, PricingOptions
+from cvxcnn import LayerwiseCNN, PricingOptions
 from cvxcnn.arrangements import PatchGates
 from cvxcnn.data import shifted
 from cvxcnn.errors import InputError, ModelFileError
@@ -19,7 +20,7 @@ from cvxcnn.hold_out import held_out
 from cvxcnn.projection import PatchPCA
 from cvxcnn.stack import Stage
 
-BLOCK = ConvexConvBlock(
+BLOCK = eq2_block(
     kernel_size=3, padding=1, pooling="mean", pool_cells=2, bias=True, intercept=True, penalty="dense",
     gates=PatchGates(8), reg=0.05, tol=1e-7, pricing=PricingOptions(starts=0),
 )  # fmt: skip
@@ -173,7 +174,8 @@ def test_maps_in_float16_are_rounded_alike_in_training_and_in_prediction(
 
 def test_reg_is_that_of_the_lowest_error_on_held_out_images(problem: tuple[np.ndarray, np.ndarray]) -> None:
     images, targets = problem
-    stack = LayerwiseCNN(layers=2, block=BLOCK, validation=0.25, reg_fraction=1e-2, residual=True).fit(images, targets)
+    block = clone(BLOCK).set_params(reg=None)
+    stack = LayerwiseCNN(layers=2, block=block, validation=0.25, reg_fraction=1e-2, residual=True).fit(images, targets)
     held = held_out(torch.as_tensor(images), torch.as_tensor(targets), 0.25, seed=0).numpy()
     assert held.sum() == 10
     first = stack.blocks_[0]
@@ -208,7 +210,10 @@ def test_shifts_depend_on_seed_and_number_alone() -> None:
         ({"project": 0}, "project must be an int >= 1, or None; got 0"),
         ({"hand_on": 1.5}, "hand_on must be an int >= 1, or None; got 1.5"),
         ({"validation": 0.9}, "validation must be between 0 and 0.5, or None; got 0.9"),
-        ({"validation": 0.01}, "leaves none to train on or none to judge by"),
+        (
+            {"validation": 0.01, "block": clone(BLOCK).set_params(reg=None)},
+            "leaves none to train on or none to judge by",
+        ),
         ({"reg_fraction": (0.1, 2.0)}, "reg_fraction must be between 0 and 1, a sequence"),
         ({"residual": True, "block": clone(BLOCK).set_params(loss="softmax")}, 'residual=True needs loss="squared"'),
         ({"project": 4, "block": clone(BLOCK).set_params(stride=2)}, "project needs blocks of stride 1; got 2"),

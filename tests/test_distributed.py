@@ -16,9 +16,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from eq2 import eq2_block
 from PIL import Image
 
-from cvxcnn import ConvexConvBlock, LayerwiseCNN
+from cvxcnn import LayerwiseCNN
 from cvxcnn.arrangements import (
     EnumeratedGates,
     Gates,
@@ -94,7 +95,7 @@ def fitted(part: slice) -> dict[str, np.ndarray]:
     images, targets = (values[part] for values in data())
     found = {}
     for name, settings in BLOCKS.items():
-        block = ConvexConvBlock(**SOLVER, **settings)
+        block = eq2_block(**SOLVER, **settings)
         found[f"{name}.reg_max"] = block.reg_max(images, targets)
         block.fit(images, targets)
         result = block.result_
@@ -102,7 +103,8 @@ def fitted(part: slice) -> dict[str, np.ndarray]:
         found[f"{name}.weights"] = result.weights.numpy()
         found[f"{name}.gates"] = block.gates_
         found[f"{name}.prediction"] = gather_rows(torch.from_numpy(block.predict(images))).numpy()
-    block = ConvexConvBlock(gates=PatchGates(8), penalty="dense", padding=1, intercept=True, bias=True, **SOLVER)
+    block = eq2_block(gates=PatchGates(8), penalty="dense", padding=1, intercept=True, bias=True, **SOLVER)
+    block.set_params(reg=None)  # each has a reg_fraction
     for name, options in STACKS.items():
         stack = LayerwiseCNN(layers=2, block=block, **options).fit(images, targets)
         found[f"{name}.regs"] = np.array([block.reg for block in stack.blocks_])
@@ -172,7 +174,7 @@ def refusals() -> None:
 
     def refused(match: str, **settings: Any) -> None:
         with pytest.raises(InputError, match=match):
-            ConvexConvBlock(**{"reg": 0.5, "gates": 5, **settings}).fit(images, targets.sign())
+            eq2_block(**{"reg": 0.5, "gates": 5, **settings}).fit(images, targets.sign())
 
     refused("priced gates need all images in one process; there are 2", gates="priced")
     refused("several processes share the images only for .*got the ReLU program over gates", penalty="group")

@@ -40,6 +40,10 @@ def test_api_lists_every_public_name_with_its_arguments() -> None:
         given = [part.split("=")[0].strip() for part in re.split(r", (?=[\w*])", arguments)]
         parameters = inspect.signature(getattr(cvxcnn, name)).parameters
         assert [part for part in given if part != "*"] == list(parameters), name
+        for part in re.split(r", (?=[\w*])", arguments):
+            if "=" in part:
+                argument, default = part.split("=", 1)
+                assert eval(default, {"inf": float("inf")}) == parameters[argument].default, (name, part)
 
 
 def test_api_lists_names_of_modules_that_exist() -> None:

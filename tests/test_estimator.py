@@ -20,16 +20,17 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from cvxcnn import ConvexCNNClassifier, ConvexCNNRegressor, ConvexConvBlock, PricedGates, PricingOptions
+from cvxcnn import ConvexCNNClassifier, ConvexCNNRegressor, ConvexConvBlock, PricingOptions
 from cvxcnn.errors import InputError
 from cvxcnn.estimator import _nearest_probabilities
 
 QUICK = PricingOptions(starts=0)
-BLOCK = ConvexConvBlock(padding=1, pooling="mean", pool_cells=2, bias=True, penalty="dense", gates=20, pricing=QUICK)
+BLOCK = ConvexConvBlock(gates=20, pricing=QUICK)
 
 
 def small(**settings: Any) -> ConvexConvBlock:
-    return ConvexConvBlock(**{"bias": True, "penalty": "dense", "gates": 20, "tol": 1e-4, "pricing": QUICK, **settings})
+    whole = {"padding": 0, "pooling": "sum", "pool_cells": 1}
+    return ConvexConvBlock(**{**whole, "gates": 20, "tol": 1e-4, "pricing": QUICK, **settings})
 
 
 # scikit-learn's checks. They feed flat (n, d) arrays of few features, which are images of one pixel here. None is
@@ -203,10 +204,10 @@ def test_nested_parameters(digits: tuple[np.ndarray, np.ndarray]) -> None:
     ).fit(images, labels)
     assert search.best_params_["block__reg"] == 0.1
     assert search.best_estimator_.stack_.blocks_[0].reg == 0.1
-    assert BLOCK.reg == 1.0
+    assert BLOCK.reg is None
     # The default block is made when one of its parameters is set.
     model = clone(ConvexCNNClassifier()).set_params(block__reg=3.0, layers=2)
-    assert (model.block.reg, model.block.gates, model.layers) == (3.0, PricedGates(gap=1e-3), 2)
+    assert (model.block.reg, model.block.gates, model.layers) == (3.0, "priced", 2)
     with pytest.raises(ValueError, match="Invalid parameter 'colour'"):
         model.set_params(block__colour="red")
 

@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
+from eq2 import eq2_block
 
-from cvxcnn import ConvexConvBlock, LayerwiseCNN
+from cvxcnn import LayerwiseCNN
 from cvxcnn.arrangements import (
     GATES,
     EnumeratedGates,
@@ -238,7 +239,7 @@ def test_other_texts_are_refused(text):
 )
 def test_every_kind_trains_a_block(name, options):
     patches = random_patches(dtype=torch.float64)
-    block = ConvexConvBlock(bias=True, gates=GATES[name](4), reg=0.1, pricing=None, **options)
+    block = eq2_block(bias=True, gates=GATES[name](4), reg=0.1, pricing=None, **options)
     block.set_params(pricing=block._priced(), tol=1e-4)
     assert block.fit(patches.images, labels()).result_.status == "optimal"
     assert len(block.gates_) <= 4
@@ -251,7 +252,7 @@ def test_settings_make_samplers_of_names():
 
 def test_samplers_that_look_at_targets_work_in_a_stack():
     patches, targets = random_patches(), labels()
-    block = ConvexConvBlock(bias=True, gates=GradientGates(4), reg=0.1, penalty="dense")
+    block = eq2_block(bias=True, gates=GradientGates(4), reg=0.1, penalty="dense")
     stack = LayerwiseCNN(layers=2, block=block).fit(patches.images, targets)
     assert [len(fitted.gates_) for fitted in stack.blocks_] == [4, 4]
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from eq2 import eq2_block
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cvxcnn import ConvexConvBlock, LayerwiseCNN, PricingOptions, hold_out
+from cvxcnn import LayerwiseCNN, PricingOptions, hold_out
 from cvxcnn.errors import InputError
 from cvxcnn.hold_out import held_out
 
@@ -150,8 +151,15 @@ def test_a_stack_that_validates_learns_every_class() -> None:
     images = generator.random((100, 1, 8, 8)) * 0.15
     for image, label in zip(images, labels, strict=True):
         image[0, label // 4 * 2 : label // 4 * 2 + 2, label % 4 * 2 : label % 4 * 2 + 2] += 0.7
-    block = ConvexConvBlock(
-        padding=1, pooling="mean", pool_cells=2, bias=True, penalty="dense", gates=30, pricing=PricingOptions(starts=0)
+    block = eq2_block(
+        padding=1,
+        pooling="mean",
+        pool_cells=2,
+        bias=True,
+        penalty="dense",
+        gates=30,
+        reg=None,
+        pricing=PricingOptions(starts=0),
     )
     stack = LayerwiseCNN(layers=1, block=block, validation=0.1, reg_fraction=0.01).fit(images, np.eye(10)[labels])
     assert (stack.predict(images).argmax(axis=1) == labels).mean() > 0.95
@@ -169,7 +177,7 @@ def test_a_stack_that_validates_chooses_alike_in_any_order_of_the_images() -> No
     generator = np.random.default_rng(0)
     images, targets = generator.normal(size=(60, 1, 5, 5)), np.eye(3)[np.arange(60) % 3]
     order = generator.permutation(60)
-    block = ConvexConvBlock(gates=generator.normal(size=(12, 9)), bias=False, padding=0, penalty="dense", tol=1e-9)
+    block = eq2_block(gates=generator.normal(size=(12, 9)), bias=False, padding=0, penalty="dense", reg=None, tol=1e-9)
     found = [
         LayerwiseCNN(layers=1, block=block, validation=0.25, reg_fraction=0.01).fit(images[rows], targets[rows])
         for rows in (np.arange(60), order)

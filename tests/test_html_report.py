@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from eq2 import eq2_block
 from PIL import Image
 
-from cvxcnn import ConvexConvBlock, LayerwiseCNN, load_model, save_model
+from cvxcnn import LayerwiseCNN, load_model, save_model
 from cvxcnn.errors import ModelFileError
 from cvxcnn.history import Point, read_history, write_history
 from cvxcnn.html_report import headline, write_report
@@ -351,7 +352,7 @@ def test_pictures_of_filters(channels: int) -> None:
     generator = np.random.default_rng(0)
     images = generator.normal(size=(30, channels, 6, 6))
     targets = np.stack([images[:, 0, 2, 2], -images[:, 0, 3, 3]], axis=1)
-    block = ConvexConvBlock(gates=20, reg=0.1, penalty="dense", bias=True)
+    block = eq2_block(gates=20, reg=0.1, penalty="dense", bias=True)
     stack = LayerwiseCNN(layers=1, block=block).fit(images, targets)
     fitted = stack.blocks_[0]
     share = shares(fitted)

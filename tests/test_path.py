@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from eq2 import eq2_block
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 
@@ -39,7 +40,7 @@ FIXED: list[tuple[dict[str, Any], int]] = [
 def test_every_point_is_a_solve_of_its_own(options: dict[str, Any], outputs: int) -> None:
     images, targets = data(outputs=outputs)
     targets = np.sign(targets) if "loss" in options else targets
-    block = ConvexConvBlock(kernel_size=2, pricing=NO_SEARCH, tol=1e-7, **options)
+    block = eq2_block(kernel_size=2, pricing=NO_SEARCH, tol=1e-7, **options)
     path = reg_path(images, targets, block=block, points=5, smallest=0.02)
     assert path.regs[0] == pytest.approx(block.reg_max(images, targets), rel=1e-12)
     assert_allclose(path.regs, path.regs[0] * 0.02 ** np.linspace(0, 1, 5))
@@ -58,7 +59,7 @@ def test_every_point_is_a_solve_of_its_own(options: dict[str, Any], outputs: int
 
 def test_features_that_are_not_kept_give_the_same_path(monkeypatch: pytest.MonkeyPatch) -> None:
     images, targets = data(outputs=2)
-    block = ConvexConvBlock(kernel_size=2, gates=6, pricing=NO_SEARCH, activation="gated_relu", tol=1e-9)
+    block = eq2_block(kernel_size=2, gates=6, pricing=NO_SEARCH, activation="gated_relu", tol=1e-9)
     kept = reg_path(images, targets, block=block, points=4)
     monkeypatch.setattr("cvxcnn.path._KEPT_BYTES", 0)
     assert_allclose(reg_path(images, targets, block=block, points=4).objective, kept.objective, rtol=1e-8)
@@ -66,7 +67,7 @@ def test_features_that_are_not_kept_give_the_same_path(monkeypatch: pytest.Monke
 
 def test_float32_points_are_judged_in_float64() -> None:
     images, targets = data()
-    block = ConvexConvBlock(kernel_size=2, gates=6, pricing=NO_SEARCH, dtype="float32", tol=1e-4)
+    block = eq2_block(kernel_size=2, gates=6, pricing=NO_SEARCH, dtype="float32", tol=1e-4)
     path = reg_path(images, targets, block=block, points=4)
     for point in path.blocks:
         expected = nonconvex_objective(point.to_torch(), images.astype("float32"), targets.astype("float32"), point.reg)
@@ -76,7 +77,7 @@ def test_float32_points_are_judged_in_float64() -> None:
 @pytest.mark.parametrize("block", [{"penalty": "dense"}, {"penalty": "group"}, {"activation": "gated_relu"}])
 def test_a_priced_path_has_bounds_at_every_point(block: dict[str, Any]) -> None:
     images, targets = data(outputs=2)
-    settings = ConvexConvBlock(kernel_size=2, gates=QUICK, **block)
+    settings = eq2_block(kernel_size=2, gates=QUICK, **block)
     path = reg_path(images, targets, block=settings, points=5, smallest=0.05)
     assert path.n_neurons[0] == 0 and path.n_neurons[-1] > 0
     assert path.objective[0] == pytest.approx(0.5 * np.square(targets).sum(), rel=1e-12)
@@ -92,7 +93,7 @@ def test_a_priced_path_has_bounds_at_every_point(block: dict[str, Any]) -> None:
 
 def test_all_patterns_prove_every_point_and_a_search_comes_last() -> None:
     images, targets = data(n=6, side=2)
-    exact = ConvexConvBlock(kernel_size=(1, 2), gates=EnumeratedGates())
+    exact = eq2_block(kernel_size=(1, 2), gates=EnumeratedGates())
     path = reg_path(images, targets, block=exact, points=3)
     assert path.kinds == ["proved"] * 3 and (path.global_gap <= 1e-6).all()
     search = PricingOptions(starts=8, ascent_steps=5, prove_up_to=0)
@@ -103,7 +104,7 @@ def test_all_patterns_prove_every_point_and_a_search_comes_last() -> None:
 def test_scores_by_hand() -> None:
     images, _ = data(n=6)
     labels = np.array([1.0, 1.0, -1.0, 1.0, 1.0, 1.0])
-    block = ConvexConvBlock(kernel_size=2, gates=6, pricing=NO_SEARCH, intercept=True)
+    block = eq2_block(kernel_size=2, gates=6, pricing=NO_SEARCH, intercept=True)
     path = reg_path(images, labels, block=block, points=3, validation=(images[:3], labels[:3]))
     # At reg_max the intercept alone predicts: the mean, 2/3, right for five of six.
     assert path.train_error[0] == pytest.approx(1 - (2 / 3) ** 2)
@@ -123,7 +124,7 @@ def test_scores_by_hand() -> None:
 
 def test_best_is_by_validation() -> None:
     def path(accuracy: list[float], error: list[float]) -> RegPath:
-        blocks = [ConvexConvBlock(reg=reg) for reg in (3.0, 2.0, 1.0)]
+        blocks = [eq2_block(reg=reg) for reg in (3.0, 2.0, 1.0)]
         none = np.zeros(3)
         return RegPath(blocks, none, none, np.array(error), np.array(accuracy), none)
 
@@ -144,7 +145,7 @@ def test_callback_may_stop_it() -> None:
             raise KeyboardInterrupt
 
     images, targets = data()
-    settings = ConvexConvBlock(kernel_size=2, gates=4, pricing=NO_SEARCH)
+    settings = eq2_block(kernel_size=2, gates=4, pricing=NO_SEARCH)
     with pytest.raises(KeyboardInterrupt):
         reg_path(images, targets, block=settings, points=4, callback=stop)
     assert [index for index, _ in seen] == [0, 1] and seen[0][1] == 0
@@ -156,7 +157,7 @@ def test_plot(tmp_path: Path, coded: bool) -> None:
     images, targets = data(n=8)
     targets = np.sign(targets) if coded else targets
     path = reg_path(
-        images, targets, block=ConvexConvBlock(kernel_size=2, gates=QUICK, penalty="dense"), points=3,
+        images, targets, block=eq2_block(kernel_size=2, gates=QUICK, penalty="dense"), points=3,
         validation=(images, targets),
     )  # fmt: skip
     path.plot(tmp_path / "path.png")
@@ -173,8 +174,8 @@ def test_plot(tmp_path: Path, coded: bool) -> None:
         ({"validation": np.zeros((3, 4, 4))}, r"validation must be a pair \(images, targets\)"),
         ({"validation": (np.zeros((3, 5, 5)), np.zeros(3))}, r"of the training shapes, \(1, 4, 4\).* got \(1, 5, 5\)"),
         ({"validation": (np.zeros((3, 4, 4)), np.zeros((3, 2)))}, "1 outputs; got .* 2"),
-        ({"block": ConvexConvBlock(gates="many")}, "gates must be"),
-        ({"block": ConvexConvBlock(solver="none")}, "solver must be"),
+        ({"block": eq2_block(gates="many")}, "gates must be"),
+        ({"block": eq2_block(solver="none")}, "solver must be"),
     ],
 )
 def test_bad_arguments(options: dict[str, Any], message: str) -> None:
@@ -185,9 +186,9 @@ def test_bad_arguments(options: dict[str, Any], message: str) -> None:
 def test_zero_targets_have_no_path() -> None:
     images, targets = data()
     with pytest.raises(InputError, match="reg_max is zero"):
-        reg_path(images, 0 * targets, block=ConvexConvBlock(gates=4))
+        reg_path(images, 0 * targets, block=eq2_block(gates=4))
 
 
 def test_tensors_are_fine_too() -> None:
     images, targets = (torch.from_numpy(part) for part in data(n=6))
-    assert len(reg_path(images, targets, block=ConvexConvBlock(gates=4, pricing=NO_SEARCH), points=2).blocks) == 2
+    assert len(reg_path(images, targets, block=eq2_block(gates=4, pricing=NO_SEARCH), points=2).blocks) == 2

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from eq2 import eq2_block
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -64,7 +65,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], Any]] = {
     "softmax": ({**DENSE, "loss": "softmax", "bias": True, "tol": 1e-3}, {}, ONE_HOT),
     "logistic": ({**DENSE, "loss": "logistic", "pool_cells": 2}, {"layers": 1}, 2 * ONE_HOT - 1),
     "priced options": ({**DENSE, "gates": SEARCH, "pricing": None}, {}, TARGETS[:, 0]),
-    "reg by layer": (DENSE, {"reg_fraction": (0.1, 0.3)}, TARGETS),
+    "reg by layer": ({**DENSE, "reg": None}, {"reg_fraction": (0.1, 0.3)}, TARGETS),
     "zero": ({**DENSE, "reg": 1e6}, {"layers": 1}, TARGETS),
     "gated zero": ({**DENSE, "reg": 1e6, "penalty": "group", "activation": "gated_relu"}, {"layers": 1}, TARGETS),
 }  # fmt: skip
@@ -73,7 +74,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], Any]] = {
 @lru_cache
 def fitted(name: str) -> LayerwiseCNN:
     block, stack, targets = VARIANTS[name]
-    return LayerwiseCNN(**{"layers": 2, "block": ConvexConvBlock(**block), **stack}).fit(IMAGES, targets)
+    return LayerwiseCNN(**{"layers": 2, "block": eq2_block(**block), **stack}).fit(IMAGES, targets)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def saved(model: LayerwiseCNN, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("classifier")
-    block = ConvexConvBlock(**{**DENSE, "padding": 1, "tol": 1e-3, "gates": SEARCH, "pricing": None})
+    block = eq2_block(**{**DENSE, "padding": 1, "tol": 1e-3, "gates": SEARCH, "pricing": None})
     ConvexCNNClassifier(block=block, layers=2).fit(IMAGES, np.array(["a", "b"])[np.arange(24) % 2]).save(folder)
     return folder
 
@@ -175,7 +176,7 @@ LABELS: dict[str, list[Any]] = {
 @pytest.mark.parametrize("loss", ["squared", "logistic", "softmax"])
 def test_a_classifier_comes_back_to_the_last_bit(labels: str, loss: str, tmp_path: Path) -> None:
     classes = np.array(LABELS[labels], dtype=np.float32 if labels == "numbers" else None)
-    block = ConvexConvBlock(**{**DENSE, "loss": loss, "padding": 1, "tol": 1e-3, "pricing": PricingOptions(starts=0)})
+    block = eq2_block(**{**DENSE, "loss": loss, "padding": 1, "tol": 1e-3, "pricing": PricingOptions(starts=0)})
     model = ConvexCNNClassifier(block=block, layers=2, downsample=(2, 1)).fit(
         IMAGES, classes[np.arange(24) % len(classes)]
     )
@@ -194,9 +195,9 @@ def test_estimators_of_other_settings_come_back(tmp_path: Path) -> None:
     quick = {**DENSE, "pricing": PricingOptions(starts=0)}
     gates = np.random.default_rng(2).normal(size=(6, 18))
     models: list[Any] = [
-        ConvexCNNRegressor(block=ConvexConvBlock(**quick), image_shape=(2, 6, 7)).fit(flat, TARGETS),
-        ConvexCNNRegressor(block=ConvexConvBlock(**{**quick, "gates": gates})).fit(IMAGES, TARGETS),
-        ConvexCNNRegressor(block=[ConvexConvBlock(**quick)] * 2, layers=2, reg_fraction=None).fit(flat, TARGETS[:, 0]),
+        ConvexCNNRegressor(block=eq2_block(**quick), image_shape=(2, 6, 7)).fit(flat, TARGETS),
+        ConvexCNNRegressor(block=eq2_block(**{**quick, "gates": gates})).fit(IMAGES, TARGETS),
+        ConvexCNNRegressor(block=[eq2_block(**quick)] * 2, layers=2, reg_fraction=None).fit(flat, TARGETS[:, 0]),
     ]
     for index, model in enumerate(models):
         images = flat if index != 1 else IMAGES
@@ -239,7 +240,7 @@ def test_every_combination_comes_back_to_the_last_bit(
 ) -> None:
     images = IMAGES[:10, :, :4, :4]
     targets = {"squared": TARGETS[:10, 0], "logistic": np.resize([1.0, -1.0], 10), "softmax": ONE_HOT[:10]}[loss]
-    block = ConvexConvBlock(
+    block = eq2_block(
         activation=activation, penalty=penalty, loss=loss, gates=4, reg=0.3, tol=1e-2, pricing=PricingOptions(starts=0),
         **geometry,
     )  # fmt: skip
@@ -263,7 +264,7 @@ def test_another_kind_of_model_is_refused(model: LayerwiseCNN, saved: Path, tmp_
 
 
 def test_labels_that_are_no_json_are_refused(tmp_path: Path) -> None:
-    block = ConvexConvBlock(**{**DENSE, "pricing": PricingOptions(starts=0)})
+    block = eq2_block(**{**DENSE, "pricing": PricingOptions(starts=0)})
     model = ConvexCNNClassifier(block=block).fit(IMAGES, np.arange(24) % 2)
     model.classes_ = np.array(["2020-01-01", "2021-01-01"], dtype="datetime64[D]")
     with pytest.raises(InputError, match=r"labels of dtype datetime64.* can't be written as JSON"):
@@ -277,7 +278,7 @@ def test_settings_and_extra_come_back(model: LayerwiseCNN, saved: Path, tmp_path
     assert (loaded.layers, loaded.downsample, loaded.standardize) == (2, [2, 1], True)
     assert loaded.image_shape_ == (2, 6, 7)
     for block, settings_ in zip(loaded.blocks_, loaded.block, strict=True):
-        assert block.get_params() == settings_.get_params() == ConvexConvBlock(**VARIANTS["dense"][0]).get_params()
+        assert block.get_params() == settings_.get_params() == eq2_block(**VARIANTS["dense"][0]).get_params()
     # Saved once more, the extra goes with it, and the tensors are the same file.
     save_model(loaded, tmp_path / "again")
     assert load_model(tmp_path / "again").extra_ == loaded.extra_
@@ -487,7 +488,9 @@ def set_at(*path: Any) -> Edit:
         (lambda c: c["layers"][1]["block"].pop("padding"), ["has no layers[1].block.padding"]),
         (set_at("layers", 0, "block", "colour", "red"), ["unknown setting layers[0].block.'colour'"]),
         (set_at("layers", 0, "block", "reg", -1.0), ["layers[0].block", "can't be used", "reg must be"]),
-        (set_at("layers", 0, "block", "reg", None), ["layers[0].block", "can't be used", "reg must be"]),
+        (set_at("layers", 0, "block", "reg", "1"), ["layers[0].block.reg", "must be a number or null; it is '1'"]),
+        (set_at("layers", 0, "reg", None), ["layers[0].reg", "must be a number; it is None"]),
+        (set_at("layers", 0, "reg", -1.0), ["layers[0].reg", "must be a positive number; it is -1.0"]),
         (set_at("layers", 0, "block", "kernel_size", 5), ["layers.0.filters must be", "(any, 51)"]),
         (set_at("layers", 0, "block", "pool_cells", 9), ["pool_cells=9 needs feature maps"]),
         (set_at("layers", 0, "block", "pooling", []), ["layers[0].block.pooling", "a text"]),

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from eq2 import eq2_block
 from numpy.typing import NDArray
 from PIL import Image
 
 import cvxcnn
-from cvxcnn import ConvexConvBlock, LayerwiseCNN, load_model, save_model
+from cvxcnn import LayerwiseCNN, load_model, save_model
 from cvxcnn.data import load_data, one_hot
 from cvxcnn.errors import DataError, InputError
 from cvxcnn.predict import BATCH, load_images, main, predict_labels
@@ -28,7 +29,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A stack of two layers on digits, with names for its classes."""
     folder = tmp_path_factory.mktemp("models") / "digits"
     train, _ = load_data("digits")
-    block = ConvexConvBlock(gates=15, reg=1.0, penalty="dense", padding=1, pooling="mean", pool_cells=2, bias=True)
+    block = eq2_block(gates=15, reg=1.0, penalty="dense", padding=1, pooling="mean", pool_cells=2, bias=True)
     stack = LayerwiseCNN(layers=2, block=block, downsample=2)
     stack.fit(train.images[:200], one_hot(train.labels[:200], 10))
     save_model(stack, folder, extra={"classes": [f"class {name}" for name in train.classes]})
@@ -180,7 +181,7 @@ def test_wrong_usage(
 
 def test_classes_without_names_are_numbers_and_one_output_has_none() -> None:
     images = np.random.default_rng(0).random((20, 1, 5, 5))
-    block = ConvexConvBlock(gates=5, reg=0.1)
+    block = eq2_block(gates=5, reg=0.1)
     both = LayerwiseCNN(layers=1, block=block).fit(images, np.eye(2)[(images[:, 0, 2, 2] > 0.5).astype(int)])
     rows = list(predict_labels(both, images, [str(number) for number in range(20)]))
     assert [row[1] for row in rows] == [str(label) for label in both.predict(images).argmax(axis=1)]

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from eq2 import eq2_block
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 
-from cvxcnn import ConvexConvBlock, PricedGates, nonconvex_objective
+from cvxcnn import PricedGates, nonconvex_objective
 from cvxcnn.arrangements import EnumeratedGates, distinct
 from cvxcnn.arrangements.neighbours import hyperplanes, neighbours
 from cvxcnn.baseline import train_baseline
@@ -37,11 +38,11 @@ def test_priced_block_reaches_the_proved_optimum_of_all_patterns() -> None:
     # Patches of two pixels: all patterns can be enumerated, so the optimum of Eq. 1 is known and proved.
     images, targets = small_problem()
     settings = {"kernel_size": (1, 2), "reg": 0.3, "tol": 1e-8}
-    exact = ConvexConvBlock(gates=EnumeratedGates(), **settings).fit(images, targets)
+    exact = eq2_block(gates=EnumeratedGates(), **settings).fit(images, targets)
     assert exact.certificate_.kind == "proved"
     for up_to, kind in ((0, "searched"), (4, "proved")):
         options = replace(QUICK, prove_up_to=up_to)
-        priced = ConvexConvBlock(gates="priced", pricing=options, **settings).fit(images, targets)
+        priced = eq2_block(gates="priced", pricing=options, **settings).fit(images, targets)
         assert priced.result_.objective >= exact.result_.dual_bound - 1e-9
         assert priced.result_.objective == pytest.approx(exact.result_.objective, rel=2e-3)
         assert priced.certificate_.kind == kind
@@ -55,8 +56,16 @@ def test_two_by_two_patches_are_proved(penalty: str, loss: str) -> None:
     """Four dimensions can't be enumerated; branch and bound proves what the search found."""
     images, _ = small_problem(3, n=12)
     targets = torch.nn.functional.one_hot((images.sum(dim=(1, 2, 3)) > 0).long(), 2).to(images)
-    block = ConvexConvBlock(
-        kernel_size=2, padding=1, pooling="mean", pool_cells=2, gates="priced", penalty=penalty, loss=loss, reg=0.05
+    block = eq2_block(
+        kernel_size=2,
+        padding=1,
+        pooling="mean",
+        pool_cells=2,
+        gates="priced",
+        penalty=penalty,
+        loss=loss,
+        reg=0.05,
+        pricing=PricingOptions(),
     ).fit(images, targets)
     certificate = block.certificate_
     assert (certificate.kind, certificate.n_searched) == ("proved", 0)
@@ -69,9 +78,9 @@ def test_two_by_two_patches_are_proved(penalty: str, loss: str) -> None:
 
 def test_a_proof_is_of_relu_networks_only() -> None:
     images, targets = small_problem(2, n=10)
-    gated = ConvexConvBlock(kernel_size=2, activation="gated_relu", gates="priced", reg=0.3, pricing=QUICK)
+    gated = eq2_block(kernel_size=2, activation="gated_relu", gates="priced", reg=0.3, pricing=QUICK)
     assert gated.fit(images, targets).certificate_.kind == "searched"
-    fixed = ConvexConvBlock(kernel_size=2, gates=5, reg=0.3, pricing=QUICK).fit(images, targets)
+    fixed = eq2_block(kernel_size=2, gates=5, reg=0.3, pricing=QUICK).fit(images, targets)
     assert fixed.certificate_.kind == "proved"
     assert fixed.certificate_.global_bound <= fixed.certificate_.sampled_bound * (1 + 1e-9)
 
@@ -80,7 +89,7 @@ def test_a_proof_is_of_relu_networks_only() -> None:
 @pytest.mark.parametrize("intercept", [False, True])
 def test_priced_objective_is_eq_1_of_the_module(penalty: str, intercept: bool) -> None:
     images, targets = small_problem(1, n=20, outputs=2)
-    block = ConvexConvBlock(
+    block = eq2_block(
         kernel_size=2, padding=1, pooling="mean", pool_cells=2, bias=True, penalty=penalty, gates="priced",
         reg=0.2, intercept=intercept, pricing=QUICK,
     ).fit(images, targets)  # fmt: skip
@@ -108,8 +117,8 @@ def test_objective_never_rises_from_round_to_round() -> None:
 def test_priced_gates_do_at_least_as_well_as_sampled_ones() -> None:
     images, targets = small_problem(3, n=20)
     settings = {"kernel_size": 2, "padding": 1, "activation": "gated_relu", "reg": 1.0}
-    sampled = ConvexConvBlock(gates=20, **settings).fit(images, targets)
-    priced = ConvexConvBlock(gates="priced", pricing=QUICK, **settings).fit(images, targets)
+    sampled = eq2_block(gates=20, **settings).fit(images, targets)
+    priced = eq2_block(gates="priced", pricing=QUICK, **settings).fit(images, targets)
     assert priced.result_.relative_gap <= 1e-6
     assert priced.result_.objective <= sampled.result_.objective
     assert priced.certificate_.global_bound <= priced.result_.objective
@@ -138,7 +147,7 @@ def test_ascent_never_ends_below_its_start(search_type: type, penalty: DensePena
 
 def test_reg_max_of_a_priced_block_gives_the_zero_solution() -> None:
     images, targets = small_problem(5, n=15)
-    block = ConvexConvBlock(kernel_size=2, penalty="dense", gates="priced", pricing=QUICK)
+    block = eq2_block(kernel_size=2, penalty="dense", gates="priced", pricing=QUICK)
     largest = block.reg_max(images, targets)
     assert block.set_params(reg=1.001 * largest).fit(images, targets).n_neurons_ == 0
     assert block.set_params(reg=0.9 * largest).fit(images, targets).n_neurons_ > 0
@@ -157,7 +166,7 @@ def test_search_finds_a_planted_direction() -> None:
 def test_a_search_on_some_images_is_scored_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
     images, targets = small_problem(7, n=40)
     search = PricingOptions(prove_up_to=0)
-    block = ConvexConvBlock(kernel_size=2, padding=1, gates=10, reg=0.5, pricing=search)
+    block = eq2_block(kernel_size=2, padding=1, gates=10, reg=0.5, pricing=search)
     everything = block.fit(images, targets).certificate_.sampled_bound
     monkeypatch.setattr("cvxcnn.separation._SEARCH_PATCHES", 90)
     some = block.fit(images, targets).certificate_
@@ -193,7 +202,7 @@ def test_pricing_from_thinned_patches_finds_what_is_there(monkeypatch: pytest.Mo
     images = torch.randn(60, 1, 8, 8, generator=generator, dtype=torch.float64)
     targets = images.clamp_min(0).mean(dim=(2, 3)) + images[:, :, :4].mean(dim=(2, 3)) ** 2
     options = replace(QUICK, max_rounds=3)
-    block = ConvexConvBlock(
+    block = eq2_block(
         padding=1, pooling="mean", pool_cells=2, bias=True, gates="priced", penalty="dense", reg=0.05, pricing=options
     )  # fmt: skip
     whole = block.fit(images, targets).certificate_
@@ -218,7 +227,7 @@ def test_constant_patches_cannot_be_whitened_but_searched() -> None:
 @pytest.mark.parametrize("penalty", ["dense", "group"])
 def test_float32_blocks_are_judged_in_float64(gates: str | int, penalty: str) -> None:
     images, targets = small_problem(8, n=20)
-    block = ConvexConvBlock(
+    block = eq2_block(
         kernel_size=2, padding=1, gates=gates, penalty=penalty, reg=0.5, dtype="float32", tol=1e-4, pricing=QUICK
     ).fit(images, targets)
     expected = nonconvex_objective(block.to_torch(), images.float(), targets.float(), 0.5)
@@ -228,7 +237,7 @@ def test_float32_blocks_are_judged_in_float64(gates: str | int, penalty: str) ->
 
 def test_same_seed_same_result() -> None:
     images, targets = small_problem(6, n=15, outputs=2)
-    block = ConvexConvBlock(kernel_size=2, penalty="dense", gates="priced", reg=0.5, pricing=QUICK, random_state=3)
+    block = eq2_block(kernel_size=2, penalty="dense", gates="priced", reg=0.5, pricing=QUICK, random_state=3)
     first = block.fit(images, targets).predict(images)
     np.testing.assert_array_equal(first, block.fit(images, targets).predict(images))
 
@@ -240,8 +249,8 @@ def test_same_seed_same_result() -> None:
 def test_priced_is_short_for_priced_gates(options: dict) -> None:
     images, targets = small_problem(10, n=15, outputs=2)
     settings = {"kernel_size": 2, "reg": 0.5, **options}
-    long = ConvexConvBlock(gates=PricedGates(**asdict(QUICK)), **settings)
-    short = ConvexConvBlock(gates="priced", pricing=QUICK, **settings)
+    long = eq2_block(gates=PricedGates(**asdict(QUICK)), **settings)
+    short = eq2_block(gates="priced", pricing=QUICK, **settings)
     assert long.reg_max(images, targets) == short.reg_max(images, targets)
     np.testing.assert_array_equal(long.fit(images, targets).predict(images), short.fit(images, targets).predict(images))
     assert clone(long).gates == long.gates == PricedGates(**asdict(QUICK))
@@ -251,9 +260,9 @@ def test_priced_is_short_for_priced_gates(options: dict) -> None:
 def test_patterns_and_their_neighbours_reach_the_proved_optimum(seed: int) -> None:
     images, targets = small_problem(seed)
     settings = {"kernel_size": (1, 2), "reg": 0.3, "tol": 1e-8}
-    exact = ConvexConvBlock(gates=EnumeratedGates(), **settings).fit(images, targets)
+    exact = eq2_block(gates=EnumeratedGates(), **settings).fit(images, targets)
     gates = PricedGates(**asdict(replace(QUICK, gap=1e-6, neighbours=4)))
-    priced = ConvexConvBlock(gates=gates, **settings).fit(images, targets)
+    priced = eq2_block(gates=gates, **settings).fit(images, targets)
     assert priced.result_.objective == pytest.approx(exact.result_.objective, rel=2e-6)
     assert priced.result_.status == "optimal" and priced.certificate_.global_gap <= 2e-6
     assert len(priced.gates_) < len(exact.gates_)
@@ -265,8 +274,8 @@ def test_patterns_are_no_worse_than_their_filters() -> None:
     images, targets = small_problem(11, n=8, outputs=2)
     settings = {"kernel_size": 2, "padding": 1, "pool_cells": 2, "bias": True, "intercept": True, "reg": 0.3}
     options = replace(QUICK, max_rounds=1)
-    filters = ConvexConvBlock(gates="priced", pricing=options, **settings).fit(images, targets)
-    cells = ConvexConvBlock(gates="priced", pricing=replace(options, neighbours=2), **settings).fit(images, targets)
+    filters = eq2_block(gates="priced", pricing=options, **settings).fit(images, targets)
+    cells = eq2_block(gates="priced", pricing=replace(options, neighbours=2), **settings).fit(images, targets)
     assert cells.result_.objective <= filters.result_.objective * (1 + 1e-6)
     assert cells.result_.relative_gap <= 1e-6
     assert cells.certificate_.global_bound <= cells.certificate_.sampled_bound
@@ -298,7 +307,7 @@ def test_neighbours_lie_across_one_hyperplane() -> None:
 )
 def test_bad_priced_gates(settings: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        ConvexConvBlock(**{"kernel_size": 2, "gates": PricedGates(), **settings}).fit(*small_problem())
+        eq2_block(**{"kernel_size": 2, "gates": PricedGates(), **settings}).fit(*small_problem())
 
 
 @pytest.mark.parametrize(
@@ -330,9 +339,7 @@ def test_a_solution_without_filters_is_a_result_with_its_bound(settings: dict, l
     # Just below and above reg_max, with a tolerance that zero is within, and one that it isn't.
     for tol, gap, share in ((1e-2, 1e-4, 0.99), (1e-6, 1e-8, 0.9997), (0.5, 1e-4, 0.5), (1e-6, 5e-9, 1.5)):
         options = {"starts": 16, "initial_filters": 8, "max_rounds": 6, "neighbours": settings.get("neighbours", 0)}
-        block = ConvexConvBlock(
-            kernel_size=(1, 2), gates=PricedGates(gap=gap, **options), tol=tol, loss=loss, **network
-        )
+        block = eq2_block(kernel_size=(1, 2), gates=PricedGates(gap=gap, **options), tol=tol, loss=loss, **network)
         block.set_params(reg=share * block.reg_max(images, given)).fit(images, given)
         certificate = block.certificate_
         assert block.predict(images).shape == given.shape
@@ -346,14 +353,14 @@ def test_a_path_of_coarse_points_ends_in_results() -> None:
     images, targets = np.random.default_rng(0).random((20, 3, 3)), np.random.default_rng(1).normal(size=20)
     for settings in ({"penalty": "dense"}, {"activation": "gated_relu"}):
         priced = PricedGates(starts=16, initial_filters=8, max_rounds=4)
-        block = ConvexConvBlock(kernel_size=(1, 2), gates=priced, tol=1e-2, **settings)
+        block = eq2_block(kernel_size=(1, 2), gates=priced, tol=1e-2, **settings)
         path = reg_path(images, targets, block=block, points=4, smallest=0.5)
         assert path.n_neurons[0] == 0 < path.n_neurons[-1] and (path.relative_gap <= 1e-2).all()
 
 
 def test_a_bound_is_never_called_searched_without_a_search() -> None:
     images, targets = small_problem(9)
-    block = ConvexConvBlock(kernel_size=2, gates="priced", pricing=PricingOptions(starts=0))
+    block = eq2_block(kernel_size=2, gates="priced", pricing=PricingOptions(starts=0))
     for call in (block.fit, block.reg_max):
         with pytest.raises(InputError, match="starts must be at least 1; got 0"):
             call(images, targets)
@@ -369,7 +376,7 @@ def test_two_digits_beat_every_adam_run_and_are_certified() -> None:
     chosen = np.flatnonzero((labels == 3) | (labels == 8))[:40]
     inputs = images[chosen].reshape(-1, 1, 8, 8) / 16
     targets = np.where(labels[chosen] == 3, 1.0, -1.0)
-    block = ConvexConvBlock(pooling="mean", gates="priced", penalty="dense", pricing=PricingOptions(gap=1e-4))
+    block = eq2_block(pooling="mean", gates="priced", penalty="dense", pricing=PricingOptions(gap=1e-4))
     block.set_params(reg=0.05 * block.reg_max(inputs, targets)).fit(inputs, targets)
     assert block.certificate_.global_gap <= 1e-4
     patches = Patches(torch.as_tensor(inputs), PatchGeometry(pooling="mean"))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from eq2 import eq2_block
 from rich.console import Console
 from sklearn.datasets import load_digits
 
@@ -316,7 +317,7 @@ def edit(table: str, name: str | int, value: Any) -> None:
 def test_a_stack_keeps_finished_blocks() -> None:
     digits = load_digits()
     images, targets = digits.images[:60] / 16, np.eye(10)[digits.target[:60]]
-    block = ConvexConvBlock(padding=1, pooling="mean", gates=8, penalty="dense", reg=0.5)
+    block = eq2_block(padding=1, pooling="mean", gates=8, penalty="dense", reg=0.5)
     first = LayerwiseCNN(layers=1, block=block, downsample=2).fit(images, targets)
     heard: list[int] = []
     both = LayerwiseCNN(layers=2, block=block, downsample=2)

@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from eq2 import eq2_block
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from torch import nn
 
-from cvxcnn import ConvexConvBlock, LayerwiseCNN, PricingOptions
+from cvxcnn import LayerwiseCNN, PricingOptions
 from cvxcnn.errors import InputError
 from cvxcnn.neurons import Neurons
 from cvxcnn.standardizer import Standardizer
 
-BLOCK = ConvexConvBlock(kernel_size=3, padding=1, pooling="mean", pool_cells=2, gates=8, reg=3.0)
+BLOCK = eq2_block(kernel_size=3, padding=1, pooling="mean", pool_cells=2, gates=8, reg=3.0)
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def test_constant_channels_keep_their_scale() -> None:
 
 def test_reg_fraction_sets_every_block_by_its_own_reg_max(problem: tuple[np.ndarray, np.ndarray]) -> None:
     images, targets = problem
-    block = clone(BLOCK).set_params(penalty="dense")
+    block = clone(BLOCK).set_params(penalty="dense", reg=None)
     stack = LayerwiseCNN(layers=2, block=block, reg_fraction=0.2).fit(images, targets)
     for block, inputs in stack.layer_inputs(images):
         assert block.reg == pytest.approx(0.2 * block.reg_max(inputs, targets))

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from eq2 import eq2_block
 
-from cvxcnn import ConvexConvBlock
 from cvxcnn import design as design_module
 from cvxcnn.errors import InputError, SolverError
 from cvxcnn.patches import Patches, PatchGeometry
@@ -205,7 +205,7 @@ def test_a_block_needs_no_pass_for_its_intercept(monkeypatch: pytest.MonkeyPatch
     """The judge has found it already; predictions of the block are then the program's."""
     problem = program(intercept=True)
     images, targets = problem.design.patches.images, problem.targets + 3.0
-    block = ConvexConvBlock(
+    block = eq2_block(
         kernel_size=3, padding=1, pool_cells=2, bias=True, penalty="dense", reg=2.0, gates=8, intercept=True,
         solver="streamed", pricing=PricingOptions(starts=0), tol=1e-8,
     )  # fmt: skip
@@ -233,7 +233,7 @@ def test_a_reg_path_makes_one_pass_for_its_forms(monkeypatch: pytest.MonkeyPatch
     settings |= {"pricing": PricingOptions(starts=0), "intercept": True}
     images = problem.design.patches.images
     paths = [
-        reg_path(images, problem.targets, block=ConvexConvBlock(solver=solver, **settings), points=4)
+        reg_path(images, problem.targets, block=eq2_block(solver=solver, **settings), points=4)
         for solver in ("streamed", "working_set")
     ]
     assert len(made) == 1

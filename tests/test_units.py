@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from eq2 import eq2_block
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -53,7 +54,7 @@ def data(n: int = 14) -> tuple[np.ndarray, np.ndarray]:
 
 def fitted(kind: str, images: np.ndarray, targets: np.ndarray, reg: float, **options: Any) -> ConvexConvBlock:
     base = {"kernel_size": 2, "gates": 6, "pricing": NO_SEARCH, **SETTINGS[kind]}
-    return ConvexConvBlock(reg=reg, **{**base, **options}).fit(images, targets)
+    return eq2_block(reg=reg, **{**base, **options}).fit(images, targets)
 
 
 def same(found: np.ndarray, expected: np.ndarray, rel: float = 2e-3) -> None:
@@ -68,7 +69,7 @@ def test_every_solver_gives_the_same_network_in_other_units(
     kind: str, solver: str, targets_scale: float, images_scale: float
 ) -> None:
     images, targets = data()
-    reg = 0.05 * ConvexConvBlock(kernel_size=2, gates=6, **SETTINGS[kind]).reg_max(images, targets)
+    reg = 0.05 * eq2_block(kernel_size=2, gates=6, **SETTINGS[kind]).reg_max(images, targets)
     expected = fitted(kind, images, targets, reg, solver=solver)
     found = fitted(
         kind, images_scale * images, targets_scale * targets, images_scale * targets_scale * reg, solver=solver
@@ -87,7 +88,7 @@ def test_other_losses_give_the_same_network_for_images_in_another_unit(kind: str
     images, targets = data()
     classes = (targets > np.median(targets)).astype(int)
     labels = np.eye(2)[classes] if loss == "softmax" else 2.0 * classes - 1
-    reg = 0.1 * ConvexConvBlock(kernel_size=2, gates=6, loss=loss, **SETTINGS[kind]).reg_max(images, labels)
+    reg = 0.1 * eq2_block(kernel_size=2, gates=6, loss=loss, **SETTINGS[kind]).reg_max(images, labels)
     expected = fitted(kind, images, labels, reg, loss=loss)
     found = fitted(kind, scale * images, labels, scale * reg, loss=loss)
     assert found.result_.status == expected.result_.status == "optimal"
@@ -101,7 +102,7 @@ def test_other_losses_give_the_same_network_for_images_in_another_unit(kind: str
 @pytest.mark.parametrize(("targets_scale", "images_scale"), [(1e-12, 1.0), (2.0**36, 2.0**-30), (1.0, 1e12)])
 def test_priced_networks_are_the_same_in_other_units(kind: str, targets_scale: float, images_scale: float) -> None:
     images, targets = data()
-    block = ConvexConvBlock(kernel_size=2, gates=SMALL, **SETTINGS[kind])
+    block = eq2_block(kernel_size=2, gates=SMALL, **SETTINGS[kind])
     reg = 0.2 * block.reg_max(images, targets)
     largest = block.reg_max(images_scale * images, targets_scale * targets)
     assert largest == pytest.approx(5 * reg * images_scale * targets_scale, rel=1e-3)
@@ -122,7 +123,7 @@ def test_priced_networks_are_the_same_in_other_units(kind: str, targets_scale: f
 @pytest.mark.parametrize("kind", ["relu", "gated", "dense"])
 def test_powers_of_two_leave_a_priced_network_the_same_to_the_last_bit(kind: str) -> None:
     images, targets = data()
-    block = ConvexConvBlock(kernel_size=2, gates=SMALL, **SETTINGS[kind])
+    block = eq2_block(kernel_size=2, gates=SMALL, **SETTINGS[kind])
     found = []
     for s, t in ((1.0, 1.0), (2.0**-30, 2.0**7), (2.0**11, 2.0**-39)):
         block.set_params(reg=3.0 * s * t).fit(s * images, t * targets)
@@ -133,7 +134,7 @@ def test_powers_of_two_leave_a_priced_network_the_same_to_the_last_bit(kind: str
 @pytest.mark.parametrize("scale", [1e-6, 2.0**-20, 1e9])
 def test_a_path_and_a_regressor_are_the_same_in_other_units(scale: float) -> None:
     images, targets = data(30)
-    block = ConvexConvBlock(kernel_size=2, gates=6, pricing=NO_SEARCH)
+    block = eq2_block(kernel_size=2, gates=6, reg=None, pricing=NO_SEARCH)
     paths = [reg_path(images, s * targets, block=block, points=4) for s in (1.0, scale)]
     assert np.allclose(paths[1].regs, scale * paths[0].regs)
     assert np.allclose(paths[1].objective, scale**2 * paths[0].objective, rtol=1e-5)

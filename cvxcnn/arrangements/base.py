@@ -10,13 +10,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..activity import active
+from ..checks import as_int
 from ..distributed import all_sum, broadcast, rank, size
 from ..errors import InputError
 from ..patches import Patches
@@ -99,9 +99,7 @@ class GateSampler(ABC):
 
 def check_count(count: Any, name: str = "count", of: str = "gates") -> int:
     """Return ``count`` as an int >= 1, or raise InputError."""
-    if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
-        raise InputError(f"{name} must be an int >= 1, the number of {of}; got {count!r}.")
-    return int(count)
+    return as_int(name, count, 1, f"the number of {of}")
 
 
 def check_vectors(vectors: Tensor, patches: Patches) -> Tensor:

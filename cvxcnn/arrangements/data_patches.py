@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..checks import as_flag, as_int, as_number, is_number
 from ..distributed import gather_rows, rank, row_counts
 from ..errors import InputError
 from ..patches import Patches
@@ -81,6 +82,7 @@ def whitening(rows: Tensor, eps: float = 0.03, dims: int | None = None) -> tuple
     >>> mean.tolist(), root.diag().round(decimals=6).tolist()
     ([1.0, 2.0], [1.0, 0.5])
     """
+    eps, dims = as_number("eps", eps), None if dims is None else as_int("dims", dims)
     mean = rows.mean(0)
     centred = rows - mean
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(rows))
@@ -171,15 +173,16 @@ class PatchGates(GateSampler):
     dims: int | None = None
 
     def __post_init__(self) -> None:
-        check_count(self.count)
-        if not isinstance(self.whiten, bool):
-            raise InputError(f"whiten must be True or False; got {self.whiten!r}.")
-        if not isinstance(self.quantile, (int, float)) or not 0 < self.quantile < 1:
+        object.__setattr__(self, "count", check_count(self.count))
+        object.__setattr__(self, "whiten", as_flag("whiten", self.whiten))
+        if not is_number(self.quantile, above=0, below=1):
             raise InputError(f"quantile must be a number strictly between 0 and 1; got {self.quantile!r}.")
-        if not isinstance(self.eps, (int, float)) or not 0 < self.eps < math.inf:
+        if not is_number(self.eps, above=0):
             raise InputError(f"eps must be a finite number > 0; got {self.eps!r}.")
+        for name in ("quantile", "eps"):
+            object.__setattr__(self, name, float(getattr(self, name)))
         if self.dims is not None:
-            check_count(self.dims, "dims", "principal directions")
+            object.__setattr__(self, "dims", check_count(self.dims, "dims", "principal directions"))
 
     def sample(self, patches: Patches, count: int, generator: torch.Generator) -> Tensor:
         """Return (count, d) gates; see the class."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from numbers import Integral
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from ..activity import tie_width
+from ..checks import as_int
 from ..distributed import size
 from ..errors import InputError
 from ..patches import Patches
@@ -40,11 +40,6 @@ THROUGH_VERTEX = 64 * EPS
 MAX_RANK = 3
 MAX_POINTS = 400
 ENTRIES_AT_ONCE = 1 << 21
-
-
-def _check_positive(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise InputError(f"{name} must be an int >= 1; got {value!r}.")
 
 
 def arrangement_count(n_points: int, dim: int) -> int:
@@ -68,8 +63,7 @@ def arrangement_count(n_points: int, dim: int) -> int:
     >>> arrangement_count(10, 2), arrangement_count(10, 3), arrangement_count(3, 9)
     (20, 92, 8)
     """
-    _check_positive("n_points", n_points)
-    _check_positive("dim", dim)
+    n_points, dim = as_int("n_points", n_points), as_int("dim", dim)
     return 2 * sum(math.comb(n_points - 1, i) for i in range(min(dim, n_points)))
 
 
@@ -272,7 +266,7 @@ def enumerate_gates(patches: Patches, max_points: int = MAX_POINTS) -> Gates:
     >>> len(enumerate_gates(patches)), arrangement_count(4, 3)
     (14, 14)
     """
-    _check_positive("max_points", max_points)
+    max_points = as_int("max_points", max_points)
     if size() > 1:
         raise InputError(f"patterns are enumerated in one process; there are {size()}. Use one, or sample gates.")
     lines, basis = _lines_of(patches, max_points)
@@ -303,7 +297,7 @@ class EnumeratedGates(GateSampler):
     max_points: int = MAX_POINTS
 
     def __post_init__(self) -> None:
-        _check_positive("max_points", self.max_points)
+        object.__setattr__(self, "max_points", as_int("max_points", self.max_points))
 
     def sample(self, patches: Patches, count: int, generator: torch.Generator) -> Tensor:
         """Return ``count`` gates, shape (count, d), of cells drawn uniformly with replacement."""

@@ -33,7 +33,7 @@ class GaussianGates(GateSampler):
     count: int = 100
 
     def __post_init__(self) -> None:
-        check_count(self.count)
+        object.__setattr__(self, "count", check_count(self.count))
 
     def sample(self, patches: Patches, count: int, generator: torch.Generator) -> Tensor:
         """Return (count, d) gates, the same ones for a seed in every dtype and on every device."""

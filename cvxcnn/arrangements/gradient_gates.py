@@ -77,10 +77,9 @@ class GradientGates(SupervisedGates):
     source: GateSampler = field(default_factory=PatchGates)
 
     def __post_init__(self) -> None:
-        check_count(self.count)
-        check_count(self.candidates, "candidates", "candidates for each gate")
-        check_count(self.rounds, "rounds", "rounds of choice")
-        check_count(self.images, "images", "images to score on")
+        counted = {"count": "gates", "candidates": "candidates for each gate"}
+        for name, of in {**counted, "rounds": "rounds of choice", "images": "images to score on"}.items():
+            object.__setattr__(self, name, check_count(getattr(self, name), name, of))
         if not isinstance(self.source, GateSampler) or isinstance(self.source, SupervisedGates):
             raise InputError(
                 f"source must be a sampler that needs no targets, such as PatchGates(); got {self.source!r}."

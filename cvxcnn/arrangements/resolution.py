@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..checks import is_int, scalar
 from ..distributed import broadcast, gather_rows, size
 from ..errors import InputError
 from ..patches import Patches
@@ -59,7 +60,7 @@ def resolve(gates: Any, patches: Patches, seed: int = 0, targets: Tensor | None 
     >>> len(gates), gates.vectors.shape
     (3, torch.Size([3, 2]))
     """
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 1 << 63:
+    if not is_int(seed, 0, 1 << 63):
         raise InputError(f"seed must be an int in [0, 2^63); got {seed!r}.")
     found = _resolve(gates, patches, torch.Generator().manual_seed(int(seed)), targets)
     if len(found) == 0:
@@ -86,6 +87,7 @@ def _resolve(gates: Any, patches: Patches, generator: torch.Generator, targets: 
                 f"the program is solved. Here, {_CHOICES}."
             )
         raise InputError(f"{_CHOICES}; got {gates!r}.")
+    gates = scalar(gates)
     if isinstance(gates, (bool, Integral)):
         count = check_count(gates, "gates")
         return draw_distinct(GaussianGates(count).sample, patches, count, generator)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..baseline import train_baseline
+from ..checks import is_number
 from ..distributed import alone, broadcast
 from ..errors import InputError
 from ..patches import Patches
@@ -61,11 +62,12 @@ class TrainedGates(SupervisedGates):
     reg_fraction: float = 1e-3
 
     def __post_init__(self) -> None:
-        check_count(self.count)
-        check_count(self.epochs, "epochs", "passes over the images")
-        check_count(self.images, "images", "images to train on")
-        if not isinstance(self.reg_fraction, float) or not 0 < self.reg_fraction < 1:
+        counted = {"count": "gates", "epochs": "passes over the images", "images": "images to train on"}
+        for name, of in counted.items():
+            object.__setattr__(self, name, check_count(getattr(self, name), name, of))
+        if not is_number(self.reg_fraction, above=0, below=1):
             raise InputError(f"reg_fraction must be a number strictly between 0 and 1; got {self.reg_fraction!r}.")
+        object.__setattr__(self, "reg_fraction", float(self.reg_fraction))
 
     def choose(self, patches: Patches, targets: Tensor, generator: torch.Generator) -> Gates:
         """Return the gates; see the class."""

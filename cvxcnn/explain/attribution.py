@@ -19,9 +19,11 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..checks import is_int
 from ..data import check_images
 from ..errors import InputError
 from ..neurons import CellSum, GatedConv
+from ..plainly import plainly
 from ..report import import_matplotlib
 
 __all__ = ["METHODS", "attribute"]
@@ -34,6 +36,7 @@ GUIDED = ("guided_gradcam", "deconvolution", "guided_backprop")
 BATCH = 64
 
 
+@plainly
 def attribute(
     module: nn.Module, images: Any, target: int | ArrayLike, method: str = "gradcam", *, layer: int = -1
 ) -> NDArray[np.float64]:
@@ -260,9 +263,9 @@ def _stage(trace: _Trace, layer: int) -> _Stage:
             "This network has no feature maps that can be explained: outputs (n, m, h, w) of nn.ReLU modules or of "
             'gated convolutions. Use method="gradient", or build it with nn.ReLU modules.'
         )
-    if isinstance(layer, bool) or not isinstance(layer, int) or not -len(stages) <= layer < len(stages):
+    if not is_int(layer, -len(stages), len(stages)):
         raise InputError(f"layer must be between 0 and {len(stages) - 1}, or negative from the end; got {layer!r}.")
-    return stages[layer]
+    return stages[int(layer)]
 
 
 def _check_cam(network: nn.Module, trace: _Trace, stage: _Stage) -> None:

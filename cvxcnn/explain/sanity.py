@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 from torch import nn
 
+from ..checks import as_int
 from ..errors import InputError
 from .attribution import attribute
 
@@ -121,8 +122,7 @@ def sanity_check(
     >>> [(step.randomised, step.correlation.shape) for step in sanity_check(network, images, 0, "gradient")]
     [('', (3,)), ('3', (3,)), ('0', (3,))]
     """
-    if draws < 1:
-        raise InputError(f"draws must be an int >= 1; got {draws!r}.")
+    draws = as_int("draws", draws)
     names = [name for name, _ in _layers(module)]
     if not names:
         raise InputError("module has no weights that ask for a gradient, so there is nothing to make random.")

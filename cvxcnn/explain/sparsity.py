@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..checks import as_int, as_number
 from ..errors import InputError
 
 __all__ = ["Interval", "bootstrap_interval", "gini", "half_mass_share"]
@@ -147,10 +148,7 @@ def bootstrap_interval(
     >>> interval.mean, interval.n, interval.low < 2.0 < interval.high
     (2.0, 3, True)
     """
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence must be between 0 and 1; got {confidence!r}.")
-    if resamples < 1:
-        raise InputError(f"resamples must be an int >= 1; got {resamples!r}.")
+    confidence, resamples = as_number("confidence", confidence, 0, 1), as_int("resamples", resamples)
     sample = np.asarray(values, dtype=np.float64)
     if sample.ndim != 1:
         raise InputError(f"values must be of shape (n,); got {sample.shape}.")

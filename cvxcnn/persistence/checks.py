@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..checks import is_int, is_number
 from .files import CONFIG_FILE
 
 __all__ = [
@@ -31,16 +32,8 @@ def is_bool(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-def is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def is_size(value: Any) -> bool:
-    return is_int(value) and 1 <= value < 1 << 31
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return is_int(value, 1, 1 << 31)
 
 
 def is_number_or_none(value: Any) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,12 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 
 from ..block import ConvexConvBlock
+from ..checks import is_int
 from ..errors import InputError
 from ..estimator import ConvexCNNClassifier, ConvexCNNRegressor
 from ..pricing import PricedGates
-from ..stack import LayerwiseCNN
-from .checks import MisfitError, entry, is_bool, is_number_or_none, is_size, is_table, is_text, short
+from ..stack import LayerwiseCNN, given_blocks
+from .checks import MisfitError, entry, is_bool, is_number, is_number_or_none, is_size, is_table, is_text, short
 from .files import CONFIG_FILE
 from .reading import unfitted_block
 from .writing import block_settings, plain
@@ -65,13 +65,14 @@ def estimator_config(model: ConvexCNNClassifier | ConvexCNNRegressor) -> dict[st
     if block is not None:
         # Others come back from the tensors, one a layer.
         given = "layers"
-        if isinstance(block, ConvexConvBlock) and isinstance(block.gates, (Integral, str, PricedGates)):
+        if isinstance(block, ConvexConvBlock) and (is_int(block.gates) or isinstance(block.gates, (str, PricedGates))):
             given = block_settings(block)
     names = getattr(model, "feature_names_in_", None)
     return {
         **{name: plain(getattr(model, name)) for name in ("layers", "downsample", "reg_fraction", "image_shape")},
         "standardize": bool(model.standardize),
         "block": given,
+        "own_reg": any(one.reg is not None for one in given_blocks(block)),
         "feature_names_in": None if names is None else [str(name) for name in names],
         **({"classes": _label_config(model.classes_)} if isinstance(model, ConvexCNNClassifier) else {}),
     }
@@ -109,13 +110,19 @@ def _is_sizes(value: Any) -> bool:
     return isinstance(value, list) and len(value) > 0 and all(map(is_size, value))
 
 
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(map(is_number, value))
+
+
 def _settings(table: dict[str, Any], stack: LayerwiseCNN) -> dict[str, Any]:
     where, features = "estimator.", math.prod(stack.image_shape_)
     settings = {
         "layers": entry(table, "layers", is_size, "an int >= 1", where),
         "standardize": entry(table, "standardize", is_bool, "true or false", where),
         "downsample": entry(table, "downsample", lambda v: is_size(v) or _is_sizes(v), "ints >= 1", where),
-        "reg_fraction": entry(table, "reg_fraction", is_number_or_none, "a number or null", where),
+        "reg_fraction": entry(
+            table, "reg_fraction", lambda v: is_number_or_none(v) or _is_numbers(v), "a number, a list or null", where
+        ),
         "image_shape": entry(
             table, "image_shape", lambda v: v is None or (_is_sizes(v) and math.prod(v) == features),
             f"null or the sides of an image with {features} entries", where,
@@ -128,10 +135,15 @@ def _settings(table: dict[str, Any], stack: LayerwiseCNN) -> dict[str, Any]:
         raise MisfitError(f"estimator and stack in {CONFIG_FILE} differ in their layers or in standardize")
     if settings["image_shape"] is not None:
         settings["image_shape"] = tuple(settings["image_shape"])
+    # Of files of before, a fraction took the place of whatever the blocks had.
+    own = entry({"own_reg": settings["reg_fraction"] is None, **table}, "own_reg", is_bool, "true or false", where)
     if settings["block"] == "layers":
         settings["block"] = [clone(block) for block in stack.blocks_]
     elif settings["block"] is not None:
         settings["block"] = unfitted_block(settings["block"], f"{where}block.")
+    if settings["block"] is not None and not own:
+        for block in given_blocks(settings["block"]):
+            block.reg = None
     return settings
 
 

@@ -197,6 +197,11 @@ class Reader:
         saved = entry(table, "n_neurons", is_int, "an int", where)
         if saved != block.n_neurons_:
             raise MisfitError(f"{where}n_neurons in {CONFIG_FILE} is {saved}, but there are {block.n_neurons_}")
+        # Files of before had the reg that was used among the settings, whatever had chosen it.
+        used: Any = block.reg if "reg" not in table else entry(table, "reg", is_number, "a number", where)
+        if not is_number(used, above=0):
+            raise MisfitError(f"{where}reg in {CONFIG_FILE} must be a positive number; it is {short(used)}")
+        block.reg_ = float(used)
         block.result_ = self._result(table, where, block)
         block.certificate_ = self._certificate(table, where, block)
         return block
@@ -287,6 +292,7 @@ def unfitted_block(table: dict[str, Any], where: str) -> ConvexConvBlock:
         **dict.fromkeys(("pooling", "activation", "penalty", "loss", "solver", "dtype"), (is_text, "a text")),
         **dict.fromkeys(("bias", "intercept"), (is_bool, "true or false")),
         "tol": (is_number, "a number"),
+        "reg": (is_number_or_none, "a number or null"),
         "gates": (lambda v: is_int(v) or is_text(v) or is_table(v), "a number, a text or an object"),
         "max_iter": (lambda v: v is None or is_size(v), "an int >= 1 or null"),
         "pricing": (lambda v: v is None or is_table(v), "an object or null"),

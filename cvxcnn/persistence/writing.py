@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..block import ConvexConvBlock
+from ..checks import scalar
 from ..pricing import PricedGates
 from ..projection import PatchPCA
 from ..stack import LayerwiseCNN
@@ -54,24 +55,23 @@ def stack_tensors(model: LayerwiseCNN) -> dict[str, Tensor]:
 
 def plain(value: Any) -> Any:
     """Return a setting or a result as a JSON value; numbers that are not finite as None."""
+    value = scalar(value)
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, Integral):
         return int(value)
     if isinstance(value, Real):
         return float(value) if math.isfinite(value) else None
-    if isinstance(value, np.bool_):
-        return bool(value)
     if isinstance(value, Mapping):
         return {str(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple, np.ndarray)):
         return [plain(inner) for inner in value]
     return str(value)
 
 
 def block_settings(block: ConvexConvBlock) -> dict[str, Any]:
     """Return a block's parameters as JSON values; gates that are an array or a sampler come back from the tensors."""
-    settings = block.get_params(deep=False)
+    settings = {name: scalar(value) for name, value in block.get_params(deep=False).items()}
     gates, pricing = settings["gates"], settings["pricing"]
     if isinstance(gates, PricedGates):
         settings["gates"] = asdict(gates)
@@ -87,6 +87,7 @@ def _layer_config(block: ConvexConvBlock) -> dict[str, Any]:
     result, certificate = block.result_, block.certificate_
     return {
         "block": block_settings(block),
+        "reg": plain(block.reg_),
         "result": {
             **{name: plain(getattr(result, name)) for name in RESULT},
             "status": str(result.status),

@@ -9,14 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
+from ..layout import looks_channels_last
 from .raw import RawSplit, first_bytes, reading, warn_of_unused
 
 NAMES = ("x_train", "y_train", "x_test", "y_test")
 
 
 def _channels_first(images: NDArray[Any]) -> NDArray[Any]:
-    """Return (n, h, w, C) images as (n, C, h, w) where only the last axis can be one or three channels."""
-    if images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
+    """Return images as (n, C, h, w) that look like (n, h, w, C)."""
+    if images.ndim == 4 and looks_channels_last(images.shape[1:]):
         return images.transpose(0, 3, 1, 2)
     return images
 

@@ -8,12 +8,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from numbers import Integral, Real
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..checks import as_tol, is_int
 from ..distributed import broadcast, size
 from ..errors import InputError, SolverError
 from ..program import Evaluation, Program
@@ -106,11 +105,6 @@ class SolveResult:
     intercepts: Tensor | None = field(default=None, compare=False)
 
 
-def is_number(value: Any, kind: type) -> bool:
-    """Return whether a value is a number of this kind, from ``numbers``; True and False are none."""
-    return isinstance(value, kind) and not isinstance(value, bool)
-
-
 class Solver(ABC):
     """A method for some of the programs.
 
@@ -127,12 +121,10 @@ class Solver(ABC):
     """Whether it works where every process has some of the images only."""
 
     def __init__(self, tol: float = 1e-6, max_iter: int | None = None) -> None:
-        if not is_number(tol, Real) or not tol > 0:
-            raise InputError(f"tol must be a positive number; got {tol!r}.")
-        if max_iter is not None and (not is_number(max_iter, Integral) or max_iter < 1):
+        self.tol = as_tol(tol)
+        if max_iter is not None and not is_int(max_iter, 1):
             raise InputError(f"max_iter must be an int >= 1, or None; got {max_iter!r}.")
-        self.tol = tol
-        self.max_iter = max_iter
+        self.max_iter = None if max_iter is None else int(max_iter)
 
     @abstractmethod
     def refusal(self, program: Program) -> str | None:
