@@ -33,6 +33,7 @@ _ON_RIDGE = 1e-8
 # a patch before the step is halved.
 _RIDGE_ROUNDS = 12
 _RIDGE_PATCHES = 8
+_HALVINGS = 8
 # A step that gains less than this, relative to the value, is the last.
 _GAIN = 1e-12
 _PROJECTIONS = 60
@@ -102,15 +103,14 @@ class _Climb:
             moved = self.points @ trial.T
             changed = concave & ~ridge & ((moved > 0) != on)
             # Far from a maximum a step crosses too many: a shorter one of the same concave function is no lower either.
-            for _ in range(40):
-                long = (changed | ridge).sum(dim=0) > most
-                if not long.any():
+            for _ in range(_HALVINGS):
+                long = ((changed | ridge).sum(dim=0) > most).nonzero().flatten()
+                if not len(long):
                     break
-                trial = torch.where(long[:, None], F.normalize(0.5 * (trial + directions), dim=1), trial)
-                moved = self.points @ trial.T
-                changed = concave & ~ridge & ((moved > 0) != on)
-                if long.all():
-                    return trial, values
+                trial[long] = F.normalize(0.5 * (trial[long] + directions[long]), dim=1)
+                moved = self.points @ trial[long].T
+                changed[:, long] = concave[:, long] & ~ridge[:, long] & ((moved > 0) != on[:, long])
+            changed &= (changed | ridge).sum(dim=0) <= most
             if not changed.any():
                 break
             ridge |= changed

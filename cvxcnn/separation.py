@@ -52,8 +52,9 @@ _PROOF_PATCHES = 1 << 15
 _RELEVANT = 0.9
 _CLIMBED, _CLIMBED_EACH = 32, 4
 _CLIMB_STEPS = 40
-# Patches' numbers up to which all patches are climbed on.
-_CLIMB_NUMBERS = 1 << 26
+# Patches' numbers up to which all of these are climbed from; of more patches the fewer, but four, and in a quarter of
+# the steps; and numbers from which on none is.
+_CLIMB_EASY, _CLIMB_NUMBERS, _CLIMBED_LEAST = 1 << 18, 1 << 26, 4
 # A search goes on until it expects to have missed fewer maxima than this, or until its budget ends: three times
 # ``starts``, or more, up to 16 times, as long as the ascents cost no more than so many multiplications.
 _UNSEEN = 0.5
@@ -170,6 +171,18 @@ def _search_for(program: Program, patches: Patches, dual: Tensor) -> Search:
 
 
 @dataclass
+class _Maxima:
+    """Directions that stand for a maximum, by their indices, and the (cell, output) that each of them makes large."""
+
+    indices: Tensor
+    kinds: Tensor
+
+    def add(self, indices: Tensor, kinds: Tensor) -> None:
+        """Add some."""
+        self.indices, self.kinds = torch.cat([self.indices, indices]), torch.cat([self.kinds, kinds])
+
+
+@dataclass
 class _Separation:
     """The search at one dual point of a float64 program: what it found so far, each direction scored on all patches."""
 
@@ -185,15 +198,14 @@ class _Separation:
         self.largest = torch.full_like(self.dual[0], float("inf"))
         self.norms: Tensor | None = None
         self.n_searched = 0
-        # Which of the directions stand for a maximum, and the (cell, output) that each of these makes large.
-        self.maxima = torch.zeros(0, dtype=torch.long, device=self.dual.device)
-        self.pairs = self.maxima
+        nothing = torch.zeros(0, dtype=torch.long, device=self.dual.device)
+        self.maxima, self.others = _Maxima(nothing, nothing), _Maxima(nothing, nothing)
 
     def add(self, directions: Tensor) -> Tensor:
         """Score directions and keep them; return their indices."""
         first = len(self.directions)
         if not len(directions):
-            return self.maxima[:0]
+            return torch.zeros(0, dtype=torch.long, device=directions.device)
         self.directions = torch.cat([self.directions, directions])
         correlation = self.search.correlation(directions)
         penalty, reg = self.program.penalty, self.program.reg
@@ -244,26 +256,40 @@ class _Separation:
             values = torch.where(values > floor, values, 0.0).flatten()
             points = points.repeat_interleave(by_output.shape[2], dim=0)
             n_pairs = by_output.shape[1] * by_output.shape[2]
-            chosen = best_directions(values, points, 0.0, max(_CLIMBED, _CLIMBED_EACH * n_pairs), kinds=kinds)
-            chosen_kinds = kinds[chosen]
-            pairs = F.one_hot(chosen_kinds, n_pairs).to(points)
+            chosen = best_directions(values, points, 0.0, len(points), kinds=kinds)
+            count = self._climbs_from(max(_CLIMBED, _CLIMBED_EACH * n_pairs))
+            pairs = F.one_hot(kinds, n_pairs).to(points)
         else:
             values = self.norms[found]
             lowest = _RELEVANT * max(1.0, float(values.max()))
-            chosen = best_directions(values, points, lowest, _CLIMBED)
-            chosen_kinds = torch.zeros_like(chosen)
-        reached = self.add(self.search.climb(points[chosen], _CLIMB_STEPS, pairs))
-        self.maxima = torch.cat([self.maxima, reached])
-        self.pairs = torch.cat([self.pairs, chosen_kinds])
+            chosen = best_directions(values, points, lowest, len(points))
+            count = self._climbs_from(_CLIMBED)
+            kinds = torch.zeros_like(values, dtype=torch.long)
+        steps = _CLIMB_STEPS if self._numbers() <= _CLIMB_EASY else _CLIMB_STEPS // 4
+        chosen, left = chosen[:count], chosen[count:]
+        reached = self.search.climb(points[chosen], steps, None if pairs is None else pairs[chosen])
+        self.maxima.add(self.add(reached), kinds[chosen])
+        # Near maxima as they are; where they are told apart more coarsely, they are not counted twice.
+        places = left if points.shape[0] == len(found) else left // self.dual.shape[1]
+        self.others.add(found[places], kinds[left])
+
+    def _numbers(self) -> int:
+        patches = self.program.design.patches
+        return patches.n_images * patches.n_patches * patches.dim
+
+    def _climbs_from(self, count: int) -> int:
+        """Return how many directions are climbed from, of so many if the patches were few."""
+        return max(_CLIMBED_LEAST, min(count, count * _CLIMB_EASY // max(self._numbers(), 1)))
 
     def n_distinct(self) -> int:
         """Return how many distinct maxima near the highest were met, the others counting as one."""
-        scores = self.scores()[self.maxima]
-        if not len(scores):
-            return 1
+        scores = self.scores()
         floor = _RELEVANT * max(1.0, float(scores.max()))
-        points = self.directions[self.maxima]
-        return 1 + len(best_directions(scores, points, floor, len(points), _SAME_MAXIMUM, self.pairs))
+        count = 1
+        for maxima, same in ((self.maxima, _SAME_MAXIMUM), (self.others, _SAME_DIRECTION)):
+            some = maxima.indices
+            count += len(best_directions(scores[some], self.directions[some], floor, len(some), same, maxima.kinds))
+        return count
 
     def cost(self, steps: int) -> float:
         """Return about how many multiplications the ascent from one start takes."""
@@ -271,15 +297,15 @@ class _Separation:
         seen = min(patches.n_images * patches.n_patches, _SEARCH_PATCHES)
         return 2.0 * seen * patches.dim * steps
 
+    def climbs(self) -> bool:
+        """Return whether there are few enough patches to climb on all of them."""
+        return self._numbers() <= _CLIMB_NUMBERS
+
     def result(self) -> Worst:
         """Return what was found so far."""
-        distinct = self.n_distinct() if len(self.maxima) else 0
+        distinct = self.n_distinct() if len(self.maxima.indices) else 0
         unseen = expected_unseen(self.n_searched, distinct) if distinct else float("nan")
         return Worst(self.directions, self.scores(), self.bound(), self.n_searched, distinct, unseen)
-
-
-def _climbs(patches: Patches) -> bool:
-    return patches.n_images * patches.n_patches * patches.dim <= _CLIMB_NUMBERS
 
 
 def worst_direction(
@@ -325,7 +351,7 @@ def worst_direction(
         return Worst(directions, scores, proof.bound, options.starts, proved=True)
     budget = options.starts * _BATCHES
     budget = max(budget, min(options.starts * _MOST_BATCHES, int(_CHEAP / separation.cost(steps))))
-    climbs = _climbs(exact.design.patches)
+    climbs = separation.climbs()
     while True:
         if climbs:
             separation.climb(found)
@@ -398,6 +424,6 @@ def searched_reg_max(program: Program, options: PricingOptions, generator: torch
     dual = program.dual_point(torch.zeros_like(program.targets))
     separation = _Separation(program, dual, program.design.patches.astype(torch.float32), generator)
     found = separation.look(options.starts, options.ascent_steps)
-    if _climbs(program.design.patches):
+    if separation.climbs():
         separation.climb(found)
     return float(separation.scores().max()) * program.reg * units.reg
