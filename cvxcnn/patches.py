@@ -290,7 +290,9 @@ class Patches:
             kernel = self.kernel[0] * self.kernel[1]
             parts = []
             for images in torch.split(self.images, _IMAGES_MEASURED):
-                squares = images.double().square().sum(dim=1, keepdim=True)
+                # Precise enough in float32 where images are no wider, in one pass over them.
+                wide = torch.promote_types(images.dtype, torch.float32)
+                squares = torch.linalg.vector_norm(images, dim=1, keepdim=True, dtype=wide).double().square()
                 means = F.avg_pool2d(F.pad(squares, _sides(self.padding)), self.kernel, self.stride)
                 lengths = (kernel * means + float(self.geometry.bias)).sqrt().flatten(1)
                 parts.append(lengths @ self.pool.double().T)

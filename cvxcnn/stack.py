@@ -15,7 +15,7 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import NotFittedError
 from torch import Tensor, nn
 
-from .block import DEFAULT_FRACTION, DTYPES, ConvexConvBlock
+from .block import DEFAULT_FRACTION, DEFAULT_SEARCH, DTYPES, ConvexConvBlock
 from .checks import as_flag, as_int, is_int, is_number, scalar
 from .data import are_flat, check_images, check_targets, moved, shifted
 from .distributed import rank, row_counts
@@ -51,7 +51,7 @@ _SMALLEST_FRACTION = 1e-3
 def given_blocks(block: Any) -> list[ConvexConvBlock]:
     """Return what ``block`` of a stack or an estimator stands for: one block for all layers, or one for each."""
     if block is None:
-        return [ConvexConvBlock()]
+        return [ConvexConvBlock(pricing=DEFAULT_SEARCH)]
     blocks = list(block) if isinstance(block, (list, tuple)) else [block]
     if not blocks or not all(isinstance(one, ConvexConvBlock) for one in blocks):
         raise InputError(f"block must be a ConvexConvBlock, one a layer, or None; got {block!r}.")
