@@ -23,15 +23,15 @@ def tie_width(dim: int) -> float:
 
 
 def _total(terms: Tensor) -> Tensor:
-    """Return the row sums of (m, d) terms, always added up in the same order: halves upon halves."""
-    while terms.shape[1] > 1:
-        half = (terms.shape[1] + 1) // 2
-        terms = F.pad(terms[:, half:], (0, 2 * half - terms.shape[1])) + terms[:, :half]
-    return terms[:, 0]
+    """Return the sums of (..., d) terms, always added up in the same order: halves upon halves."""
+    while terms.shape[-1] > 1:
+        half = (terms.shape[-1] + 1) // 2
+        terms = F.pad(terms[..., half:], (0, 2 * half - terms.shape[-1])) + terms[..., :half]
+    return terms[..., 0]
 
 
 def _exact(patches: Tensor, gates: Tensor) -> Tensor:
-    """Return the patterns of pairs of rows, from sums in float64 that have the same bits wherever the pair is met."""
+    """Return the patterns of pairs (..., d), from sums in float64 that have the same bits wherever the pair is met."""
     patches, gates = patches.double(), gates.double()
     lengths = _total(patches * patches).sqrt() * _total(gates * gates).sqrt()
     return _total(patches * gates) >= -tie_width(gates.shape[1]) * lengths
@@ -64,6 +64,8 @@ def active(patches: Tensor, gates: Tensor) -> Tensor:
     (True, True)
     """
     with torch.no_grad():
+        if torch.compiler.is_compiling():  # as in torch.export: which sums leave a doubt is not known there
+            return _exact(patches.unsqueeze(-2), gates)
         responses = patches @ gates.T
         dim = gates.shape[1]
         width = dim * torch.finfo(patches.dtype).eps + 2 * tie_width(dim)

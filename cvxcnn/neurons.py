@@ -127,8 +127,8 @@ class GatedConv(nn.Module):
         """Return gated responses, one map a filter."""
         repeats = self.filters.out_channels // self.gates.out_channels
         responses: Tensor = self.filters(images)
-        opened = self._opened(images).transpose(1, 2).reshape(len(images), -1, *responses.shape[2:])
-        return responses * opened.repeat_interleave(repeats, dim=1)
+        opened = self._opened(images).transpose(1, 2).repeat_interleave(repeats, dim=1)
+        return responses * opened.view_as(responses)
 
     def _opened(self, images: Tensor) -> Tensor:
         """Return the patterns, shape (n, K, P), decided as they are for the program."""
