@@ -1,4 +1,4 @@
-"""A proved bound over all ReLU networks of the penalty's kind, from one dual point and branch and bound on the sphere."""
+"""A proved bound over the ReLU networks of a penalty, from one dual point and branch and bound on the sphere."""
 
 from __future__ import annotations
 
