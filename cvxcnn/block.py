@@ -488,6 +488,24 @@ class ConvexConvBlock(Savable, BaseEstimator):
         else:
             self.neurons_ = read_neurons(program, result.weights, result.intercepts)
             self.n_neurons_ = len(self.neurons_)
+            self._judge_as_kept(program)
+
+    def _judge_as_kept(self, program: Program) -> None:
+        """Have no bound above Eq. 1 of the neurons that are kept, which rounding to float32 moved a little."""
+        if self.neurons_.filters.dtype == torch.float64:
+            return
+        exact = program.double()
+        kept = Neurons(self.neurons_.filters.double(), self.neurons_.readout.double(), self.neurons_.intercept.double())
+        squares = float(kept.filters.square().sum() + kept.readout.square().sum())
+        fitted = kept.predict(exact.design.patches)
+        value = exact.loss.value(fitted, exact.targets) + 0.5 * program.reg * squares
+        lower = self.certificate_.global_bound
+        # Filters that turned in rounding may be better than any weights of those that were solved for.
+        if value < self.result_.dual_bound:
+            self.result_ = replace(self.result_, objective=value, dual_bound=value, relative_gap=0.0)
+            self.certificate_ = replace(self.certificate_, objective=value, sampled_bound=value)
+        if value < lower and self.certificate_.kind != "proved":
+            self.certificate_ = replace(self.certificate_, global_bound=value)
 
     def _patches(self, images: Any) -> Patches:
         if not hasattr(self, "neurons_"):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .program import relative_gap
 
-__all__ = ["NETWORKS", "Certificate", "networks_of"]
+__all__ = ["NETWORKS", "Certificate", "beyond", "maxima", "networks_of"]
 
 # The networks that a bound over all gates is a bound of.
 NETWORKS = {
@@ -15,6 +15,12 @@ NETWORKS = {
     "separate": "all networks whose neurons each feed one pooling cell and one output",
     "gated": "all gated networks",
     "gated_separate": "all gated networks whose filters each feed one pooling cell and one output",
+}
+
+# Networks that such a bound says nothing of, though they are of the same layer.
+_BEYOND = {
+    "separate": "an ordinary network, whose neurons feed all cells and outputs, may be below the bound",
+    "gated_separate": "a gated network whose filters feed all cells and outputs may be below the bound",
 }
 
 
@@ -37,6 +43,31 @@ def networks_of(activation: str, separable: bool, n_pairs: int) -> str:
     if activation == "gated_relu":
         return "gated_separate" if separable and n_pairs > 1 else "gated"
     return "separate" if separable and n_pairs > 1 else "all"
+
+
+def beyond(networks: str | None) -> str:
+    """Return which networks of a layer may be below a bound of ``networks``, in words; "" for none.
+
+    Examples
+    --------
+    >>> beyond("separate")
+    'an ordinary network, whose neurons feed all cells and outputs, may be below the bound'
+    """
+    return _BEYOND.get(networks or "", "")
+
+
+def maxima(n_distinct: int, expected_unseen: float) -> str:
+    """Return what a search met and may have missed, in words; "" if maxima were not told apart.
+
+    Examples
+    --------
+    >>> maxima(4, 0.2083), maxima(90, float("inf"))
+    ('4 distinct maxima; more expected: 0.21', '90 distinct maxima; more expected: too many to tell')
+    """
+    if not n_distinct:
+        return ""
+    more = f"{expected_unseen:.2g}" if math.isfinite(expected_unseen) else "too many to tell"
+    return f"{n_distinct} distinct {'maximum' if n_distinct == 1 else 'maxima'}; more expected: {more}"
 
 
 @dataclass(frozen=True)
@@ -89,20 +120,21 @@ class Certificate:
 
     def __str__(self) -> str:
         """Say it in words that claim no more than was done."""
-        above = f"at most {self.global_gap:.1e} above the best of {NETWORKS[self.networks]}"
-        over = {
-            "proved": f"{above} (proved)",
-            "searched": (
-                f"{above} if none of the directions that a search from {self.n_searched} starts missed is worse than "
-                f"those it found{self._missed()}"
+        said = [
+            f"objective {self.objective:.6g}: {self.sampled_gap:.1e} from optimal over its own gates (proved)",
+            {"proved": self._above("(proved)"), "searched": self._above(self._condition())}.get(
+                self.kind, "not compared with other gates"
             ),
-            "none": "not compared with other gates",
-        }[self.kind]
-        own = f"{self.sampled_gap:.1e} from optimal over its own gates (proved)"
-        return f"objective {self.objective:.6g}: {own}; {over}"
+            beyond(self.networks) if self.kind in ("proved", "searched") else "",
+        ]
+        return "; ".join(filter(None, said))
 
-    def _missed(self) -> str:
-        if not self.n_distinct:
-            return ""
-        more = "too many to tell" if not math.isfinite(self.expected_unseen) else f"{self.expected_unseen:.2g}"
-        return f" ({self.n_distinct} distinct maxima; more expected: {more})"
+    def _above(self, known: str) -> str:
+        return f"at most {self.global_gap:.1e} above the best of {NETWORKS[self.networks]} {known}"
+
+    def _condition(self) -> str:
+        met = maxima(self.n_distinct, self.expected_unseen)
+        return (
+            f"if none of the directions that a search from {self.n_searched} starts missed is worse than those it "
+            f"found{f' ({met})' if met else ''}"
+        )

@@ -37,6 +37,8 @@ _HALVINGS = 8
 # A step that gains less than this, relative to the value, is the last.
 _GAIN = 1e-12
 _PROJECTIONS = 60
+# A multiplier whose limit costs no more than this, relative to the largest slope, may stay there.
+_PULL = 1e-14
 
 
 def _nearest(normals: Floats, vector: Floats, most: Floats) -> Floats:
@@ -66,6 +68,35 @@ def _nearest(normals: Floats, vector: Floats, most: Floats) -> Floats:
         if not lower < value:
             break
         weights, value = trial, lower
+    return _finished(gram, linear, most, weights)
+
+
+def _finished(gram: Floats, linear: Floats, most: Floats, weights: Floats) -> Floats:
+    """Return the minimum from weights near it: Newton steps that multipliers near a limit cut short may not end there.
+
+    One multiplier leaves its limit at a time, the one that gains most, and stops at another if it meets it.
+    Source: Stark & Parker 1995, Bounded-Variable Least-Squares: an Algorithm and Applications.
+    """
+    free = (weights > 0.0) & (weights < most)
+    for _ in range(len(most) + 1):
+        while free.any():
+            slope = gram[free] @ weights - linear[free]
+            step = np.linalg.solve(gram[np.ix_(free, free)], -slope)
+            limit = np.where(step > 0, most[free], 0.0)
+            room = np.divide(limit - weights[free], step, out=np.full_like(step, np.inf), where=step != 0)
+            share = min(1.0, float(room.min()))
+            weights[free] += share * step
+            if share == 1.0:
+                break
+            stopped = np.flatnonzero(free)[room <= share]
+            weights[stopped] = limit[room <= share]
+            free[stopped] = False
+        slope = gram @ weights - linear
+        pull = np.where(free, 0.0, np.where(weights <= 0.0, -slope, slope))
+        last = int(pull.argmax())
+        if pull[last] <= _PULL * float(np.abs(linear).max()):
+            break
+        free[last] = True
     return weights
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from .baseline import BaselineResult
 from .block import ConvexConvBlock
+from .certificate import NETWORKS
 from .errors import ModelFileError
 from .persistence.files import ENCODING, read_bytes
 
@@ -19,7 +20,7 @@ __all__ = ["HISTORY_FILE", "Point", "history_of", "read_history", "write_history
 
 HISTORY_FILE = "history.csv"
 COLUMNS = ("layer", "method", "seconds", "objective", "bound", "bound_over")
-ALL_GATES, OWN_GATES = "all gates", "gates at hand"
+OWN_GATES = "gates at hand"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Point:
     bound : float
         Lower bound known at that time; NaN for none.
     bound_over : str
-        What it bounds: the best over "all gates", or over the "gates at hand"; "" for none.
+        What it bounds: the best over the "gates at hand", or of networks in the words of ``certificate.NETWORKS``
+        ("all gates" in older files); "" for none.
     """
 
     layer: int
@@ -46,6 +48,11 @@ class Point:
     objective: float
     bound: float = math.nan
     bound_over: str = ""
+
+    @property
+    def overall(self) -> bool:
+        """Whether the bound is of networks with any gates."""
+        return self.bound_over not in ("", OWN_GATES)
 
 
 def history_of(layer: int, block: ConvexConvBlock, rival: BaselineResult | None = None) -> list[Point]:
@@ -60,9 +67,9 @@ def history_of(layer: int, block: ConvexConvBlock, rival: BaselineResult | None 
     rival : BaselineResult, optional
     """
     result = block.result_
-    # A priced solve reports the bound of its search over all gates, any other the bound of its own program.
+    # A priced solve reports the bound of its search over all networks, any other the bound of its own program.
     priced = result.solver.startswith("priced")
-    over = ALL_GATES if priced else OWN_GATES
+    over = NETWORKS[block.certificate_.networks] if priced else OWN_GATES
     points = [Point(layer, "convex", p.seconds, p.objective, p.dual_bound, over) for p in result.history]
     last = block.certificate_.global_bound if priced else result.dual_bound
     points.append(Point(layer, "convex", result.seconds, result.objective, last, over))

@@ -82,7 +82,7 @@ class RegPath:
 
     @property
     def global_bound(self) -> Array:
-        """Bound over all gates, of the kind in ``kinds``; NaN where none was computed."""
+        """Bound over all networks of the class in ``networks``, known as ``kinds`` says; NaN where there is none."""
         return np.array([block.certificate_.global_bound for block in self.blocks])
 
     @property
@@ -99,6 +99,21 @@ class RegPath:
     def n_searched(self) -> Array:
         """Starts of the search behind each ``global_bound``; fewer between the ends of the path."""
         return np.array([block.certificate_.n_searched for block in self.blocks])
+
+    @property
+    def networks(self) -> list[str]:
+        """Of which networks each ``global_bound`` is a bound: keys of ``certificate.NETWORKS``."""
+        return [block.certificate_.networks for block in self.blocks]
+
+    @property
+    def n_distinct(self) -> Array:
+        """Distinct maxima near the highest that each search met; 0 where they were not told apart."""
+        return np.array([block.certificate_.n_distinct for block in self.blocks])
+
+    @property
+    def expected_unseen(self) -> Array:
+        """How many more maxima are expected: NaN where they were not told apart, inf if too many to tell."""
+        return np.array([block.certificate_.expected_unseen for block in self.blocks])
 
     @property
     def n_neurons(self) -> Array:
@@ -174,8 +189,8 @@ def reg_path(
 
     Notes
     -----
-    Over fixed gates only ``EnumeratedGates`` give a bound over all gates at every point; the search for one would cost
-    more than the path, so it is made at the last point alone.
+    Over fixed gates only ``EnumeratedGates`` give a bound over all networks at every point; the search for one would
+    cost more than the path, so it is made at the last point alone.
 
     Examples
     --------

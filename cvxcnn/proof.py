@@ -1,4 +1,4 @@
-"""A proved bound over all ReLU networks, from one dual point and branch and bound on the sphere."""
+"""A proved bound over the ReLU networks of a penalty, from one dual point and branch and bound on the sphere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Proof", "prove"]
 
 @dataclass(frozen=True)
 class Proof:
-    """A proved lower bound over all networks, from one dual point.
+    """A proved lower bound over all networks of the penalty's kind, from one dual point.
 
     Attributes
     ----------
@@ -34,7 +34,7 @@ class Proof:
 
 
 def prove(program: Program, dual: Tensor, candidates: Tensor, tol: float) -> Proof | None:
-    """Return a proved bound over all ReLU networks, or None if branch and bound ended before it was tight.
+    """Return a proved bound over all ReLU networks of the penalty's kind, or None if it was not tight in time.
 
     With m >= max_u ||nu^T pooled (R u)_+||, the multiple reg / m of nu is feasible for the dual of Eq. 1. All in
     float64, whatever the dtype of the program.

@@ -120,6 +120,9 @@ class LayerRecords:
             "global_gap": finite(certificate.global_gap),
             "certificate": certificate.kind,
             "n_searched": int(certificate.n_searched),
+            "networks": certificate.networks,
+            "n_distinct": int(certificate.n_distinct),
+            "expected_unseen": finite(certificate.expected_unseen),
         }
 
     def _train_labels(self, stage: Stage) -> np.ndarray:

@@ -7,6 +7,7 @@ import io
 import math
 import os
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .certificate import NETWORKS, beyond, networks_of
 from .errors import InputError
+from .penalties import get_penalty
 from .persistence import write_output
 
 if TYPE_CHECKING:
@@ -28,7 +31,18 @@ if TYPE_CHECKING:
 
     from .path import RegPath
 
-__all__ = ["METRICS", "plot_accuracy", "plot_objective", "plot_path", "render_text", "results_table", "write_metrics"]
+__all__ = [
+    "METRICS",
+    "bound_notes",
+    "bounded_networks",
+    "bounded_words",
+    "plot_accuracy",
+    "plot_objective",
+    "plot_path",
+    "render_text",
+    "results_table",
+    "write_metrics",
+]
 
 METHODS = ("convex", "nonconvex")
 LABELS = {"convex": "convex", "nonconvex": "non-convex"}
@@ -41,6 +55,7 @@ METRICS = (
     "global_bound",
     "global_gap",
     "certificate",
+    "networks",
     "status",
     "solver",
     "n_neurons",
@@ -49,13 +64,15 @@ METRICS = (
     "seconds",
 )
 
-_CAPTIONS = {
-    "proved": "proved: no network of this layer, with any number of neurons, is below the bound.",
+_KINDS = {
+    "proved": "proved: {}, with any number of neurons, are at or above the bound of their layer.",
     "searched": (
-        "searched: no network of this layer is below the bound, if the search met the worst direction: "
-        "evidence, not proof."
+        "searched: {}, with any number of neurons, are at or above the bound of their layer, if the search met the "
+        "worst direction: evidence, not proof."
     ),
 }
+# Of summaries that don't say which.
+_SOME_NETWORKS = "all networks of the kind that is trained"
 
 # Blue and vermilion of Okabe and Ito, which readers with any colour vision tell apart; markers differ too.
 _COLOURS = {"convex": "#0072B2", "nonconvex": "#D55E00"}
@@ -65,8 +82,11 @@ _BOUND_HALF = 0.15
 _MISSING = "-"
 _NAME_WIDTH = 40
 _LONG_NAME = 24
+_HEADING_WIDTH = 24
 _LOG_RANGE = 20.0
 _DPI = 150
+# Characters of a line of a legend.
+_LABEL_WIDTH = 44
 _WIDTH = 7.0
 
 
@@ -105,13 +125,77 @@ def _format(value: Any, pattern: str) -> str:
     return format(number, pattern) if math.isfinite(number) else _MISSING
 
 
+def bounded_networks(summary: Mapping[str, Any], values: Mapping[str, Any]) -> str | None:
+    """Return of which networks the bound of a layer is: a key of ``certificate.NETWORKS``.
+
+    Parameters
+    ----------
+    summary : dict
+        As in ``summary.json``.
+    values : dict
+        The layer's "convex".
+
+    Returns
+    -------
+    str or None
+        From the settings where the layer doesn't say, as in the runs of older versions; None where they don't either.
+
+    Examples
+    --------
+    >>> settings = {"penalty": "group", "activation": "relu", "pool_cells": 2}
+    >>> bounded_networks({"settings": settings, "data": {"n_classes": 10}}, {}), bounded_networks({}, {})
+    ('separate', None)
+    """
+    if values.get("networks") in NETWORKS:
+        return str(values["networks"])
+    try:
+        settings, outputs = summary["settings"], int(summary["data"]["n_classes"])
+        pairs = int(settings["pool_cells"]) ** 2 * outputs
+        return networks_of(settings["activation"], get_penalty(settings["penalty"]).separable, pairs)
+    except (KeyError, TypeError, ValueError, InputError):
+        return None
+
+
+def bounded_words(networks: str | None) -> str:
+    """Return the words of ``certificate.NETWORKS``, or those for networks that aren't known."""
+    return NETWORKS[networks] if networks else _SOME_NETWORKS
+
+
+def _certified(summary: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
+    """Yield (kind, networks) of each bound over more than a layer's own gates."""
+    for _, _, values in _rows(summary):
+        if values.get("certificate") in _KINDS:
+            yield values["certificate"], bounded_networks(summary, values)
+
+
+def _bound_heading(summary: Mapping[str, Any]) -> str:
+    """Return "bound over" and the networks that all bounds are of; of several, each note says which."""
+    found = {networks for _, networks in _certified(summary)}
+    return f"Bound over {bounded_words(found.pop())}" if len(found) == 1 else "Bound over networks"
+
+
+def bound_notes(summary: Mapping[str, Any]) -> list[str]:
+    """Return what each kind of bound in a summary says: of which networks, how it is known, what is beyond it.
+
+    Examples
+    --------
+    >>> convex = {"certificate": "proved", "networks": "all"}
+    >>> bound_notes({"layers": [{"layer": 1, "convex": convex}]})
+    ['proved: all networks, with any number of neurons, are at or above the bound of their layer.']
+    """
+    found = dict.fromkeys(sorted(_certified(summary), key=lambda pair: list(_KINDS).index(pair[0])))
+    notes = [_KINDS[kind].format(bounded_words(networks)) for kind, networks in found]
+    others = dict.fromkeys(beyond(networks) for _, networks in found)
+    return notes + [f"{other[0].upper()}{other[1:]}." for other in others if other]
+
+
 def results_table(summary: Mapping[str, Any]) -> Table:
     """Return a table with each layer's convex block above the same block trained in torch.
 
     Parameters
     ----------
     summary : dict
-        As in ``summary.json``; ``nonconvex`` and the bound over all gates may be missing or None.
+        As in ``summary.json``; ``nonconvex`` and the bound over networks may be missing or None.
 
     Raises
     ------
@@ -127,10 +211,10 @@ def results_table(summary: Mapping[str, Any]) -> Table:
     (1, 10)
     """
     rows = list(_rows(summary))
-    kinds = [kind for kind in _CAPTIONS if any(values.get("certificate") == kind for _, _, values in rows)]
+    notes = bound_notes(summary)
     table = Table(
         title=Text(_title(summary, "training objective (Eq. 1) and accuracy by layer")),
-        caption=Text("\n".join(_CAPTIONS[kind] for kind in kinds)) if kinds else None,
+        caption=Text("\n".join(notes)) if notes else None,
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         # The box puts a space between columns; more would not leave room for them in 80 characters.
@@ -140,7 +224,10 @@ def results_table(summary: Mapping[str, Any]) -> Table:
     table.add_column("Training", no_wrap=True)
     for heading in ("Objective", "Dual\nbound", "Rel.\ngap"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("Bound over\nall gates", justify="right", min_width=len("(searched)"))
+    # Long names of networks have no room beside numbers: the notes have them.
+    heading = _bound_heading(summary)
+    short = heading if len(heading) <= _HEADING_WIDTH else "Bound over networks named below"
+    table.add_column(short.replace("over ", "over\n"), justify="right", min_width=len("(searched)"))
     for heading in ("Train\n%", "Test\n%", "Neu-\nrons", "Time\ns"):
         table.add_column(heading, justify="right", no_wrap=True)
     for index, (layer, method, values) in enumerate(rows):
@@ -295,7 +382,7 @@ def _series(summary: Mapping[str, Any], method: str, key: str, scale: float = 1.
 
 @dataclass(frozen=True)
 class _Bound:
-    """The strongest lower bound of a layer: over all gates where there is one."""
+    """The strongest lower bound of a layer: over networks with any gates where there is one."""
 
     layer: int
     value: float
@@ -308,11 +395,16 @@ def _bounds(summary: Mapping[str, Any]) -> list[_Bound]:
     for layer, method, values in _rows(summary):
         overall, sampled = _number(values.get("global_bound")), _number(values.get("dual_bound"))
         if method == "convex" and math.isfinite(overall):
-            label = f"lower bound over all gates ({values['certificate']})"
+            words = bounded_words(bounded_networks(summary, values))
+            label = _label(f"lower bound over {words} ({values['certificate']})")
             bounds.append(_Bound(layer, overall, True, label))
         elif method == "convex" and math.isfinite(sampled):
             bounds.append(_Bound(layer, sampled, False, "lower bound over the gates at hand"))
     return bounds
+
+
+def _label(words: str) -> str:
+    return textwrap.fill(words, _LABEL_WIDTH)
 
 
 def _save(figure: Figure, axes: Axes, path: str | os.PathLike[str] | IO[bytes]) -> None:
@@ -491,9 +583,11 @@ def plot_path(path: RegPath, target: str | os.PathLike[str]) -> None:
     gaps.plot(path.regs, np.maximum(path.relative_gap, 1e-16), color=convex, label="over the gates at hand", **look)
     if overall.any():
         kind = " and ".join(sorted({kind for kind in path.kinds if kind != "none"}))
+        words = bounded_words(path.networks[0])
         bounds, regs = path.global_bound[overall], path.regs[overall]
-        values.plot(regs, bounds, color="black", marker="_", linestyle="none", label=f"bound over all gates ({kind})")
-        label = f"over all gates ({kind})"
+        label = _label(f"bound over {words} ({kind})")
+        values.plot(regs, bounds, color="black", marker="_", linestyle="none", label=label)
+        label = _label(f"over {words} ({kind})")
         gaps.plot(regs, np.maximum(path.global_gap[overall], 1e-16), color="black", label=label, **look)
     gaps.set_yscale("log")
     gaps.set_ylabel("relative gap")

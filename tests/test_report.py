@@ -85,7 +85,7 @@ def test_table_loses_nothing_in_a_narrow_terminal(summary, width):
 
 def test_table_explains_only_the_certificates_it_shows(summary, small):
     whole, one = (render_text(results_table(data), 150) for data in (summary, small))
-    assert "proved: no network of this layer" in whole and "searched: no network of this layer" in whole
+    assert "proved: all networks of the kind" in whole and "searched: all networks of the kind" in whole
     assert "evidence, not proof" in one and "proved:" not in one
 
 

@@ -45,6 +45,7 @@ FILES = [
 CONVEX = {
     "objective", "dual_bound", "relative_gap", "status", "solver", "n_neurons", "train_loss", "train_accuracy",
     "test_accuracy", "seconds", "global_bound", "global_gap", "certificate", "n_searched",
+    "networks", "n_distinct", "expected_unseen",
 }  # fmt: skip
 NONCONVEX = {
     "objective", "n_neurons", "train_accuracy", "test_accuracy", "seconds", "only_convex_right", "only_nonconvex_right",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..block import ConvexConvBlock
-from ..history import ALL_GATES, Point
+from ..history import Point
 from ..program import relative_gap
 from ..report import _COLOURS, _MARKERS, LABELS, _logarithmic, new_figure, save_png
 
@@ -22,6 +23,9 @@ __all__ = ["WIDTH", "Tile", "filter_tiles", "gaps", "input_norms", "plot_gaps", 
 
 # Inches: a telephone shows that many at 80 pixels each, where text of 9 points is 10 pixels high.
 WIDTH = 4.2
+
+# Characters beside an axis of three inches.
+_AXIS_WIDTH = 36
 
 # Ends of the diverging scale, as on the maps of `explain`: positive is red, negative blue.
 _POSITIVE, _NEGATIVE = np.array([178, 24, 43]), np.array([33, 102, 172])
@@ -33,7 +37,7 @@ def gaps(points: Sequence[Point], method: str) -> list[tuple[float, float]]:
 
     Of the convex block, by the bound known at each time, or by the last one where that is lower: the last search is
     the most thorough, and what it refutes was no bound. Of ordinary training, which knows none, by the convex block's
-    last one over all gates.
+    last one over networks with any gates.
 
     Parameters
     ----------
@@ -42,7 +46,7 @@ def gaps(points: Sequence[Point], method: str) -> list[tuple[float, float]]:
     method : {"convex", "nonconvex"}
     """
     convex = [p for p in points if p.method == "convex"]
-    bound = convex[-1].bound if convex and convex[-1].bound_over == ALL_GATES else math.nan
+    bound = convex[-1].bound if convex and convex[-1].overall else math.nan
     if method == "convex":
         last = bound if math.isfinite(bound) else math.inf
         pairs = [(p.seconds, relative_gap(p.objective, min(p.bound, last))) for p in convex]
@@ -71,7 +75,7 @@ def plot_gaps(points: Sequence[Point]) -> bytes | None:
             marker=_MARKERS[method], markersize=4, linewidth=1.2, linestyle="-" if method == "convex" else "--",
         )  # fmt: skip
     over = next(p.bound_over for p in points if p.method == "convex")
-    axes.set_ylabel(f"gap over {over} (%)")
+    axes.set_ylabel(textwrap.fill(f"gap over {over} (%)", _AXIS_WIDTH))
     axes.set_xlabel("seconds")
     axes.set_xlim(left=0)
     drawn = [gap for found in lines.values() for _, gap in found]

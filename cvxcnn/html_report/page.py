@@ -12,9 +12,21 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..history import ALL_GATES, Point
+from ..history import Point
 from ..progress import printable
-from ..report import _CAPTIONS, _MISSING, LABELS, _format, _number, _rows, _series, plot_accuracy, plot_objective
+from ..report import (
+    _MISSING,
+    LABELS,
+    _bound_heading,
+    _format,
+    _number,
+    _rows,
+    _series,
+    bound_notes,
+    bounded_networks,
+    plot_accuracy,
+    plot_objective,
+)
 from ..stack import LayerwiseCNN
 from .figures import WIDTH, Tile, filter_tiles, gaps, input_norms, plot_gaps, shares
 from .words import certainty, comparable, comparison, percent
@@ -86,7 +98,8 @@ def certainties(summary: Summary) -> str:
     """Return the certificate of each layer in words, and what it doesn't say."""
     same = comparable(summary)
     layers = [
-        f"<strong>Layer {text(entry['layer'])}.</strong> {text(' '.join(certainty(entry, same)))}"
+        f"<strong>Layer {text(entry['layer'])}.</strong> "
+        + text(" ".join(certainty(entry, same, bounded_networks(summary, entry["convex"]))))
         for entry in summary["layers"]
     ]
     limits = (
@@ -102,22 +115,22 @@ def certainties(summary: Summary) -> str:
 # The table.
 
 _HEADINGS = (
-    "Layer", "Training", "Objective (Eq. 1)", "Bound over own gates", "Gap", "Bound over all gates", "Certificate",
+    "Layer", "Training", "Objective (Eq. 1)", "Bound over own gates", "Gap", "{}", "Certificate",
     "Gap", "Training accuracy", "Test accuracy", "Neurons", "Seconds", "Status",
 )  # fmt: skip
 
 
 def results(summary: Summary) -> str:
     """Return all numbers as a table."""
-    head = "".join(f'<th scope="col">{heading}</th>' for heading in _HEADINGS)
+    over = _bound_heading(summary)
+    head = "".join(f'<th scope="col">{text(heading.format(over))}</th>' for heading in _HEADINGS)
     groups: dict[int, list[str]] = {}
     for layer, method, values in _rows(summary):
         cells = "".join(f"<td>{cell}</td>" for cell in _cells(values))
         first = f'<th scope="row">{text(layer)}</th><th scope="row">{LABELS[method]}</th>'
         groups.setdefault(layer, []).append(f"<tr>{first}{cells}</tr>")
     body = "\n".join(f'<tbody class="group">{"".join(rows)}</tbody>' for rows in groups.values())
-    kinds = {values.get("certificate") for _, _, values in _rows(summary)}
-    notes = [f'<p class="note">{text(_CAPTIONS[kind])}</p>' for kind in _CAPTIONS if kind in kinds]
+    notes = [f'<p class="note">{text(note)}</p>' for note in bound_notes(summary)]
     caption = "Gaps are relative to the objective, in per cent. The same numbers are in metrics.csv and summary.json."
     return (
         f'{HINT}<div class="scroll" role="region" tabindex="0" aria-label="Table of all numbers">'
@@ -178,12 +191,12 @@ def convergence(points: Sequence[Point]) -> str:
             figures.append(_figure(png, _gap_words(layer, own), f"Layer {layer}"))
     if not figures:
         return '<p class="note">No history was stored with this run.</p>'
-    over_all = any(point.bound_over == ALL_GATES for point in points)
+    over = " or ".join(dict.fromkeys(point.bound_over for point in points if point.overall))
     note = (
-        "Convex: the gap to the bound over all gates that was known at that time, or to the final one where that is "
+        f"Convex: the gap to the bound over {over} that was known at that time, or to the final one where that is "
         "lower. Non-convex: its objective against the convex block's final bound, since it has none of its own. The "
         "time of the convex block includes the search for its bound. How far the bound can be trusted is said above."
-        if over_all
+        if over
         else "The gap to the bound over the gates at hand, which is proved; it says nothing of other gates."
     )
     return f'<p>{note}</p>\n<div class="pair">{"".join(figures)}</div>'

@@ -8,8 +8,9 @@ from typing import Any
 
 from scipy.stats import binomtest
 
+from ..certificate import beyond, maxima
 from ..program import relative_gap
-from ..report import _number
+from ..report import _number, bounded_words
 
 __all__ = ["certainty", "comparison", "headline", "percent"]
 
@@ -216,7 +217,7 @@ def _test_sentence(convex: Mapping[str, Any], rival: Mapping[str, Any], n_test: 
     return f"{text}. Chance alone gives as large a difference {often}: {verdict}."
 
 
-def certainty(entry: Entry, same_objective: bool = True) -> list[str]:
+def certainty(entry: Entry, same_objective: bool = True, networks: str | None = None) -> list[str]:
     """Return sentences on how far from optimal a layer is, and how sure that is: no more than its certificate says.
 
     Parameters
@@ -225,6 +226,8 @@ def certainty(entry: Entry, same_objective: bool = True) -> list[str]:
         One of ``summary["layers"]``.
     same_objective : bool
         Whether the ordinary network's objective can be held against the bound.
+    networks : str, optional
+        Of which networks the bound is, a key of ``certificate.NETWORKS``; that of the entry if it says.
     """
     convex, rival = entry["convex"], entry.get("nonconvex") or {}
     objective, bound = _number(convex.get("objective")), _number(convex.get("global_bound"))
@@ -233,18 +236,27 @@ def certainty(entry: Entry, same_objective: bool = True) -> list[str]:
     room, kind = _lower(objective, bound), convex.get("certificate")
     if not room or kind not in ("proved", "searched"):
         return [*said, "It was not compared with other gates: networks with other gates may be better by any amount."]
+    networks = networks or convex.get("networks")
+    best = f"Of {bounded_words(networks)}, with any number of neurons, the best is {room}"
     if kind == "proved":
-        said.append(f"Over all gates and any number of neurons, the best network is {room} (proved).")
+        said.append(f"{best} (proved).")
     else:
         said.append(
-            f"Over all gates and any number of neurons, the best network is {room}, unless a direction that the search "
-            f"from {convex.get('n_searched')} starts missed is worse than those it found (searched: evidence, not "
-            "proof)."
+            f"{best}, unless a direction that the search from {convex.get('n_searched')} starts missed is worse than "
+            "those it found (searched: evidence, not proof)."
         )
+        met = maxima(int(convex.get("n_distinct") or 0), _number(convex.get("expected_unseen")))
+        if met:
+            said.append(f"The search met {met}.")
+    other = beyond(networks)
+    if other:
+        said.append(f"{other[0].upper()}{other[1:]}.")
     value = _number(rival.get("objective"))
     if same_objective and math.isfinite(value):
         if value >= bound - 1e-9 * abs(bound):
-            said.append(f"By the same bound, ordinary training is at most {_above(value, bound)} the best.")
+            # Its rival is trained as a network of the same kind.
+            such = " of such a network" if other else ""
+            said.append(f"By the same bound, ordinary training{such} is at most {_above(value, bound)} the best.")
         elif kind == "searched":
             said.append(
                 "Ordinary training ended below this bound, so the search missed a worse direction, and the bound "
