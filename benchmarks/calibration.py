@@ -35,7 +35,7 @@ from cvxcnn.program import filter_program, relative_gap
 from cvxcnn.separation import best_directions, searched_reg_max
 
 ATTACK_STARTS, ATTACK_STEPS, ATTACK_CLIMBED = 10_000, 30, 48
-ADAM_RUNS, ADAM_NEURONS, ADAM_EPOCHS = 3, 60, 400
+ADAM_RUNS, ADAM_NEURONS, ADAM_EPOCHS = 2, 60, 250
 FALSE = 1e-7
 
 PENALTIES, LOSSES, CELLS, OUTPUTS = ("dense", "group"), ("squared", "logistic", "softmax"), (1, 2, 3), (1, 2, 3)
@@ -110,12 +110,12 @@ def attained(solution: PricedSolution, settings: dict[str, Any]) -> float:
     """Return the lowest Eq. 1 that the attack finds."""
     program = solution.program
     patches, targets, reg = program.design.patches, program.targets, program.reg
-    options = PricingOptions(starts=1024, initial_filters=32, max_rounds=6, gap=1e-9, prove_up_to=0)
+    options = PricingOptions(starts=1024, initial_filters=32, max_rounds=4, gap=1e-8, prove_up_to=0)
     common: dict[str, Any] = {
         "penalty": get_penalty(settings["penalty"]),
         "loss": get_loss(settings["loss"]),
         "options": options,
-        "tol": 1e-9,
+        "tol": 1e-8,
     }
     lowest = solution.objective
     # Adam on Eq. 1 from other starts; what it finds is polished by L-BFGS between rounds of pricing.
