@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["active", "on_hyperplane", "tie_width"]
+__all__ = ["active", "on_hyperplane", "softly_active", "tie_width"]
 
 # x . g counts as zero if it is below so many roundings of float64, each of |x| |g|, for every entry and eight more.
 _TIE = 4.0
@@ -86,3 +86,20 @@ def on_hyperplane(patches: Tensor, gates: Tensor) -> Tensor:
     Shapes are those of ``active``; zero patches lie on every hyperplane.
     """
     return active(patches, gates) & active(patches, -gates)
+
+
+def softly_active(patches: Tensor, gates: Tensor, sharpness: Tensor) -> Tensor:
+    """Return patterns with soft edges, 1 / (1 + exp(-sharpness x . g / |x|)) in [0, 1], for unit gates.
+
+    Parameters
+    ----------
+    patches : Tensor, shape (..., d)
+    gates : Tensor, shape (P, d)
+        Unit rows.
+    sharpness : Tensor, shape (P,)
+
+    Returns
+    -------
+    Tensor, shape (..., P)
+    """
+    return torch.sigmoid(F.normalize(patches, dim=-1) @ (gates * sharpness[:, None]).T)

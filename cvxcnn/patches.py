@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .activity import active
+from .activity import active, softly_active
 from .checks import as_flag, as_int, is_int
 from .errors import InputError
 from .threads import map_shares
@@ -438,7 +438,7 @@ class Patches:
         """Return the patches of each cell, which are all that it sees, so that cells are worked through apart."""
         return [self.pool[cell].nonzero().flatten() for cell in range(self.n_cells)]
 
-    def gated_correlation(self, gates: Tensor, dual: Tensor) -> Tensor:
+    def gated_correlation(self, gates: Tensor, dual: Tensor, sharpness: Tensor | None = None) -> Tensor:
         """Return the adjoint of the gated features, sum_jk P_ck D_jk x_jk nu_jo, shape (P, cells, d, outputs).
 
         Parameters
@@ -447,6 +447,8 @@ class Patches:
             Gate vectors.
         dual : Tensor, shape (n, outputs)
             Dual point nu, most often the residual y - f.
+        sharpness : Tensor, shape (P,), optional
+            Of patterns with soft edges (``softly_active``), for unit gates.
         """
         outputs = dual.shape[1]
         members = self._members()
@@ -454,7 +456,10 @@ class Patches:
         def work(share: slice) -> Tensor:
             total = self.pool.new_zeros(self.n_cells, self.dim, len(gates), outputs)
             for rows, chunk in self.chunks(len(gates) * outputs, share):
-                patterns = active(chunk, gates).to(chunk.dtype)
+                if sharpness is None:
+                    patterns = active(chunk, gates).to(chunk.dtype)
+                else:
+                    patterns = softly_active(chunk, gates, sharpness)
                 for cell, places in enumerate(members):
                     weighted = self.pool[cell, places][None, :, None] * dual[rows].unsqueeze(1)
                     spread = patterns[:, places].unsqueeze(-1) * weighted.unsqueeze(2)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .arrangements.neighbours import hyperplanes, neighbours
+from .activity import softly_active
 from .climb import climbed
+from .gate_climb import GateClimb
 from .patches import Patches
 from .penalties import Penalty
 
@@ -19,10 +21,15 @@ __all__ = ["FilterSearch", "GateSearch", "Search", "thinned"]
 # Of the ascent over filters: lengths on the unit sphere. Chosen on 40 digits, where they found violations three
 # times as large as a monotone line search of the same cost.
 _FIRST_STEP, _LAST_STEP, _MOMENTUM = 0.5, 0.001, 0.8
+# Of the ascent over gates: lengths, and how sharp the edges of patterns are, at first (at least, at most) and at last.
+_FIRST_TURN, _LAST_TURN = 0.3, 0.01
+_SOFTEST, _SHARPER, _SHARPEST = 3.0, 30.0, 100.0
+# Of the climb over gates: most numbers of patches and their coefficients.
+_CLIMB_NUMBERS = 1 << 24
+# Values that are equal but for rounding differ by less than this, relative to them.
+_ROUNDING = 1e-13
 # Of thinned patches: places from one to the next, at most.
 _LARGEST_STEP = 4
-# Of the climb over gates: hyperplanes that are crossed one at a time, and times.
-_NEAREST, _FLIPS = 16, 10
 
 
 def thinned(patches: Patches, most: int, generator: torch.Generator) -> tuple[Patches, Tensor]:
@@ -144,56 +151,76 @@ class FilterSearch(Search):
 
 
 class GateSearch(Search):
-    """Pricing of gates: features(g) = pooled D(g) R, piecewise constant in g, so moves are tried and kept if better.
+    """Pricing of gates: features(g) = pooled D(g) R, piecewise constant in g.
 
-    Moves alternate between random turns and turns towards the gradient of the block itself.
+    The ascent follows the slope of patterns with soft edges, which are sharpened from step to step.
     """
+
+    def __init__(self, patches: Patches, dual: Tensor, penalty: Penalty) -> None:
+        super().__init__(patches, dual, penalty)
+        self._climb: GateClimb | None = None
 
     def correlation(self, directions: Tensor) -> Tensor:
         return self.patches.gated_correlation(directions, self.dual)
 
     def ascend(self, directions: Tensor, steps: int) -> Tensor:
-        points = F.normalize(directions.to(self.dual), dim=1)
-        pairs = self._pairs(points, self.patches.n_cells * self.dual.shape[1])
-        generator = torch.Generator().manual_seed(0)
-        values, pulls = self._value_and_pull(points, pairs)
-        lengths = torch.full_like(values, 0.5)
+        starts = F.normalize(directions.to(self.dual), dim=1)
+        pairs = self._pairs(starts, self.patches.n_cells * self.dual.shape[1])
+        # Soft edges lead many starts to the same few gates, sharp ones leave them near where they are: both are needed.
+        first = torch.rand(len(starts), generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(starts)
+        first = _SOFTEST * (_SHARPER / _SOFTEST) ** first
+        points, velocity = starts, torch.zeros_like(starts)
         for step in range(steps):
-            noise = torch.randn(points.shape, generator=generator, dtype=torch.float64).to(points)
-            turn = pulls if step % 2 == 0 else F.normalize(noise, dim=1)
-            trial = F.normalize(points + lengths[:, None] * turn, dim=1)
-            trial_values, trial_pulls = self._value_and_pull(trial, pairs)
-            better = trial_values > values
-            points = torch.where(better[:, None], trial, points)
-            pulls = torch.where(better[:, None], trial_pulls, pulls)
-            values = torch.where(better, trial_values, values)
-            lengths = torch.where(better, lengths * 1.5, lengths * 0.7)
-        return points
+            share = step / max(steps - 1, 1)
+            slopes = self._slopes(points, first * (_SHARPEST / first) ** share, pairs)
+            velocity = _MOMENTUM * velocity + slopes
+            length = _FIRST_TURN * (_LAST_TURN / _FIRST_TURN) ** share
+            points = F.normalize(points + length * F.normalize(velocity, dim=1), dim=1)
+        return self._higher(points, starts, pairs)
 
     def climb(self, directions: Tensor, steps: int, pairs: Tensor | None) -> Tensor:
-        # To a gate that none across the hyperplanes nearest to it is better than.
         points = F.normalize(directions.to(self.dual), dim=1)
-        if not len(points):
+        patches = self.patches
+        numbers = patches.n_images * patches.n_patches * (patches.dim + patches.n_cells * self.dual.shape[1])
+        if not len(points) or numbers > _CLIMB_NUMBERS:
             return points
-        normals = hyperplanes(self.patches)
-        values = self._value_and_pull(points, pairs)[0]
-        for _ in range(min(steps, _FLIPS)):
-            around = neighbours(normals, points, _NEAREST)
-            count = len(around) // len(points)
-            each = None if pairs is None else pairs.repeat(count, 1)
-            reached, nearest = self._value_and_pull(around, each)[0].view(count, -1).max(dim=0)
-            better = reached > values
-            if not better.any():
-                break
-            found = around.view(count, *points.shape)[nearest, torch.arange(len(points), device=points.device)]
-            points = torch.where(better[:, None], found, points)
-            values = torch.where(better, reached, values)
-        return points
+        if self._climb is None:
+            self._climb = GateClimb(patches, self.dual)
+        columns = [-1] * len(points) if pairs is None else pairs.argmax(dim=1).tolist()
+        pairs_of = zip(points.double().cpu().numpy(), columns, strict=True)
+        reached = np.stack([self._climb.climb(gate, column) for gate, column in pairs_of])
+        return self._higher(torch.from_numpy(reached).to(points), points, pairs)
 
-    def _value_and_pull(self, points: Tensor, pairs: Tensor | None) -> tuple[Tensor, Tensor]:
-        matrices = self.correlation(points).transpose(1, 2).flatten(2)  # (m, d, pairs)
-        if pairs is not None:
-            pull = (matrices @ pairs.unsqueeze(2)).squeeze(2)
-            return pull.norm(dim=1), F.normalize(pull, dim=1)
-        left, values, _ = torch.linalg.svd(matrices, full_matrices=False)
-        return values[:, 0], left[:, :, 0]
+    def _higher(self, points: Tensor, starts: Tensor, pairs: Tensor | None) -> Tensor:
+        """Return the points, or the starts where those are higher: on a hyperplane a gate has a pattern of its own."""
+        reached = _along(self.correlation(points), pairs)[0]
+        fallen = reached < _along(self.correlation(starts), pairs)[0] * (1 - _ROUNDING)
+        return torch.where(fallen[:, None], starts, points)
+
+    def _slopes(self, points: Tensor, sharpness: Tensor, pairs: Tensor | None) -> Tensor:
+        """Return unit directions along the sphere in which the value with soft edges grows, (m, d)."""
+        patches = self.patches
+        _, pulls, toward = _along(patches.gated_correlation(points, self.dual, sharpness), pairs)
+        toward = toward.view(len(points), patches.n_cells, -1)
+
+        def work(share: slice) -> Tensor:
+            total = torch.zeros_like(points)
+            for rows, chunk in patches.chunks(3 * len(points), share):
+                soft = softly_active(chunk, points, sharpness)
+                spread = torch.einsum("no,mco->ncm", self.dual[rows], toward)
+                weights = soft * (1 - soft) * (chunk @ pulls.T) * (patches.pool.T @ spread)
+                total += weights.flatten(0, 1).T @ F.normalize(chunk, dim=2).flatten(0, 1)
+            return total
+
+        slopes = sum(patches.map_shares(work), torch.zeros_like(points))
+        return F.normalize(slopes - (slopes * points).sum(dim=1, keepdim=True) * points, dim=1)
+
+
+def _along(correlation: Tensor, pairs: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the value of each correlation matrix M (m,), and the v (m, d) and w (m, pairs) with value v^T M w."""
+    matrices = correlation.transpose(1, 2).flatten(2)
+    if pairs is not None:
+        pull = (matrices @ pairs.unsqueeze(2)).squeeze(2)
+        return pull.norm(dim=1), F.normalize(pull, dim=1), pairs
+    left, values, right = torch.linalg.svd(matrices, full_matrices=False)
+    return values[:, 0], left[:, :, 0], right[:, 0]

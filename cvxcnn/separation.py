@@ -55,6 +55,9 @@ _CLIMB_STEPS = 40
 # Patches' numbers up to which all of these are climbed from; of more patches the fewer, but four, and in a quarter of
 # the steps; and numbers from which on none is.
 _CLIMB_EASY, _CLIMB_NUMBERS, _CLIMBED_LEAST = 1 << 18, 1 << 26, 4
+# Of the starts of further batches of a search for gates, so many are near so many maxima, at these distances.
+_NEAR_MAXIMA, _PARENTS = 0.75, 8
+_NEAREST, _FARTHEST = 0.03, 0.6
 # A search goes on until it expects to have missed fewer maxima than this, or until its budget ends: three times
 # ``starts``, or more, up to 16 times, as long as the ascents cost no more than so many multiplications.
 _UNSEEN = 0.5
@@ -193,6 +196,7 @@ class _Separation:
 
     def __post_init__(self) -> None:
         self.search = _search_for(self.program, self.program.design.patches, self.dual)
+        self.gated = isinstance(self.search, GateSearch)
         self.rounding = self.program.correlation_rounding(all_sum(self.program.design.mass(self.dual)))
         self.directions = self.dual.new_zeros(0, self.program.design.patches.dim)
         self.largest = torch.full_like(self.dual[0], float("inf"))
@@ -235,10 +239,35 @@ class _Separation:
         search = _search_for(self.program, few, self.dual[rows])
         if few is self.quick:
             points = search.starts(starts, self.generator)
+            if self.gated:
+                points = self._near_maxima(points)
         else:
             points, steps = _diverse_starts(search, starts, self.generator), steps // 3 + 1
         self.n_searched += starts
         return self.add(F.normalize(search.ascend(points, steps).to(self.dual), dim=1))
+
+    def _near_maxima(self, points: Tensor) -> Tensor:
+        """Return starts of which most are moved to the best maxima of their (cell, output), at some distance.
+
+        Gates have so many maxima that those from anywhere are seldom among the highest, which lie near each other.
+        """
+        known = self.maxima.indices
+        if self.norms is None or not len(known):
+            return points
+        norms = self.norms[known].flatten(1) if self.norms.ndim > 1 else self.norms[known, None]
+        count = int(_NEAR_MAXIMA * len(points))
+        turns = torch.randn(count, points.shape[1], generator=self.generator, dtype=torch.float64).to(points)
+        lengths = torch.rand(count, 1, generator=self.generator, dtype=torch.float64).to(points)
+        turns = F.normalize(turns, dim=1) * _NEAREST * (_FARTHEST / _NEAREST) ** lengths
+        for kind in range(norms.shape[1]):  # as the search deals them out
+            rows = torch.arange(kind, count, norms.shape[1], device=points.device)
+            own = (self.maxima.kinds == kind).nonzero().flatten()
+            if not len(own):
+                continue
+            best = own[best_directions(norms[own, kind], self.directions[known[own]], 0.0, _PARENTS, _SAME_MAXIMUM)]
+            parents = self.directions[known[best]].to(points)
+            points[rows] = F.normalize(parents[torch.arange(len(rows)) % len(best)] + turns[rows], dim=1)
+        return points
 
     def climb(self, found: Tensor) -> None:
         """Climb from the distinct best of some directions found, and note which maxima that makes."""
@@ -291,6 +320,13 @@ class _Separation:
             count += len(best_directions(scores[some], self.directions[some], floor, len(some), same, maxima.kinds))
         return count
 
+    def unseen(self) -> float:
+        """Return how many maxima near the highest are expected to have been missed."""
+        distinct = self.n_distinct()
+        # Starts that lead to gates of about the same direction are not climbed from one by one, and tell nothing new.
+        told = len(self.maxima.indices) + len(self.others.indices)
+        return expected_unseen(told if self.gated else self.n_searched, distinct)
+
     def cost(self, steps: int) -> float:
         """Return about how many multiplications the ascent from one start takes."""
         patches = self.quick
@@ -303,8 +339,7 @@ class _Separation:
 
     def result(self) -> Worst:
         """Return what was found so far."""
-        distinct = self.n_distinct() if len(self.maxima.indices) else 0
-        unseen = expected_unseen(self.n_searched, distinct) if distinct else float("nan")
+        distinct, unseen = (self.n_distinct(), self.unseen()) if len(self.maxima.indices) else (0, float("nan"))
         return Worst(self.directions, self.scores(), self.bound(), self.n_searched, distinct, unseen)
 
 
@@ -337,10 +372,15 @@ def worst_direction(
     """
     exact = program.double()
     separation = _Separation(exact, dual.double(), quick, generator)
-    # Vectors in use are stationary, or nearly; they are priced, not moved.
-    separation.add(F.normalize(exact.design.vectors, dim=1))
+    used = separation.add(F.normalize(exact.design.vectors, dim=1))
     steps = options.ascent_steps
     found = separation.look(options.starts, steps // 3 + 1 if rough else steps)
+    climbs = separation.climbs()
+    if climbs and separation.gated:
+        # Filters in use are stationary, or nearly; from gates in use a way may lead higher, and gates found are seldom
+        # at a maximum before they are climbed from.
+        separation.climb(torch.cat([used, found]))
+        found = found[:0]
     if enough is not None and separation.bound() < enough:
         return separation.result()
     proof = _prove(exact, separation, options)
@@ -350,13 +390,14 @@ def worst_direction(
         scores = torch.cat([separation.scores(), proof.scores])
         return Worst(directions, scores, proof.bound, options.starts, proved=True)
     budget = options.starts * _BATCHES
+    # The highest gates are near others, which must be known before they are looked for.
+    least = budget if separation.gated else 0
     budget = max(budget, min(options.starts * _MOST_BATCHES, int(_CHEAP / separation.cost(steps))))
-    climbs = separation.climbs()
     while True:
         if climbs:
             separation.climb(found)
         left = budget - separation.n_searched
-        if left <= 0 or (climbs and expected_unseen(separation.n_searched, separation.n_distinct()) < _UNSEEN):
+        if left <= 0 or (climbs and separation.n_searched >= least and separation.unseen() < _UNSEEN):
             break
         if enough is not None and separation.bound() < enough:
             break
