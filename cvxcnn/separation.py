@@ -334,8 +334,10 @@ class _Separation:
         return 2.0 * seen * patches.dim * steps
 
     def climbs(self) -> bool:
-        """Return whether there are few enough patches to climb on all of them."""
-        return self._numbers() <= _CLIMB_NUMBERS
+        """Return whether there are few enough patches to climb on all of them, and what is climbed is known."""
+        # A separable penalty of other groups than (cell, output) says no more of them than their dual norms.
+        known = self.norms is None or self.norms.ndim == 1 or self.norms.shape[1] == self.program.design.n_cells
+        return known and self._numbers() <= _CLIMB_NUMBERS
 
     def result(self) -> Worst:
         """Return what was found so far."""
