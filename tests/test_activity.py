@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from eq2 import eq2_block
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cvxcnn import ConvexConvBlock, nonconvex_objective
+from cvxcnn import nonconvex_objective
 from cvxcnn import patches as patches_module
 from cvxcnn.activity import active, on_hyperplane, tie_width
 from cvxcnn.arrangements import gates_of, patterns
@@ -118,14 +119,14 @@ def refitted(seed: int) -> None:
     rng = np.random.default_rng(seed)
     images, targets = rng.normal(size=(25, 6, 6)), rng.choice([-1.0, 1.0], size=25)
     settings = {"kernel_size": (3, 2)[seed % 2], "pooling": "mean", "bias": seed % 4 > 1, "pricing": NO_SEARCH}
-    first = ConvexConvBlock(gates=20, **settings)
+    first = eq2_block(gates=20, **settings)
     first.set_params(reg=0.05 * first.reg_max(images, targets)).fit(images, targets)
     gates = gates_of(first.to_torch())
-    again = ConvexConvBlock(gates=gates, reg=first.reg, **settings).fit(images, targets)
+    again = eq2_block(gates=gates, reg=first.reg, **settings).fit(images, targets)
     value = nonconvex_objective(again.to_torch(), images, targets, again.reg)
     assert again.result_.objective == pytest.approx(value, rel=1e-9)
     assert again.result_.dual_bound <= value
-    gated = ConvexConvBlock(gates=gates, reg=first.reg, activation="gated_relu", **settings).fit(images, targets)
+    gated = eq2_block(gates=gates, reg=first.reg, activation="gated_relu", **settings).fit(images, targets)
     inputs = torch.from_numpy(images[:, None])
     with torch.no_grad():
         np.testing.assert_allclose(gated.to_torch()(inputs).numpy()[:, 0], gated.predict(images), atol=1e-9)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from eq2 import eq2_block
 
 from cvxcnn import ConvexConvBlock, nonconvex_objective, reg_path
 from cvxcnn.baseline import train_baseline
@@ -73,7 +74,7 @@ def fitted(given: Problem) -> ConvexConvBlock:
     settings = dict(given.settings)
     fraction = settings.pop("fraction")
     priced = PricedGates(starts=12, initial_filters=8, max_rounds=3)
-    block = ConvexConvBlock(gates=priced, **settings)
+    block = eq2_block(gates=priced, **settings)
     reg = fraction * block.reg_max(given.images, given.targets)
     return block.set_params(reg=reg if reg > 0 else 1.0).fit(given.images, given.targets)
 
@@ -86,7 +87,7 @@ def attained(block: ConvexConvBlock, given: Problem) -> float:
     """Return the lowest Eq. 1 that other searches reach: pricing in float64, with its L-BFGS, and Adam."""
     priced = PricedGates(starts=32, initial_filters=16, max_rounds=4, gap=1e-8, prove_up_to=0)
     settings = {**block.get_params(), "dtype": "float64", "random_state": 7, "gates": priced, "tol": 1e-8}
-    other = ConvexConvBlock(**settings).fit(given.images, given.targets)
+    other = eq2_block(**settings).fit(given.images, given.targets)
     values = [eq1(block, given), eq1(other, given)]
     if not block.intercept:
         images = torch.as_tensor(given.images)[:, None].double()
@@ -157,7 +158,7 @@ def test_bounds_of_float32_blocks_are_below_eq1_of_the_network(settings: dict, i
         images, targets = small_float32(seed)
         if intercept:
             images += 50.0
-        block = ConvexConvBlock(**{"kernel_size": (1, 2), **settings}, dtype="float32", intercept=intercept)
+        block = eq2_block(**{"kernel_size": (1, 2), **settings}, dtype="float32", intercept=intercept)
         block.set_params(reg=0.1 * block.reg_max(images, targets)).fit(images, targets)
         value = nonconvex_objective(block.to_torch(), images, targets, block.reg)
         result, certificate = block.result_, block.certificate_
@@ -171,7 +172,7 @@ def test_bounds_of_float32_blocks_are_below_eq1_of_the_network(settings: dict, i
 def test_a_class_without_images_leaves_numbers_that_are_bounds(dtype: str, gates: Any) -> None:
     images, _ = small_float32(3)
     targets = np.eye(3)[np.arange(10) % 2]
-    block = ConvexConvBlock(kernel_size=(1, 2), gates=gates, loss="softmax", dtype=dtype, reg=0.05, tol=1e-5)
+    block = eq2_block(kernel_size=(1, 2), gates=gates, loss="softmax", dtype=dtype, reg=0.05, tol=1e-5)
     certificate = block.fit(images, targets).certificate_
     value = nonconvex_objective(block.to_torch(), images, targets, block.reg, "softmax")
     assert np.isfinite([certificate.sampled_bound, certificate.global_bound]).all()
@@ -186,15 +187,15 @@ def test_an_offset_of_the_images_leaves_a_bound_with_a_small_gap(power: int) -> 
     rng = np.random.default_rng(0)
     images, targets = rng.normal(size=(16, 4, 4)) + 10.0**power, rng.normal(size=16)
     settings = {"gates": 8, "kernel_size": 2, "intercept": True, "pooling": "mean", "pricing": PricingOptions(starts=0)}
-    gated = ConvexConvBlock(activation="gated_relu", **settings)
+    gated = eq2_block(activation="gated_relu", **settings)
     reg = 0.05 * gated.reg_max(images, targets)
-    solved = [ConvexConvBlock(**settings, reg=reg, activation="gated_relu", solver=name) for name in ("auto", "fista")]
+    solved = [eq2_block(**settings, reg=reg, activation="gated_relu", solver=name) for name in ("auto", "fista")]
     results = [block.fit(images, targets).result_ for block in solved]
     lowest = min(result.objective for result in results)
     for result in results:
         assert result.dual_bound <= lowest
     assert results[0].relative_gap <= {3: 1e-6, 5: 1e-5, 7: 1e-3}[power]
-    relu = ConvexConvBlock(**settings, reg=reg).fit(images, targets)
+    relu = eq2_block(**settings, reg=reg).fit(images, targets)
     assert relu.result_.dual_bound <= nonconvex_objective(relu.to_torch(), images, targets, reg)
 
 
@@ -331,8 +332,8 @@ def two_outputs() -> tuple[np.ndarray, np.ndarray]:
 def test_an_ordinary_network_may_be_below_the_bound_of_the_separate_ones() -> None:
     images, targets = two_outputs()
     priced = PricedGates(starts=8, initial_filters=8, max_rounds=3)
-    group = ConvexConvBlock(kernel_size=(1, 2), gates=priced, penalty="group", reg=0.2).fit(images, targets)
-    dense = ConvexConvBlock(kernel_size=(1, 2), gates=priced, penalty="dense", reg=0.2).fit(images, targets)
+    group = eq2_block(kernel_size=(1, 2), gates=priced, penalty="group", reg=0.2).fit(images, targets)
+    dense = eq2_block(kernel_size=(1, 2), gates=priced, penalty="dense", reg=0.2).fit(images, targets)
     certificate = group.certificate_
     ordinary = nonconvex_objective(dense.to_torch(), images, targets, 0.2)
     assert certificate.kind == "proved" and ordinary < 0.99 * certificate.global_bound
@@ -377,9 +378,7 @@ def test_what_a_search_met_and_missed_is_said() -> None:
 
 def test_a_path_says_of_which_networks_its_bounds_are(tmp_path: Path) -> None:
     images, targets = two_outputs()
-    block = ConvexConvBlock(
-        kernel_size=(1, 2), gates=PricedGates(starts=8, initial_filters=8, max_rounds=1, prove_up_to=0)
-    )
+    block = eq2_block(kernel_size=(1, 2), gates=PricedGates(starts=8, initial_filters=8, max_rounds=1, prove_up_to=0))
     path = reg_path(images, targets, block=block, points=2, smallest=0.5)
     assert path.networks == ["separate"] * 2
     assert path.n_distinct.shape == path.expected_unseen.shape == (2,)
