@@ -112,15 +112,19 @@ def resume(path: str | os.PathLike[str], console: Console | None = None, *, data
         raise InputError(f"can't read {target}: {one_line(error)}. Give the folder of a run.") from error
     try:
         where = find_again(state.summary, data)
-        settings = recorded_settings(state.summary["settings"], output=str(target), data=where)
-        # Here, where it is known that a wrong type is damage.
-        check_settings(settings)
-        build_stack(settings)
-        complete = len(state.summary["layers"]) >= settings.layers
-    except CvxcnnError:
-        raise
     except (TypeError, KeyError, AttributeError, ValueError) as error:
+        if isinstance(error, CvxcnnError):
+            raise
         raise ModelFileError(f"The settings of the run in {target} are damaged: {error}. Train it again.") from error
+    try:
+        settings = recorded_settings(state.summary["settings"], output=str(target), data=where)
+        # Here, where it is known that what can't be used is damage: the run began with them.
+        check_settings(settings)
+        build_stack(replace(settings, device="cpu"))
+        complete = len(state.summary["layers"]) >= settings.layers
+    except (InputError, TypeError, KeyError, AttributeError, ValueError) as error:
+        reason = str(error).rstrip(".")
+        raise ModelFileError(f"The settings of the run in {target} are damaged: {reason}. Train it again.") from error
     trained = found == target and complete
     if trained and all((target / name).is_file() for name in DRAWINGS):
         raise InputError(f"the run in {target} is complete: it has all of its {settings.layers} layers.")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .arrangements import parse_gates
 from .block import DEFAULT_SEARCH, ConvexConvBlock
-from .checks import as_int, as_tol, is_int, scalar
+from .checks import as_int, as_number, as_tol, is_int, scalar
 from .data import ImageSet, limited_rows, load_rows
 from .distributed import gather_rows, rank, shard, size
 from .errors import DataError, InputError
@@ -350,6 +350,11 @@ def check_settings(settings: Settings) -> None:
     for name in ("baseline_width", "baseline_epochs"):
         as_int(name, getattr(settings, name))
     as_tol(settings.tol)
+    if settings.memory is not None:
+        as_number("memory, in GiB,", settings.memory)
+    gates = settings.gates if isinstance(settings.gates, (list, tuple)) else [settings.gates]
+    if not gates or not all(isinstance(each, str) or is_int(each, 1) for each in gates):
+        raise InputError(f'gates must be a number >= 1 or a name such as "priced", one or one a layer; got {gates!r}.')
     if not is_int(settings.seed, 0, 1 << 32):
         raise InputError(f"seed must be an int from 0 to 2^32 - 1; got {settings.seed!r}.")
     if settings.solver != "auto" and settings.solver not in SOLVERS:

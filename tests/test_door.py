@@ -194,7 +194,6 @@ def test_there_is_one_set_of_defaults() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"activation": "gated_relu"}, 'Use penalty="nuclear" for a gated network, or "group"'),
         ({"solver": "fista"}, 'gates="priced" brings its own solver: use solver="auto"'),
         ({"max_iter": 5}, r"priced gates have no max_iter.*PricingOptions\(max_rounds"),
         ({"pricing": {"starts": 3}}, r"pricing must be PricingOptions\(...\), or None"),
@@ -204,6 +203,17 @@ def test_there_is_one_set_of_defaults() -> None:
 def test_what_the_defaults_do_not_go_with_is_refused_with_a_remedy(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         ConvexConvBlock(**options).fit(IMAGES, TARGETS)
+
+
+def test_a_gated_block_with_the_default_penalty_is_the_nuclear_program() -> None:
+    settings: dict[str, Any] = {"activation": "gated_relu", "gates": 4, "reg": 0.5, "pricing": FAST}
+    named = ConvexConvBlock(penalty="nuclear", **settings).fit(IMAGES, TARGETS)
+    meant = ConvexConvBlock(**settings).fit(IMAGES, TARGETS)
+    assert meant.result_.objective == named.result_.objective
+    assert meant.certificate_.networks == named.certificate_.networks == "gated"
+    # Of one cell and one output both norms are one, and the solvers of the group penalty are faster.
+    single = ConvexConvBlock(pool_cells=1, **settings).fit(IMAGES, TARGETS[:, :1] if TARGETS.ndim > 1 else TARGETS)
+    assert single.result_.solver == "working_set"
 
 
 # reg, or its fraction.
