@@ -41,15 +41,17 @@ _PROJECTIONS = 60
 _PULL = 1e-14
 
 
-def _nearest(normals: Floats, vector: Floats, most: Floats) -> Floats:
+def _nearest(normals: Floats, vector: Floats, most: Floats, start: Floats) -> Floats:
     """Return mu with 0 <= mu <= most that makes ||vector - normals^T mu|| smallest, by projected Newton steps.
+
+    ``start`` is a guess between the limits.
 
     Source: Bertsekas 1982, Projected Newton Methods for Optimization Problems with Simple Constraints.
     """
     gram, linear = normals @ normals.T, normals @ vector
     ridge = 1e-13 * float(np.trace(gram))
     gram[np.diag_indices(len(gram))] += ridge
-    weights = np.clip(linear / np.maximum(np.diag(gram), 1e-300), 0.0, most) / max(1, len(most))
+    weights = start
     value = 0.5 * weights @ gram @ weights - linear @ weights
     for _ in range(_PROJECTIONS):
         slope = gram @ weights - linear
@@ -152,7 +154,9 @@ class _Climb:
         for column in ridge.any(dim=0).nonzero().flatten().tolist():
             rows = ridge[:, column].nonzero().flatten()
             normals, most = self.points[rows].cpu().numpy(), -coefficients[rows, column].cpu().numpy()
-            taken = _nearest(normals, base[column].cpu().numpy(), most)
+            # The side that a patch is on tells the limit that its multiplier is probably at.
+            start = most * on[rows, column].cpu().numpy()
+            taken = _nearest(normals, base[column].cpu().numpy(), most, start)
             base[column] -= torch.from_numpy(taken @ normals).to(base)
         return F.normalize(base, dim=1)
 

@@ -85,6 +85,7 @@ class PricedGates(PricingOptions):
 
     Examples
     --------
+    >>> import torch
     >>> from cvxcnn import ConvexConvBlock
     >>> images = torch.linspace(-1, 1, 90, dtype=torch.float64).view(10, 3, 3)
     >>> block = ConvexConvBlock(

@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 _SAME_DIRECTION = 0.99
 # Climbed directions whose cosine exceeds this are one maximum.
 _SAME_MAXIMUM = 1 - 1e-6
+# An ascent that ended this near to a maximum, by the cosine, is not climbed on from.
+_AT_MAXIMUM = 1 - 1e-3
 # The ascent of a search works on at most this many patches: it takes about a hundred passes over them. Of larger
 # sets, it begins with the best of so many starts for each that is climbed from, and with cosines below this.
 _SEARCH_PATCHES = 1 << 18
@@ -285,15 +287,15 @@ class _Separation:
             values = torch.where(values > floor, values, 0.0).flatten()
             points = points.repeat_interleave(by_output.shape[2], dim=0)
             n_pairs = by_output.shape[1] * by_output.shape[2]
-            chosen = best_directions(values, points, 0.0, len(points), kinds=kinds)
+            chosen = best_directions(self._new(values, points, kinds), points, 0.0, len(points), kinds=kinds)
             count = self._climbs_from(max(_CLIMBED, _CLIMBED_EACH * n_pairs))
             pairs = F.one_hot(kinds, n_pairs).to(points)
         else:
             values = self.norms[found]
             lowest = _RELEVANT * max(1.0, float(values.max()))
-            chosen = best_directions(values, points, lowest, len(points))
-            count = self._climbs_from(_CLIMBED)
             kinds = torch.zeros_like(values, dtype=torch.long)
+            chosen = best_directions(self._new(values, points, kinds), points, lowest, len(points))
+            count = self._climbs_from(_CLIMBED)
         steps = _CLIMB_STEPS if self._numbers() <= _CLIMB_EASY else _CLIMB_STEPS // 4
         chosen, left = chosen[:count], chosen[count:]
         reached = self.search.climb(points[chosen], steps, None if pairs is None else pairs[chosen])
@@ -301,6 +303,15 @@ class _Separation:
         # Near maxima as they are; where they are told apart more coarsely, they are not counted twice.
         places = left if points.shape[0] == len(found) else left // self.dual.shape[1]
         self.others.add(found[places], kinds[left])
+
+    def _new(self, values: Tensor, points: Tensor, kinds: Tensor) -> Tensor:
+        """Return the values, zero for points that have reached, or nearly, a maximum that is known."""
+        known = self.maxima
+        if self.gated or not len(known.indices):
+            return values
+        cosines = points @ self.directions[known.indices].T
+        met = ((cosines > _AT_MAXIMUM) & (kinds[:, None] == known.kinds)).any(dim=1)
+        return torch.where(met, 0.0, values)
 
     def _numbers(self) -> int:
         patches = self.program.design.patches

@@ -128,7 +128,7 @@ def test_the_nearest_point_of_a_box_is_that_of_another_method(seed: int, rows: i
     rng = np.random.default_rng(seed)
     normals = rng.normal(size=(rows, dim)) * 10.0**scale
     vector, most = rng.normal(size=dim), rng.random(rows) * 10.0**-scale
-    found = _nearest(normals, vector, most)
+    found = _nearest(normals, vector, most, most * (rng.random(len(most)) < 0.5))
     assert (found >= 0).all() and (found <= most).all()
     wanted = lsq_linear(normals.T, vector, (np.zeros(rows), most), method="bvls", tol=1e-14).x
     lengths = [np.linalg.norm(vector - normals.T @ point) for point in (found, wanted)]
