@@ -54,8 +54,8 @@ _PROOF_PATCHES = 1 << 15
 _RELEVANT = 0.9
 _CLIMBED, _CLIMBED_EACH = 32, 4
 _CLIMB_STEPS = 40
-# Patches' numbers up to which all of these are climbed from; of more patches the fewer, but four, and in a quarter of
-# the steps; and numbers from which on none is.
+# Patches' numbers up to which all of these are climbed from, after each batch of starts; of more patches the fewer, but
+# four, once, and in an eighth of the steps; and numbers from which on none is.
 _CLIMB_EASY, _CLIMB_NUMBERS, _CLIMBED_LEAST = 1 << 18, 1 << 26, 4
 # Of the starts of further batches of a search for gates, so many are near so many maxima, at these distances.
 _NEAR_MAXIMA, _PARENTS = 0.75, 8
@@ -296,7 +296,7 @@ class _Separation:
             kinds = torch.zeros_like(values, dtype=torch.long)
             chosen = best_directions(self._new(values, points, kinds), points, lowest, len(points))
             count = self._climbs_from(_CLIMBED)
-        steps = _CLIMB_STEPS if self._numbers() <= _CLIMB_EASY else _CLIMB_STEPS // 4
+        steps = _CLIMB_STEPS if self.easy() else _CLIMB_STEPS // 8
         chosen, left = chosen[:count], chosen[count:]
         reached = self.search.climb(points[chosen], steps, None if pairs is None else pairs[chosen])
         self.maxima.add(self.add(reached), kinds[chosen])
@@ -349,6 +349,10 @@ class _Separation:
         # A separable penalty of other groups than (cell, output) says no more of them than their dual norms.
         known = self.norms is None or self.norms.ndim == 1 or self.norms.shape[1] == self.program.design.n_cells
         return known and self._numbers() <= _CLIMB_NUMBERS
+
+    def easy(self) -> bool:
+        """Return whether there are so few patches that climbs cost little beside the ascents."""
+        return self._numbers() <= _CLIMB_EASY
 
     def result(self) -> Worst:
         """Return what was found so far."""
@@ -406,15 +410,19 @@ def worst_direction(
     # The highest gates are near others, which must be known before they are looked for.
     least = budget if separation.gated else 0
     budget = max(budget, min(options.starts * _MOST_BATCHES, int(_CHEAP / separation.cost(steps))))
+    each = climbs and (separation.easy() or separation.gated)
     while True:
-        if climbs:
+        if each:
             separation.climb(found)
+            found = found[:0]
         left = budget - separation.n_searched
-        if left <= 0 or (climbs and separation.n_searched >= least and separation.unseen() < _UNSEEN):
+        if left <= 0 or (each and separation.n_searched >= least and separation.unseen() < _UNSEEN):
             break
         if enough is not None and separation.bound() < enough:
             break
-        found = separation.look(min(left, 2 * options.starts), steps)
+        found = torch.cat([found, separation.look(min(left, 2 * options.starts), steps)])
+    if climbs and not each:
+        separation.climb(found)
     result = separation.result()
     logger.info(
         "search: %d starts, %d distinct maxima, %.2g more expected, worst %.6f",
