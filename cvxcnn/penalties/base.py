@@ -48,6 +48,10 @@ class Penalty(ABC):
             return correlation.new_full((correlation.shape[-1],), float("inf"))  # no group, no constraint
         norms = self.dual_norms(correlation)
         if rounding is not None:
-            norms = norms + (rounding if self.separable else rounding.norm()).to(norms)
+            if not self.separable:
+                rounding = rounding.norm()
+            elif rounding.shape[0] != norms.shape[1]:  # groups that have several cells
+                rounding = rounding.norm(dim=0)
+            norms = norms + rounding.to(norms)
         peak = norms.amax(dim=(0, 1)) if self.separable else norms.amax().expand(correlation.shape[-1])
         return reg / peak.clamp_min(torch.finfo(peak.dtype).tiny)
