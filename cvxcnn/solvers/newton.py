@@ -270,11 +270,11 @@ class Descent:
             return False
         state, objective, gap = quadratic.state(), self.objective, self.gap
         rounding = 1e-15 * max(abs(objective), 0.5 * quadratic.squared_norm)
-        for length in (1.0, 0.5, 0.2):
+        for length in (1.0, 0.5, 0.2, self._first_turn(weights[rows], step)):
             trial = weights.copy()
             trial[rows] += length * step
             # A group that would turn round is set to zero.
-            turned = (trial * weights).reshape(quadratic.n_groups, -1).sum(axis=1) < 0
+            turned = (trial * weights).reshape(quadratic.n_groups, -1).sum(axis=1) <= 0
             trial.reshape(quadratic.n_groups, -1)[turned] = 0.0
             quadratic.move_to(trial)
             self.refresh()
@@ -285,6 +285,18 @@ class Descent:
         quadratic.restore(state)
         self.refresh()
         return False
+
+    def _first_turn(self, weights: Array, step: Array) -> float:
+        """Return the length of a step at which the first group that it turns round reaches zero.
+
+        Nearly equal features leave one of their groups at the optimum, and the way there is long and nearly flat:
+        a longer step would end them all.
+        """
+        shape = -1, self.quadratic.size * weights.shape[1]
+        along = (weights * step).reshape(shape).sum(axis=1)
+        lengths = -np.square(weights).reshape(shape).sum(axis=1)[along < 0] / along[along < 0]
+        # A little beyond, so that rounding can't leave it standing.
+        return float(min(lengths.min(initial=1.0), 1.0)) * (1 + 1e-12)
 
 
 def group_lasso(quadratic: Quadratic, reg: float, *, tol: float, max_rounds: int = 100) -> Array:
