@@ -26,13 +26,13 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
-from cvxcnn.baseline import train_baseline
+from cvxcnn.fitting.priced import PricedSolution, PricingOptions, solve_priced
 from cvxcnn.losses import get_loss
+from cvxcnn.ordinary import train_baseline
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.penalties import get_penalty
-from cvxcnn.pricing import PricedSolution, PricingOptions, solve_priced
+from cvxcnn.pricing.separation import best_directions, searched_reg_max
 from cvxcnn.program import filter_program, relative_gap
-from cvxcnn.separation import best_directions, searched_reg_max
 
 ATTACK_STARTS, ATTACK_STEPS, ATTACK_CLIMBED = 10_000, 30, 48
 ADAM_RUNS, ADAM_NEURONS, ADAM_EPOCHS = 2, 60, 250
@@ -82,7 +82,7 @@ def data(settings: dict[str, Any]) -> tuple[Patches, torch.Tensor]:
 
 def attacked_bound(solution: PricedSolution, generator: torch.Generator) -> float:
     """Return the bound at the solution's dual point that the worst direction of the attack leaves."""
-    from cvxcnn.search import FilterSearch
+    from cvxcnn.pricing.search import FilterSearch
 
     program = solution.program
     dual = program.dual_point(program.design.predict(solution.weights))

@@ -13,7 +13,7 @@ import argparse
 import numpy as np
 
 from cvxcnn.data import load_data, one_hot, split
-from cvxcnn.settings import Settings, build_stack
+from cvxcnn.runs.settings import Settings, build_stack
 
 
 def validate(fraction: float, layers: int, seed: int) -> list[int]:

@@ -31,9 +31,9 @@ from torch import Tensor
 
 from cvxcnn.arrangements import GaussianGates, GradientGates, PatchGates, TrainedGates, resolve
 from cvxcnn.data import limit, load_data, one_hot, split
+from cvxcnn.fitting.priced import PricingOptions, solve_priced, solve_priced_gates
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.penalties import DensePenalty, GroupPenalty
-from cvxcnn.pricing import PricingOptions, solve_priced, solve_priced_gates
 from cvxcnn.program import Program, filter_program, gated_program
 from cvxcnn.solvers import get_solver
 

@@ -29,17 +29,17 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor, nn
 
-from cvxcnn.baseline import BaselineResult, default_learning_rate, train_baseline
-from cvxcnn.block import ConvexConvBlock
-from cvxcnn.checkpoint import read_state
 from cvxcnn.data import ImageSet, one_hot, split
 from cvxcnn.errors import InputError
+from cvxcnn.models.block import ConvexConvBlock
+from cvxcnn.models.stack import LayerwiseCNN, Stage
+from cvxcnn.ordinary import BaselineResult, default_learning_rate, train_baseline
 from cvxcnn.patches import Patches
-from cvxcnn.progress import Reporter
-from cvxcnn.records import LayerRecords, accuracy
-from cvxcnn.report import plot_accuracy, plot_objective, results_table, write_metrics
-from cvxcnn.settings import RECIPES, Settings, build_stack, check_maps, load_sets, recorded_settings
-from cvxcnn.stack import LayerwiseCNN, Stage
+from cvxcnn.reports.report import plot_accuracy, plot_objective, results_table, write_metrics
+from cvxcnn.runs.checkpoint import read_state
+from cvxcnn.runs.progress import Reporter
+from cvxcnn.runs.records import LayerRecords, accuracy
+from cvxcnn.runs.settings import RECIPES, Settings, build_stack, check_maps, load_sets, recorded_settings
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 WHOLE_RATES = (1e-3, 3e-3, 1e-2)

@@ -1,16 +1,14 @@
 """Convolutional networks trained by convex optimisation, layer by layer, with certificates."""
 
-from .block import ConvexConvBlock
-from .certificate import Certificate
-from .estimator import ConvexCNNClassifier, ConvexCNNRegressor
-from .path import RegPath, reg_path
-from .persistence import load_model, save_model
-from .polish import Polished, polish
-from .pricing import PricedGates, PricingOptions
-from .program import nonconvex_objective
-from .stack import LayerwiseCNN
-
-__version__ = "0.1.0"
+from .core.version import __version__ as __version__
+from .models.block import ConvexConvBlock
+from .models.estimator import ConvexCNNClassifier, ConvexCNNRegressor
+from .models.path import RegPath, reg_path
+from .models.polish import Polished, polish
+from .models.saving import load_model, save_model
+from .models.stack import LayerwiseCNN
+from .pricing import Certificate, PricedGates, PricingOptions
+from .program.program import nonconvex_objective
 
 __all__ = [
     "Certificate",

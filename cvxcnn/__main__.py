@@ -7,12 +7,12 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from . import __version__
-from .cli import EXIT_CODES, Parser, one_of, run_command
+from .commands.cli import EXIT_CODES, Parser, one_of, run_command
+from .core.version import __version__
 
 COMMANDS = {
     "train": ("cvxcnn.train", "train a network layer by layer, write its folder and report.html"),
-    "explain": ("cvxcnn.explain.__main__", "what the predictions of a finished run rest on, into its folder"),
+    "explain": ("cvxcnn.explain", "what the predictions of a finished run rest on, into its folder"),
     "predict": ("cvxcnn.predict", "images in, labels out, by the network of a finished run"),
 }
 

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from cvxcnn import ConvexConvBlock, LayerwiseCNN, PricedGates
-from cvxcnn.baseline import train_baseline
+from cvxcnn.activations.neurons import Neurons
 from cvxcnn.data import limit, load_data, one_hot
-from cvxcnn.neurons import Neurons
+from cvxcnn.models.stack import Stage
+from cvxcnn.ordinary import train_baseline
 from cvxcnn.patches import Patches
-from cvxcnn.stack import Stage
 
 plt.rcParams["figure.dpi"] = 110
 BLUE, ORANGE = "C0", "C1"

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from cvxcnn import ConvexConvBlock, PricedGates
-from cvxcnn.branch_and_bound import bound_responses
 from cvxcnn.data import load_data
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.penalties import DensePenalty
+from cvxcnn.pricing.branch_and_bound import bound_responses
 from cvxcnn.program import filter_program
 from cvxcnn.solvers import get_solver
 

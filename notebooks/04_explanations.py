@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from cvxcnn import ConvexConvBlock, PricedGates
-from cvxcnn.baseline import train_baseline
+from cvxcnn.activations.neurons import Neurons, to_module
 from cvxcnn.data import limit, load_data, one_hot
 from cvxcnn.explain import attribute, bootstrap_interval, gini, sanity_check
-from cvxcnn.neurons import Neurons, to_module
+from cvxcnn.ordinary import train_baseline
 from cvxcnn.patches import Patches
 
 plt.rcParams["figure.dpi"] = 110

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cvxcnn import nonconvex_objective
-from cvxcnn import patches as patches_module
-from cvxcnn.activity import active, on_hyperplane, tie_width
+from cvxcnn.activations.neurons import GatedConv, convolution
 from cvxcnn.arrangements import gates_of, patterns
-from cvxcnn.cones import Cones
 from cvxcnn.errors import InputError
-from cvxcnn.neurons import GatedConv, convolution
+from cvxcnn.fitting.priced import PricingOptions
 from cvxcnn.patches import Patches, PatchGeometry
-from cvxcnn.pricing import PricingOptions
+from cvxcnn.patches import patches as patches_module
+from cvxcnn.patches.activity import active, on_hyperplane, tie_width
+from cvxcnn.program.cones import Cones
 
 NO_SEARCH = PricingOptions(starts=0)
 

@@ -68,7 +68,7 @@ def test_patterns_match_the_unfolded_patches_across_chunks(monkeypatch):
     patches = random_patches(bias=True, padding=1)
     gates = torch.randn(7, patches.dim, generator=seeded(), dtype=torch.float64)
     expected = torch.einsum("nkd,pd->pnk", patches.unfold(), gates) >= 0
-    monkeypatch.setattr("cvxcnn.patches.CHUNK_ENTRIES_CPU", 200)
+    monkeypatch.setattr("cvxcnn.patches.patches.CHUNK_ENTRIES_CPU", 200)
     assert torch.equal(patterns(patches, gates), expected)
 
 
@@ -122,7 +122,7 @@ def test_distinct_in_chunks_equals_naive(n, side, count, entries, block, bias, s
     vectors = torch.randint(-1, 2, (count, patches.dim), generator=generator).double()
     expected, duplicates, zeros = naive_distinct(patches, vectors)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cvxcnn.patches.CHUNK_ENTRIES_CPU", entries)
+        patch.setattr("cvxcnn.patches.patches.CHUNK_ENTRIES_CPU", entries)
         patch.setattr(base, "RESPONSES_AT_ONCE", block)
         gates = distinct(patches, vectors)
     assert torch.equal(gates.vectors, expected)

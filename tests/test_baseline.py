@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-import cvxcnn.baseline as baseline
-from cvxcnn.baseline import default_learning_rate, rebalance, train_baseline, tune
+import cvxcnn.ordinary.baseline as baseline
+from cvxcnn.core.threads import coarse_threads
 from cvxcnn.errors import InputError, SolverError
 from cvxcnn.losses import SquaredLoss
+from cvxcnn.ordinary.baseline import default_learning_rate, rebalance, train_baseline, tune
 from cvxcnn.patches import Patches, PatchGeometry
-from cvxcnn.threads import coarse_threads
 
 
 def problem(n: int = 24, *, bias: bool = True, pooling: str = "mean", cells: int = 2, seed: int = 0):

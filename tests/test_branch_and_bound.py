@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from cvxcnn.arrangements import enumerate_gates
-from cvxcnn.branch_and_bound import _Cones, _Tree, bound_responses
-from cvxcnn.cones import Cones
 from cvxcnn.errors import InputError
 from cvxcnn.losses import SquaredLoss
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.penalties import DensePenalty, GroupPenalty, NuclearPenalty
+from cvxcnn.pricing.branch_and_bound import _Cones, _Tree, bound_responses
 from cvxcnn.program import relative_gap
+from cvxcnn.program.cones import Cones
 
 PENALTIES = {"group": GroupPenalty(), "dense": DensePenalty()}
 

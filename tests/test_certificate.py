@@ -15,15 +15,15 @@ import torch
 from eq2 import eq2_block
 
 from cvxcnn import ConvexConvBlock, nonconvex_objective, reg_path
-from cvxcnn.baseline import train_baseline
-from cvxcnn.branch_and_bound import bound_responses
-from cvxcnn.certificate import NETWORKS, Certificate, beyond, maxima, networks_of
+from cvxcnn.fitting.priced import PricedGates, PricingOptions
 from cvxcnn.losses import LogisticLoss, Loss, SoftmaxLoss, SquaredLoss
+from cvxcnn.ordinary import train_baseline
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.penalties import DensePenalty, GroupPenalty
-from cvxcnn.pricing import PricedGates, PricingOptions
+from cvxcnn.pricing.branch_and_bound import bound_responses
+from cvxcnn.pricing.certificate import NETWORKS, Certificate, beyond, maxima, networks_of
 from cvxcnn.program import filter_program, gated_program
-from cvxcnn.report import bound_notes, bounded_networks
+from cvxcnn.reports.report import bound_notes, bounded_networks
 
 KERNELS = (((1, 2), False), ((1, 2), True), ((1, 3), False), ((2, 2), False), ((1, 3), True))
 PENALTIES, LOSSES, CELLS, OUTPUTS = ("dense", "group"), ("squared", "logistic", "softmax"), (1, 2), (1, 2, 3)

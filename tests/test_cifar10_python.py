@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cvxcnn.data import load_data
+from cvxcnn.data.readers import cifar10_archive
+from cvxcnn.data.readers.cifar10_python import parse
+from cvxcnn.data.readers.pickled import MAX_OPCODES, pickled_value
 from cvxcnn.errors import DataError
-from cvxcnn.readers import cifar10_archive
-from cvxcnn.readers.cifar10_python import parse
-from cvxcnn.readers.pickled import MAX_OPCODES, pickled_value
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.integers(0, 256, (6, 3072), dtype=np.uint8)

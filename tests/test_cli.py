@@ -17,7 +17,7 @@ from rich.console import Console
 
 import cvxcnn.__main__
 from cvxcnn import __version__
-from cvxcnn.cli import EXIT_CODES, Parser, fraction, integer, one_of, positive, run_command
+from cvxcnn.commands.cli import EXIT_CODES, Parser, fraction, integer, one_of, positive, run_command
 from cvxcnn.errors import DataError, InputError, ModelFileError, SolverError
 
 ROOT = str(Path(cvxcnn.__file__).parents[1])

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from scipy.optimize import lsq_linear
 from torch import Tensor
 
-from cvxcnn.climb import _Climb, _nearest, climbed
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.penalties import DensePenalty, GroupPenalty
-from cvxcnn.search import FilterSearch
-from cvxcnn.separation import expected_unseen
+from cvxcnn.pricing.climb import _Climb, _nearest, climbed
+from cvxcnn.pricing.search import FilterSearch
+from cvxcnn.pricing.separation import expected_unseen
 
 
 def problem(

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import nnls
 
-from cvxcnn.cones import Cones
 from cvxcnn.errors import InputError
 from cvxcnn.patches import Patches, PatchGeometry
+from cvxcnn.program.cones import Cones
 
 Array = np.ndarray
 

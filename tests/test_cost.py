@@ -8,13 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cvxcnn import cost
-from cvxcnn.cost import Size, matmul_rate, predict_memory, prefers_streamed
-from cvxcnn.design import PART_BYTES_CPU
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.penalties import DensePenalty
 from cvxcnn.program import filter_program, gated_program
-from cvxcnn.solvers import get_solver
+from cvxcnn.program.design import PART_BYTES_CPU
+from cvxcnn.solvers import cost, get_solver
+from cvxcnn.solvers.cost import Size, matmul_rate, predict_memory, prefers_streamed
 
 GEOMETRY = PatchGeometry(5, 1, 2, "mean", 2, bias=True)
 LARGE = Size.of_block(100_000, (3, 32, 32), GEOMETRY, blocks=1000, outputs=10)

@@ -27,7 +27,7 @@ from PIL import Image
 from test_cifar10_python import write_archive, write_batches
 
 from cvxcnn import ConvexCNNClassifier, ConvexCNNRegressor, LayerwiseCNN, reg_path
-from cvxcnn.data import (
+from cvxcnn.data.images import (
     ImageSet,
     check_images,
     check_labels,
@@ -39,8 +39,8 @@ from cvxcnn.data import (
     shifted,
     split,
 )
+from cvxcnn.data.readers import READERS, encoded
 from cvxcnn.errors import CvxcnnError, DataError, InputError
-from cvxcnn.readers import READERS, encoded
 
 
 def matches(error: type[Exception], *texts: str) -> Any:

@@ -35,10 +35,10 @@ from test_data import (
 )
 
 from cvxcnn import LayerwiseCNN, save_model
-from cvxcnn.data import load_data, load_rows
+from cvxcnn.commands.predict import load_images, main
+from cvxcnn.data.images import load_data, load_rows
+from cvxcnn.data.readers import cifar10
 from cvxcnn.errors import DataError, DataWarning
-from cvxcnn.predict import load_images, main
-from cvxcnn.readers import cifar10
 
 ANIMALS = ("ant", "bee", "cow")
 

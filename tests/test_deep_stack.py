@@ -15,10 +15,10 @@ from sklearn.base import clone
 from cvxcnn import LayerwiseCNN, PricingOptions
 from cvxcnn.arrangements import PatchGates
 from cvxcnn.data import shifted
+from cvxcnn.data.hold_out import held_out
 from cvxcnn.errors import InputError, ModelFileError
-from cvxcnn.hold_out import held_out
-from cvxcnn.projection import PatchPCA
-from cvxcnn.stack import Stage
+from cvxcnn.models.projection import PatchPCA
+from cvxcnn.models.stack import Stage
 
 BLOCK = eq2_block(
     kernel_size=3, padding=1, pooling="mean", pool_cells=2, bias=True, intercept=True, penalty="dense",

@@ -33,8 +33,7 @@ from cvxcnn.arrangements import (
     patterns,
     resolve,
 )
-from cvxcnn.data import load_data
-from cvxcnn.distributed import (
+from cvxcnn.core.distributed import (
     all_mean,
     all_sum,
     alone,
@@ -47,11 +46,12 @@ from cvxcnn.distributed import (
     size,
     take_rows,
 )
+from cvxcnn.data import load_data
 from cvxcnn.errors import CvxcnnError, DataError, InputError
+from cvxcnn.models.standardizer import Standardizer
 from cvxcnn.patches import Patches, PatchGeometry
-from cvxcnn.run import Settings, run
-from cvxcnn.settings import load_sets
-from cvxcnn.standardizer import Standardizer
+from cvxcnn.runs.run import Settings, run
+from cvxcnn.runs.settings import load_sets
 
 N_IMAGES = 41  # shares of 20 and 21
 SOLVER = {"solver": "fista", "reg": 0.5, "tol": 1e-9, "max_iter": 100_000}
@@ -393,7 +393,7 @@ def test_each_process_needs_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_more_processes_than_images_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("cvxcnn.settings.size", lambda: 500)
+    monkeypatch.setattr("cvxcnn.runs.settings.size", lambda: 500)
     with pytest.raises(InputError, match="40 images can't be shared by 500 processes"):
         run(Settings(layers=1, limit_train=40, gates=5, output=str(tmp_path / "run")))
     assert not list(tmp_path.iterdir())

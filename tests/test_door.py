@@ -29,13 +29,13 @@ from cvxcnn import (
     nonconvex_objective,
     reg_path,
 )
-from cvxcnn.block import DEFAULT_FRACTION, DEFAULT_SEARCH
+from cvxcnn.commands.train import build_parser, settings_of
 from cvxcnn.data import ImageSet
+from cvxcnn.data.layout import check_layout, looks_channels_last
+from cvxcnn.data.readers.npz import _channels_first
 from cvxcnn.errors import InputError
-from cvxcnn.layout import check_layout, looks_channels_last
-from cvxcnn.readers.npz import _channels_first
-from cvxcnn.settings import RECIPES, Settings, build_stack, recorded_settings
-from cvxcnn.train import build_parser, settings_of
+from cvxcnn.models.block import DEFAULT_FRACTION, DEFAULT_SEARCH
+from cvxcnn.runs.settings import RECIPES, Settings, build_stack, recorded_settings
 
 FAST = PricingOptions(starts=0)
 BLOCK = ConvexConvBlock(gates=4, pricing=FAST)
@@ -225,7 +225,7 @@ def test_a_gated_block_with_the_default_penalty_is_the_nuclear_program() -> None
 def test_no_reg_is_a_hundredth_of_reg_max_and_stays_none(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cvxcnn.pricing._INITIAL_STEPS", 20)
+    monkeypatch.setattr("cvxcnn.fitting.priced._INITIAL_STEPS", 20)
     block = ConvexConvBlock(**{"pricing": FAST, "kernel_size": 2, **options})
     first = clone(block).fit(IMAGES, TARGETS)
     assert first.reg is None

@@ -22,7 +22,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from cvxcnn import ConvexCNNClassifier, ConvexCNNRegressor, ConvexConvBlock, PricingOptions
 from cvxcnn.errors import InputError
-from cvxcnn.estimator import _nearest_probabilities
+from cvxcnn.models.estimator import _nearest_probabilities
 
 QUICK = PricingOptions(starts=0)
 BLOCK = ConvexConvBlock(gates=20, pricing=QUICK)

@@ -22,13 +22,13 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 from torch import nn
 
+from cvxcnn.commands.explain import main
 from cvxcnn.data import load_data
 from cvxcnn.errors import DataError, InputError, ModelFileError
 from cvxcnn.explain import (
     METHODS,
     attribute,
     bootstrap_interval,
-    explain_run,
     gini,
     half_mass_share,
     plot_explanations,
@@ -36,10 +36,10 @@ from cvxcnn.explain import (
     rank_correlation,
     sanity_check,
 )
-from cvxcnn.explain.__main__ import main
-from cvxcnn.explain.runs import FILES, load_networks
-from cvxcnn.records import accuracy
-from cvxcnn.run import Settings, run
+from cvxcnn.runs import explain_run
+from cvxcnn.runs.explaining import FILES, load_networks
+from cvxcnn.runs.records import accuracy
+from cvxcnn.runs.run import Settings, run
 
 GUIDED = ("guided_gradcam", "deconvolution", "guided_backprop")
 

@@ -23,10 +23,10 @@ from cvxcnn.arrangements import (
     whitening,
 )
 from cvxcnn.arrangements.base import draw_distinct
-from cvxcnn.baseline import train_baseline
 from cvxcnn.errors import InputError
+from cvxcnn.ordinary import train_baseline
 from cvxcnn.patches import Patches, PatchGeometry
-from cvxcnn.settings import Settings, build_stack
+from cvxcnn.runs.settings import Settings, build_stack
 
 
 def seeded(seed=0):

@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from cvxcnn.activity import active, softly_active
 from cvxcnn.arrangements import EnumeratedGates
-from cvxcnn.gate_climb import GateClimb
+from cvxcnn.fitting.priced import PricingOptions, solve_priced_gates
 from cvxcnn.patches import Patches, PatchGeometry
+from cvxcnn.patches.activity import active, softly_active
 from cvxcnn.penalties import GroupPenalty, NuclearPenalty, Penalty
-from cvxcnn.pricing import PricingOptions, solve_priced_gates
+from cvxcnn.pricing.gate_climb import GateClimb
+from cvxcnn.pricing.search import GateSearch
+from cvxcnn.pricing.separation import worst_direction
 from cvxcnn.program import gated_program
-from cvxcnn.search import GateSearch
-from cvxcnn.separation import worst_direction
 from cvxcnn.solvers import get_solver
 
 PENALTIES: list[Penalty] = [GroupPenalty(), NuclearPenalty()]

@@ -10,10 +10,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cvxcnn.solvers import gram_newton
-from cvxcnn.solvers.gram_newton import GramLasso
-from cvxcnn.solvers.newton import GramQuadratic, group_lasso
-from cvxcnn.threads import coarse_threads
+from cvxcnn.core.threads import coarse_threads
+from cvxcnn.solvers.algebra import gram_newton
+from cvxcnn.solvers.algebra.gram_newton import GramLasso
+from cvxcnn.solvers.algebra.newton import GramQuadratic, group_lasso
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,10 @@ from eq2 import eq2_block
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cvxcnn import LayerwiseCNN, PricingOptions, hold_out
+from cvxcnn import LayerwiseCNN, PricingOptions
+from cvxcnn.data import hold_out
+from cvxcnn.data.hold_out import held_out
 from cvxcnn.errors import InputError
-from cvxcnn.hold_out import held_out
 
 
 def some(n: int, seed: int = 0) -> torch.Tensor:

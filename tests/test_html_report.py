@@ -20,11 +20,11 @@ from PIL import Image
 
 from cvxcnn import LayerwiseCNN, load_model, save_model
 from cvxcnn.errors import ModelFileError
-from cvxcnn.history import Point, read_history, write_history
-from cvxcnn.html_report import headline, write_report
-from cvxcnn.html_report.figures import filter_tiles, gaps, plot_gaps, shares
-from cvxcnn.html_report.words import at_most, certainty, comparison, percent
-from cvxcnn.run import Settings, run
+from cvxcnn.reports.history import Point, read_history, write_history
+from cvxcnn.reports.html import headline, write_report
+from cvxcnn.reports.page_figures import filter_tiles, gaps, plot_gaps, shares
+from cvxcnn.reports.words import at_most, certainty, comparison, percent
+from cvxcnn.runs.run import Settings, run
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 

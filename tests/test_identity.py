@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cvxcnn.commands.explain import main as explain
+from cvxcnn.commands.train import main as train
 from cvxcnn.data import ImageSet, load_data
+from cvxcnn.data.fingerprint import fingerprint
 from cvxcnn.errors import DataError, InputError
-from cvxcnn.explain.__main__ import main as explain
-from cvxcnn.fingerprint import fingerprint
-from cvxcnn.persistence import load_model
-from cvxcnn.run import Settings, run
-from cvxcnn.train import main as train
+from cvxcnn.models.saving import load_model
+from cvxcnn.runs.run import Settings, run
 
 Arrays = dict[str, np.ndarray]
 

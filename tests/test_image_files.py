@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from cvxcnn.commands.predict import load_images
 from cvxcnn.data import load_data
+from cvxcnn.data.readers.encoded import decode_all
 from cvxcnn.errors import DataError
-from cvxcnn.predict import load_images
-from cvxcnn.readers.encoded import decode_all
 
 ORIENTATION = 0x0112
 # An image whose corners differ, so that no two orientations are alike.

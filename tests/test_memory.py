@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from cvxcnn.commands.train import build_parser, main, settings_of
 from cvxcnn.errors import InputError
-from cvxcnn.memory import check_run_memory, predict_run_memory
-from cvxcnn.settings import RECIPES, Settings, build_stack
-from cvxcnn.train import build_parser, main, settings_of
+from cvxcnn.runs.memory import check_run_memory, predict_run_memory
+from cvxcnn.runs.settings import RECIPES, Settings, build_stack
 
 LARGE = replace(Settings(), **RECIPES["large"])
 CIFAR10 = (50_000, 10_000, (3, 32, 32), 10)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import Lasso
 
-from cvxcnn.solvers.newton import GramQuadratic, group_lasso
-from cvxcnn.solvers.newton_cg import DenseFeatures, FeatureQuadratic, MaskedFeatures
+from cvxcnn.solvers.algebra.newton import GramQuadratic, group_lasso
+from cvxcnn.solvers.algebra.newton_cg import DenseFeatures, FeatureQuadratic, MaskedFeatures
 
 Array = np.ndarray
 

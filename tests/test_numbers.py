@@ -35,16 +35,16 @@ from cvxcnn.arrangements import (
     resolve,
 )
 from cvxcnn.arrangements.data_patches import whitening
-from cvxcnn.baseline import train_baseline
-from cvxcnn.checks import as_flag, as_int, as_number, is_flag, is_int, is_number, scalar
+from cvxcnn.core.checks import as_flag, as_int, as_number, is_flag, is_int, is_number, scalar
 from cvxcnn.data import ImageSet, limit, one_hot, shifted, split
 from cvxcnn.errors import InputError
 from cvxcnn.explain import attribute
 from cvxcnn.explain.sanity import sanity_check
 from cvxcnn.explain.sparsity import bootstrap_interval
+from cvxcnn.ordinary import train_baseline
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.program import relu_program
-from cvxcnn.settings import Settings, build_stack, check_settings
+from cvxcnn.runs.settings import Settings, build_stack, check_settings
 from cvxcnn.solvers import SOLVERS
 
 RANDOM = np.random.default_rng(0)

@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import cvxcnn.patches as patches_module
+import cvxcnn.patches.patches as patches_module
 from cvxcnn.errors import InputError
 from cvxcnn.patches import Patches, PatchGeometry
 

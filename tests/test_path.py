@@ -15,7 +15,7 @@ from sklearn.base import clone
 from cvxcnn import ConvexConvBlock, PricedGates, PricingOptions, RegPath, nonconvex_objective, reg_path
 from cvxcnn.arrangements import EnumeratedGates
 from cvxcnn.errors import InputError
-from cvxcnn.report import plot_path
+from cvxcnn.reports.report import plot_path
 
 NO_SEARCH = PricingOptions(starts=0)
 QUICK = PricedGates(starts=16, ascent_steps=15, improvement_steps=15, initial_filters=16, max_rounds=4, prove_up_to=0)
@@ -61,7 +61,7 @@ def test_features_that_are_not_kept_give_the_same_path(monkeypatch: pytest.Monke
     images, targets = data(outputs=2)
     block = eq2_block(kernel_size=2, gates=6, pricing=NO_SEARCH, activation="gated_relu", tol=1e-9)
     kept = reg_path(images, targets, block=block, points=4)
-    monkeypatch.setattr("cvxcnn.path._KEPT_BYTES", 0)
+    monkeypatch.setattr("cvxcnn.models.path._KEPT_BYTES", 0)
     assert_allclose(reg_path(images, targets, block=block, points=4).objective, kept.objective, rtol=1e-8)
 
 

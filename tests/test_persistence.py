@@ -32,9 +32,9 @@ from cvxcnn import (
 )
 from cvxcnn.arrangements import PatchGates
 from cvxcnn.errors import InputError, ModelFileError
-from cvxcnn.persistence import CONFIG_FILE, WEIGHTS_FILE, load_model, save_model, write_atomically
+from cvxcnn.fitting.priced import PricedGates, PricingOptions
+from cvxcnn.models.saving import CONFIG_FILE, WEIGHTS_FILE, load_model, save_model, write_atomically
 from cvxcnn.persistence.files import config_checksum
-from cvxcnn.pricing import PricedGates, PricingOptions
 
 Edit = Callable[[dict[str, Any]], Any]
 

@@ -18,10 +18,10 @@ from PIL import Image
 
 import cvxcnn
 from cvxcnn import LayerwiseCNN, load_model, save_model
+from cvxcnn.commands.predict import BATCH, load_images, main, predict_labels
 from cvxcnn.data import load_data, one_hot
 from cvxcnn.errors import DataError, InputError
-from cvxcnn.predict import BATCH, load_images, main, predict_labels
-from cvxcnn.records import accuracy
+from cvxcnn.runs.records import accuracy
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,14 @@ from cvxcnn.arrangements import EnumeratedGates, distinct
 from cvxcnn.errors import InputError
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.penalties import DensePenalty, GroupPenalty, NuclearPenalty
-from cvxcnn.program import Program, filter_program, gated_program, nonconvex_objective, relative_gap, relu_program
+from cvxcnn.program import (
+    Program,
+    filter_program,
+    gated_program,
+    nonconvex_objective,
+    relative_gap,
+    relu_program,
+)
 from cvxcnn.solvers import get_solver
 
 PROGRAMS = {

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from cvxcnn.errors import InputError
-from cvxcnn.report import METRICS, plot_accuracy, plot_objective, render_text, results_table, write_metrics
+from cvxcnn.reports.report import METRICS, plot_accuracy, plot_objective, render_text, results_table, write_metrics
 
 
 def run(objective: float, accuracy: float, neurons: int, **more: Any) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def test_summary_of_another_kind(bad, tmp_path):
 
 def test_import_leaves_matplotlib_alone_and_figures_leave_pyplot_alone(small, tmp_path):
     code = (
-        "import sys; import cvxcnn.report as report; assert 'matplotlib' not in sys.modules; "
+        "import sys; import cvxcnn.reports.report as report; assert 'matplotlib' not in sys.modules; "
         f"report.plot_objective({small!r}, {str(tmp_path / 'figure.png')!r}); "
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
@@ -206,7 +206,8 @@ def test_import_leaves_matplotlib_alone_and_figures_leave_pyplot_alone(small, tm
 @pytest.mark.parametrize(("backend", "kept"), [("of_a_notebook", False), ("svg", True)])
 def test_figures_need_no_backend_and_leave_one_that_works(backend, kept, small, tmp_path):
     code = (
-        f"import os, cvxcnn.report as report; report.plot_objective({small!r}, {str(tmp_path / 'figure.png')!r}); "
+        f"import os; from cvxcnn.reports.report import plot_objective; "
+        f"plot_objective({small!r}, {str(tmp_path / 'figure.png')!r}); "
         "import captum.attr, matplotlib; "
         f"assert (matplotlib.rcParams._get_backend_or_none() == {backend!r}) == {kept}; "
         f"assert os.environ['MPLBACKEND'] == {backend!r}"

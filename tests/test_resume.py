@@ -15,16 +15,16 @@ from eq2 import eq2_block
 from rich.console import Console
 from sklearn.datasets import load_digits
 
-import cvxcnn.records
-import cvxcnn.run
+import cvxcnn.runs.records
+import cvxcnn.runs.run
 from cvxcnn import ConvexConvBlock, LayerwiseCNN
+from cvxcnn.commands.train import main
 from cvxcnn.errors import InputError, ModelFileError
-from cvxcnn.history import read_history
-from cvxcnn.html_report import write_report
-from cvxcnn.persistence import load_model
-from cvxcnn.run import Settings, resume, run
-from cvxcnn.run_folder import hidden_folder
-from cvxcnn.train import main
+from cvxcnn.models.saving import load_model
+from cvxcnn.reports.history import read_history
+from cvxcnn.reports.html import write_report
+from cvxcnn.runs.run import Settings, resume, run
+from cvxcnn.runs.run_folder import hidden_folder
 
 QUICK = Settings(layers=2, limit_train=40, reg=2.0, gates=8, baseline_width=4, baseline_epochs=1, output="out")
 
@@ -45,14 +45,14 @@ def without_seconds(folder: str) -> dict[str, Any]:
 
 def break_off(monkeypatch: pytest.MonkeyPatch, error: BaseException, layer: int = 1) -> None:
     """Make ordinary training fail at a layer, counted from 0."""
-    train, calls = cvxcnn.records.train_baseline, iter(range(100))
+    train, calls = cvxcnn.runs.records.train_baseline, iter(range(100))
 
     def fail(*arguments: Any, **options: Any) -> Any:
         if next(calls) == layer:
             raise error
         return train(*arguments, **options)
 
-    monkeypatch.setattr(cvxcnn.records, "train_baseline", fail)
+    monkeypatch.setattr(cvxcnn.runs.records, "train_baseline", fail)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_a_run_whose_files_an_editor_on_windows_saved_goes_on(whole: str, interr
 
 
 def test_a_killed_run_goes_on_from_its_last_layer(whole: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = cvxcnn.records.write_checkpoint
+    write = cvxcnn.runs.records.write_checkpoint
 
     def write_and_copy(partial: Path, *arguments: Any) -> None:
         write(partial, *arguments)
@@ -117,7 +117,7 @@ def test_a_killed_run_goes_on_from_its_last_layer(whole: str, monkeypatch: pytes
             shutil.copytree(partial, "copy")
 
     with monkeypatch.context() as patched:
-        patched.setattr(cvxcnn.records, "write_checkpoint", write_and_copy)
+        patched.setattr(cvxcnn.runs.records, "write_checkpoint", write_and_copy)
         break_off(patched, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             run(QUICK)
@@ -130,7 +130,7 @@ def test_a_killed_run_goes_on_from_its_last_layer(whole: str, monkeypatch: pytes
 
 
 def test_a_run_killed_before_its_first_layer_begins_again(whole: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = cvxcnn.records.write_checkpoint
+    write = cvxcnn.runs.records.write_checkpoint
 
     def write_and_copy(partial: Path, *arguments: Any) -> None:
         write(partial, *arguments)
@@ -138,7 +138,7 @@ def test_a_run_killed_before_its_first_layer_begins_again(whole: str, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(cvxcnn.records, "write_checkpoint", write_and_copy)
+        patched.setattr(cvxcnn.runs.records, "write_checkpoint", write_and_copy)
         with pytest.raises(KeyboardInterrupt):
             run(QUICK)
     assert os.listdir() == ["copy"]
@@ -148,7 +148,7 @@ def test_a_run_killed_before_its_first_layer_begins_again(whole: str, monkeypatc
 
 
 def test_a_layer_whose_checkpoint_fails_is_not_counted(whole: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = cvxcnn.records.write_checkpoint
+    write = cvxcnn.runs.records.write_checkpoint
 
     def fail_at_two(partial: Path, state: Any, extra: Any) -> None:
         if len(state.summary["layers"]) == 2:
@@ -156,7 +156,7 @@ def test_a_layer_whose_checkpoint_fails_is_not_counted(whole: str, monkeypatch: 
         write(partial, state, extra)
 
     with monkeypatch.context() as patched:
-        patched.setattr(cvxcnn.records, "write_checkpoint", fail_at_two)
+        patched.setattr(cvxcnn.runs.records, "write_checkpoint", fail_at_two)
         with pytest.raises(OSError, match="Disk full"):
             run(QUICK)
     assert len(json.loads(Path("out/summary.json").read_text())["layers"]) == 1
@@ -170,7 +170,7 @@ def test_a_run_that_fails_at_its_very_end_is_only_written(whole: str, monkeypatc
         raise OSError(28, "Disk full")
 
     with monkeypatch.context() as patched:
-        patched.setattr(cvxcnn.run, "write_metrics", fail)
+        patched.setattr(cvxcnn.runs.run, "write_metrics", fail)
         with pytest.raises(OSError, match="Disk full"):
             run(QUICK)
     with monkeypatch.context() as patched:
@@ -231,7 +231,7 @@ def test_no_figure_that_fails_loses_a_training(
 def test_without_matplotlib_there_are_the_numbers_and_a_page(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("cvxcnn.report.import_matplotlib", failing(ImportError("no matplotlib")))
+    monkeypatch.setattr("cvxcnn.reports.report.import_matplotlib", failing(ImportError("no matplotlib")))
     assert train_quickly() == 0
     shown = capsys.readouterr().out
     assert shown.count("ImportError: no matplotlib") == 5  # three figures, and two parts of the page

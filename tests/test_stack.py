@@ -12,9 +12,9 @@ from sklearn.exceptions import NotFittedError
 from torch import nn
 
 from cvxcnn import LayerwiseCNN, PricingOptions
+from cvxcnn.activations.neurons import Neurons
 from cvxcnn.errors import InputError
-from cvxcnn.neurons import Neurons
-from cvxcnn.standardizer import Standardizer
+from cvxcnn.models.standardizer import Standardizer
 
 BLOCK = eq2_block(kernel_size=3, padding=1, pooling="mean", pool_cells=2, gates=8, reg=3.0)
 

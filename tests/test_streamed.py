@@ -10,16 +10,16 @@ import pytest
 import torch
 from eq2 import eq2_block
 
-from cvxcnn import design as design_module
 from cvxcnn.errors import InputError, SolverError
+from cvxcnn.fitting.priced import PricingOptions
+from cvxcnn.models.path import reg_path
 from cvxcnn.patches import Patches, PatchGeometry
-from cvxcnn.path import reg_path
 from cvxcnn.penalties import DensePenalty, GroupPenalty, NuclearPenalty
-from cvxcnn.pricing import PricingOptions
 from cvxcnn.program import Program, filter_program, gated_program, relu_program
+from cvxcnn.program import design as design_module
 from cvxcnn.solvers import get_solver
-from cvxcnn.solvers import gram as gram_module
-from cvxcnn.solvers.gram import GramForm, judge
+from cvxcnn.solvers.algebra import gram as gram_module
+from cvxcnn.solvers.algebra.gram import GramForm, judge
 from cvxcnn.solvers.streamed import Streamed, path, solve_form
 
 KINDS = ["dense", "gated", "nuclear"]

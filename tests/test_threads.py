@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-import cvxcnn.threads
+import cvxcnn.core.threads
 from cvxcnn import ConvexConvBlock
-from cvxcnn.threads import all_threads, coarse_threads, map_items, map_shares
+from cvxcnn.core.threads import all_threads, coarse_threads, map_items, map_shares
 
 CPU = torch.device("cpu")
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWa
 def two_threads_and_no_workers() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    cvxcnn.threads._pool.cache_clear()
+    cvxcnn.core.threads._pool.cache_clear()
     yield
     torch.set_num_threads(before)
 

@@ -22,9 +22,9 @@ from cvxcnn import (
     reg_path,
 )
 from cvxcnn.arrangements import GradientGates, PatchGates, TrainedGates
-from cvxcnn.baseline import train_baseline
+from cvxcnn.core.plainly import plain_torch
+from cvxcnn.ordinary import train_baseline
 from cvxcnn.patches import Patches, PatchGeometry
-from cvxcnn.plainly import plain_torch
 
 RANDOM = np.random.default_rng(0)
 IMAGES, TARGETS = RANDOM.normal(size=(12, 1, 6, 6)), RANDOM.normal(size=12)
@@ -71,7 +71,7 @@ BLOCKS: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def _short_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pricing begins with an ordinary training, of which a few steps tell as much here as a thousand."""
-    monkeypatch.setattr("cvxcnn.pricing._INITIAL_STEPS", 5)
+    monkeypatch.setattr("cvxcnn.fitting.priced._INITIAL_STEPS", 5)
 
 
 def outcome(settings: dict[str, Any]) -> list[np.ndarray]:

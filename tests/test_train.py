@@ -22,20 +22,20 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-import cvxcnn.progress
-import cvxcnn.settings
+import cvxcnn.runs.progress
+import cvxcnn.runs.settings
 from cvxcnn import __version__, nonconvex_objective
+from cvxcnn.commands.train import build_parser, main, settings_of
 from cvxcnn.data import ImageSet, limit, load_data, one_hot
+from cvxcnn.data.fingerprint import fingerprint
 from cvxcnn.errors import DataError, InputError, SolverError
-from cvxcnn.fingerprint import fingerprint
-from cvxcnn.history import read_history
+from cvxcnn.models.saving import load_model
 from cvxcnn.patches import Patches
-from cvxcnn.persistence import load_model
-from cvxcnn.records import accuracy, finite
-from cvxcnn.run import run
-from cvxcnn.run_folder import OutputFolder, default_output
-from cvxcnn.settings import Settings, build_stack
-from cvxcnn.train import build_parser, main, settings_of
+from cvxcnn.reports.history import read_history
+from cvxcnn.runs.records import accuracy, finite
+from cvxcnn.runs.run import run
+from cvxcnn.runs.run_folder import OutputFolder, default_output
+from cvxcnn.runs.settings import Settings, build_stack
 
 QUICK = ["--layers", "1", "--limit-train", "40", "--reg", "10", "--gates", "8"]
 FILES = [
@@ -268,7 +268,17 @@ def test_the_default_folder_has_data_and_time_in_its_name() -> None:
 
 
 def test_a_module_run_as_a_program() -> None:
-    command = [sys.executable, "-W", "error", "-m", "cvxcnn.train", *QUICK, "--no-baseline", "--output", "a/b/out"]
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-m",
+        "cvxcnn.train",
+        *QUICK,
+        "--no-baseline",
+        "--output",
+        "a/b/out",
+    ]
     root = str(Path(cvxcnn.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": root, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100, check=False)
@@ -468,7 +478,7 @@ def test_a_programming_error_is_not_hidden_and_leaves_nothing(monkeypatch: pytes
     def fail(*arguments: Any, **options: Any) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("cvxcnn.run.check_maps", fail)
+    monkeypatch.setattr("cvxcnn.runs.run.check_maps", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         main([*QUICK, "--no-baseline", "--output", "out"])
     assert os.listdir() == []
@@ -480,13 +490,13 @@ def test_signals_end_a_run_cleanly(
     number: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    load = cvxcnn.settings.load_rows
+    load = cvxcnn.runs.settings.load_rows
 
     def send(*arguments: Any) -> Any:
         os.kill(os.getpid(), number)
         return load(*arguments)
 
-    monkeypatch.setattr(cvxcnn.settings, "load_rows", send)
+    monkeypatch.setattr(cvxcnn.runs.settings, "load_rows", send)
     assert main(["--output", "out"]) == code
     assert "nothing was written" in capsys.readouterr().err
     assert os.listdir() == []
@@ -525,7 +535,7 @@ def test_a_terminal_gets_bars() -> None:
 def test_long_solves_log_a_line_now_and_then(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cvxcnn.progress, "LOG_EVERY", 0.0)
+    monkeypatch.setattr(cvxcnn.runs.progress, "LOG_EVERY", 0.0)
     assert main([*QUICK, "--no-baseline", "--gates", "priced", "--verbose", "--output", "out"]) == 0
     shown = capsys.readouterr().out
     assert re.search(r"layer 1: round \d+, objective", shown)

@@ -15,16 +15,16 @@ from torch import nn
 
 from cvxcnn import ConvexCNNRegressor, ConvexConvBlock, PricedGates, nonconvex_objective
 from cvxcnn.arrangements import PatchGates
-from cvxcnn.baseline import train_baseline
-from cvxcnn.certificate import Certificate
-from cvxcnn.cones import Cones
-from cvxcnn.design import FilterDesign
+from cvxcnn.fitting.priced import PricingOptions
 from cvxcnn.losses import LogisticLoss, SquaredLoss
+from cvxcnn.models.path import reg_path
+from cvxcnn.models.polish import polish
+from cvxcnn.ordinary import train_baseline
 from cvxcnn.patches import Patches, PatchGeometry
-from cvxcnn.path import reg_path
-from cvxcnn.polish import polish
-from cvxcnn.pricing import PricingOptions
-from cvxcnn.units import Units, power_of_two, unit_rows
+from cvxcnn.pricing.certificate import Certificate
+from cvxcnn.program.cones import Cones
+from cvxcnn.program.design import FilterDesign
+from cvxcnn.program.units import Units, power_of_two, unit_rows
 
 NO_SEARCH = PricingOptions(starts=0)
 SMALL = PricedGates(starts=16, initial_filters=8, max_rounds=6, gap=1e-3, prove_up_to=0)

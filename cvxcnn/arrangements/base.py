@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..activity import active
-from ..checks import as_int
-from ..distributed import all_sum, broadcast, rank, size
+from ..core.checks import as_int
+from ..core.distributed import all_sum, broadcast, rank, size
 from ..errors import InputError
-from ..patches import Patches
+from ..patches.activity import active
+from ..patches.patches import Patches
 
 __all__ = ["GateSampler", "Gates", "distinct", "draw_distinct", "patterns"]
 

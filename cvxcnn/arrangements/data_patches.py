@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..checks import as_flag, as_int, as_number, is_number
-from ..distributed import gather_rows, rank, row_counts
+from ..core.checks import as_flag, as_int, as_number, is_number
+from ..core.distributed import gather_rows, rank, row_counts
 from ..errors import InputError
-from ..patches import Patches
+from ..patches.patches import Patches
 from .base import GateSampler, check_count
 
 __all__ = ["PatchGates", "whitening"]

@@ -19,11 +19,11 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from ..activity import tie_width
-from ..checks import as_int
-from ..distributed import size
+from ..core.checks import as_int
+from ..core.distributed import size
 from ..errors import InputError
-from ..patches import Patches
+from ..patches.activity import tie_width
+from ..patches.patches import Patches
 from .base import Gates, GateSampler, distinct
 
 __all__ = ["EnumeratedGates", "arrangement_count", "enumerate_gates"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..patches import Patches
+from ..patches.patches import Patches
 from .base import GateSampler, check_count
 
 __all__ = ["GaussianGates"]

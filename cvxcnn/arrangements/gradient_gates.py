@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..distributed import alone
+from ..core.distributed import alone
 from ..errors import InputError
-from ..patches import Patches
+from ..patches.patches import Patches
 from .base import Gates, GateSampler, check_count, draw_distinct
 from .data_patches import PatchGates
 from .supervised import SupervisedGates, some_images

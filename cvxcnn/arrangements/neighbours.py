@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..patches import Patches
+from ..patches.patches import Patches
 
 __all__ = ["BEYOND", "hyperplanes", "neighbours"]
 

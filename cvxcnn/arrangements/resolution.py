@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..checks import is_int, scalar
-from ..distributed import broadcast, gather_rows, size
+from ..core.checks import is_int, scalar
+from ..core.distributed import broadcast, gather_rows, size
 from ..errors import InputError
-from ..patches import Patches
+from ..patches.patches import Patches
 from .base import Gates, GateSampler, check_count, check_vectors, distinct, draw_distinct
 from .gaussian import GaussianGates
 

@@ -7,9 +7,9 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from ..distributed import row_counts, take_rows
+from ..core.distributed import row_counts, take_rows
 from ..errors import InputError
-from ..patches import Patches
+from ..patches.patches import Patches
 from .base import Gates, GateSampler
 
 __all__ = ["SupervisedGates", "some_images"]
@@ -19,7 +19,7 @@ class SupervisedGates(GateSampler):
     """A sampler whose gates depend on the targets: define ``choose``, which ``draw`` calls with them.
 
     Several processes must choose the same gates: from ``some_images``, which are the same in all of them, and inside
-    ``cvxcnn.distributed.alone``.
+    ``cvxcnn.core.distributed.alone``.
     """
 
     @abstractmethod

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..baseline import train_baseline
-from ..checks import is_number
-from ..distributed import alone, broadcast
+from ..core.checks import is_number
+from ..core.distributed import alone, broadcast
 from ..errors import InputError
-from ..patches import Patches
+from ..ordinary.baseline import train_baseline
+from ..patches.patches import Patches
 from .base import Gates, check_count, distinct
 from .supervised import SupervisedGates, some_images
 

@@ -2,7 +2,8 @@
 
 ``attribute`` gives maps of any torch module with ``nn.ReLU`` modules by six methods; ``gini`` and
 ``half_mass_share`` measure their sparsity, with ``bootstrap_interval`` around a mean; ``sanity_check`` says whether
-the maps change when the weights do. ``explain_run`` does all of it for the folder of a training run, as does
+the maps change when the weights do. ``cvxcnn.runs.explain_run`` does all of it for the folder of a
+training run, as does
 
     python -m cvxcnn.explain DIR [--layer J] [--method NAME ...] [--images N] [--class C] [--seed N]
 
@@ -19,7 +20,6 @@ gradient, so those two methods and Guided Grad-CAM refuse them.
 
 from .attribution import METHODS, attribute
 from .figures import plot_explanations, plot_sanity
-from .runs import explain_run
 from .sanity import SanityStep, rank_correlation, sanity_check
 from .sparsity import Interval, bootstrap_interval, gini, half_mass_share
 
@@ -29,7 +29,6 @@ __all__ = [
     "SanityStep",
     "attribute",
     "bootstrap_interval",
-    "explain_run",
     "gini",
     "half_mass_share",
     "plot_explanations",

@@ -19,12 +19,12 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..checks import is_int
-from ..data import check_images
+from ..activations.neurons import CellSum, GatedConv
+from ..core.checks import is_int
+from ..core.plainly import plainly
+from ..data.images import check_images
 from ..errors import InputError
-from ..neurons import CellSum, GatedConv
-from ..plainly import plainly
-from ..report import import_matplotlib
+from ..reports.report import import_matplotlib
 
 __all__ = ["METHODS", "attribute"]
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..report import _COLOURS, _MARKERS, LABELS, _plain, new_figure, save_png
+from ..reports.report import _COLOURS, _MARKERS, LABELS, _plain, new_figure, save_png
 from .sanity import SanityStep
 from .sparsity import bootstrap_interval
 

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 from torch import nn
 
-from ..checks import as_int
+from ..core.checks import as_int
 from ..errors import InputError
 from .attribution import attribute
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..checks import as_int, as_number
+from ..core.checks import as_int, as_number
 from ..errors import InputError
 
 __all__ = ["Interval", "bootstrap_interval", "gini", "half_mass_share"]

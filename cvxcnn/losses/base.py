@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributed import all_sum
+from ..core.distributed import all_sum
 
 __all__ = ["SUM_ROUNDING", "Loss"]
 

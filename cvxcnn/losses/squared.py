@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributed import all_sum
+from ..core.distributed import all_sum
 from .base import SUM_ROUNDING, Loss
 
 __all__ = ["SquaredLoss", "parabola"]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..checks import is_int, is_number
+from ..core.checks import is_int, is_number
 from .files import CONFIG_FILE
 
 __all__ = [

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ..cost import choose
-from ..distributed import size
+from ..core.distributed import size
 from ..errors import InputError
-from ..program import Program
+from ..program.program import Program
 from .base import Callback, Progress, Solver, SolveResult, Status
 from .cone_working_set import ConeWorkingSet
+from .cost import choose
 from .cvxpy_solver import Clarabel, Mosek, Scs
 from .fista import Fista
 from .proximal_newton import ProximalNewton

@@ -12,11 +12,11 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from ..checks import as_tol, is_int
-from ..distributed import broadcast, size
+from ..core.checks import as_tol, is_int
+from ..core.distributed import broadcast, size
+from ..core.threads import coarse_threads
 from ..errors import InputError, SolverError
-from ..program import Evaluation, Program
-from ..threads import coarse_threads
+from ..program.program import Evaluation, Program
 
 __all__ = ["Callback", "Outcome", "Progress", "SolveResult", "Solver", "Status"]
 

@@ -11,10 +11,10 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from ..cones import Cones
 from ..errors import SolverError
 from ..losses import SquaredLoss
-from ..program import Program
+from ..program.cones import Cones
+from ..program.program import Program
 from .base import Outcome, Solver, Status
 
 __all__ = ["ConeWorkingSet"]

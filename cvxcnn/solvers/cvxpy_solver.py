@@ -14,8 +14,8 @@ from torch import Tensor
 from ..errors import SolverError, SolverUnavailableError
 from ..losses import SquaredLoss
 from ..penalties import GroupPenalty, NuclearPenalty
-from ..program import Program
-from ..units import power_of_two
+from ..program.program import Program
+from ..program.units import power_of_two
 from .base import Outcome, Solver, Status
 
 __all__ = ["Clarabel", "CvxpySolver", "Mosek", "Scs"]

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..losses import SquaredLoss
 from ..penalties import Penalty
-from ..program import Program, relative_gap
+from ..program.program import Program, relative_gap
+from .algebra.gram import FeatureForm, GramForm
 from .base import Outcome, Solver, Status
-from .gram import FeatureForm, GramForm
 
 __all__ = ["Fista", "accelerated"]
 

@@ -8,14 +8,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..design import ScaledDesign, StackedDesign
 from ..losses import SquaredLoss
 from ..penalties import GroupPenalty, NuclearPenalty
-from ..program import Program
+from ..program.design import ScaledDesign, StackedDesign
+from ..program.program import Program
+from .algebra.gram import FeatureForm
 from .base import Outcome, Solver, Status
 from .cone_working_set import ConeWorkingSet
 from .fista import Fista, accelerated
-from .gram import FeatureForm
 from .working_set import WorkingSet
 
 __all__ = ["ProximalNewton"]

@@ -9,14 +9,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..distributed import broadcast
+from ..core.distributed import broadcast
 from ..losses import SquaredLoss
 from ..penalties import GroupPenalty, NuclearPenalty, Penalty
-from ..program import Evaluation, Program, relative_gap
+from ..program.program import Evaluation, Program, relative_gap
+from .algebra.gram import GramForm, judge
+from .algebra.gram_newton import GramLasso
 from .base import Outcome, Solver
 from .fista import accelerated
-from .gram import GramForm, judge
-from .gram_newton import GramLasso
 
 __all__ = ["Streamed", "path", "solve_form"]
 

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..design import GatedDesign
 from ..losses import SquaredLoss
 from ..penalties import GroupPenalty, NuclearPenalty
-from ..program import Program
+from ..program.design import GatedDesign
+from ..program.program import Program
+from .algebra.newton import GramQuadratic, Quadratic, group_lasso
+from .algebra.newton_cg import DenseFeatures, FeatureQuadratic, Features, MaskedFeatures
 from .base import Outcome, Solver, Status
-from .newton import GramQuadratic, Quadratic, group_lasso
-from .newton_cg import DenseFeatures, FeatureQuadratic, Features, MaskedFeatures
 
 __all__ = ["WorkingSet"]
 

@@ -14,9 +14,9 @@ from benchopt.stopping_criterion import StoppingCriterion
 from torch import Tensor
 
 from cvxcnn.arrangements import distinct
-from cvxcnn.cones import Cones
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.program import Program, gated_program, relu_program
+from cvxcnn.program.cones import Cones
 
 Array = np.ndarray
 

@@ -12,13 +12,13 @@ from benchopt.stopping_criterion import StoppingCriterion
 from torch import Tensor
 
 from cvxcnn import ConvexConvBlock, nonconvex_objective
+from cvxcnn.activations.neurons import Neurons, to_module
 from cvxcnn.data import ImageSet, load_data
-from cvxcnn.neurons import Neurons, to_module
+from cvxcnn.fitting.priced import PricingOptions
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.penalties import DensePenalty
-from cvxcnn.pricing import PricingOptions
+from cvxcnn.pricing.separation import global_bound
 from cvxcnn.program import filter_program
-from cvxcnn.separation import global_bound
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Adam and SGD on Eq. 1, as ``cvxcnn.baseline`` trains with them."""
+"""Adam and SGD on Eq. 1, as ``cvxcnn.ordinary`` trains with them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from benchopt import BaseSolver
 
 from benchmark_utils import Levels, Task
-from cvxcnn.baseline import FIRST_CYCLE_STEPS, train_baseline, tune
+from cvxcnn.ordinary.baseline import FIRST_CYCLE_STEPS, train_baseline, tune
 from cvxcnn.patches import Patches
 
 

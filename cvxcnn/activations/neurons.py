@@ -1,0 +1,191 @@
+"""Neurons: what a solved program becomes, as numbers and as a torch module."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..patches.activity import active
+from ..patches.patches import Patches, PatchGeometry
+from ..program.design import FilterDesign, SignedGatedDesign
+from ..program.program import Program
+
+__all__ = ["CellSum", "GatedConv", "Neurons", "read_neurons", "to_module"]
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """ReLU neurons f_jo = sum_ic w_ico sum_k P_ck (x_jk . u_i)_+ + b_o.
+
+    Attributes
+    ----------
+    filters : Tensor, shape (m, d)
+        u_i, balanced: ||u_i|| equals the norm of its output weights.
+    readout : Tensor, shape (m, cells, outputs)
+        w_ico.
+    intercept : Tensor, shape (outputs,)
+        Zero unless asked for.
+    """
+
+    filters: Tensor
+    readout: Tensor
+    intercept: Tensor
+
+    def __len__(self) -> int:
+        return int(self.filters.any(dim=1).sum())
+
+    def predict(self, patches: Patches) -> Tensor:
+        """Return the outputs (n, outputs)."""
+        return FilterDesign(patches, self.filters).predict(self.readout.unsqueeze(2)) + self.intercept
+
+
+def _balanced(directions: Tensor, readout: Tensor, intercept: Tensor) -> Neurons:
+    """Share each neuron's scale evenly between filter and output weights; directions are unit vectors."""
+    if not len(directions):
+        # A convolution needs a channel; a neuron of zeros is the zero function.
+        shape = (1, *readout.shape[1:])
+        return Neurons(directions.new_zeros(1, directions.shape[1]), readout.new_zeros(shape), intercept)
+    roots = readout.flatten(1).norm(dim=1).sqrt()
+    return Neurons(directions * roots[:, None], readout / roots[:, None, None], intercept)
+
+
+def read_neurons(program: Program, weights: Tensor, intercepts: Tensor | None = None) -> Neurons:
+    """Return the ReLU network that a solution stands for: its Eq. 1 equals the program's objective.
+
+    v_i gives u = v_i / sqrt(||v_i||) and w = +sqrt(||v_i||); w_i gives w = -sqrt(||w_i||). With the group
+    penalty each neuron feeds one (cell, output); with the dense penalty it feeds them all.
+
+    Parameters
+    ----------
+    program : Program
+        The ReLU program over gates, or a program over unit filters.
+    weights : Tensor, shape (blocks, cells, rows, outputs)
+        Feasible weights.
+    intercepts : Tensor, shape (outputs,), optional
+        Found by a pass over the images if they are not given.
+    """
+    design = program.design
+    intercept = weights.new_zeros(weights.shape[3])
+    if program.intercept:
+        intercept = program.intercepts(design.predict(weights)) if intercepts is None else intercepts.to(weights)
+    if not program.penalty.separable:
+        active = weights.flatten(1).any(dim=1)
+        return _balanced(design.vectors[active], weights[active].squeeze(2), intercept)
+    blocks, cells, outputs = weights.norm(dim=2).nonzero(as_tuple=True)
+    vectors = weights[blocks, cells, :, outputs]
+    if isinstance(design, SignedGatedDesign):
+        lengths = vectors.norm(dim=1)
+        directions, amounts = vectors / lengths[:, None], lengths * design.signs(blocks)
+    else:
+        directions, amounts = design.vectors[blocks], vectors[:, 0]
+    readout = weights.new_zeros(len(blocks), *weights.shape[1::2])
+    readout[torch.arange(len(blocks), device=blocks.device), cells, outputs] = amounts
+    return _balanced(directions, readout, intercept)
+
+
+class CellSum(nn.Module):
+    """Sum of each feature map over a grid of cells, for maps whose sides are not multiples of the grid.
+
+    Parameters
+    ----------
+    cells : int
+        The grid is ``cells`` x ``cells``, cut as by ``nn.AdaptiveAvgPool2d``.
+    sizes : Tensor, shape (cells, cells)
+        Positions in each cell.
+    """
+
+    def __init__(self, cells: int, sizes: Tensor) -> None:
+        super().__init__()
+        self.cells = cells
+        self.sizes: Tensor
+        self.register_buffer("sizes", sizes)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return (n, m, cells, cells) sums of (n, m, H', W') maps."""
+        return F.adaptive_avg_pool2d(maps, self.cells) * self.sizes
+
+
+class GatedConv(nn.Module):
+    """Gated convolution 1[x . g_i >= 0] (x . z): not a ReLU network, and it says so. ``activity`` decides the gate.
+
+    Parameters
+    ----------
+    gates, filters : nn.Conv2d
+        ``filters`` has a multiple of the channels of ``gates``; consecutive ones share a gate.
+    """
+
+    def __init__(self, gates: nn.Conv2d, filters: nn.Conv2d) -> None:
+        super().__init__()
+        self.gates = gates
+        self.filters = filters
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return gated responses, one map a filter."""
+        repeats = self.filters.out_channels // self.gates.out_channels
+        responses: Tensor = self.filters(images)
+        opened = self._opened(images).transpose(1, 2).repeat_interleave(repeats, dim=1)
+        return responses * opened.view_as(responses)
+
+    def _opened(self, images: Tensor) -> Tensor:
+        """Return the patterns, shape (n, K, P), decided as they are for the program."""
+        gates = self.gates
+        # Never a word, as a Conv2d's may be.
+        padding = gates.padding if isinstance(gates.padding, tuple) else (0, 0)
+        patches = F.unfold(images, gates.kernel_size, padding=padding, stride=gates.stride).transpose(1, 2)
+        vectors = gates.weight.flatten(1)
+        if gates.bias is not None:
+            patches = F.pad(patches, (0, 1), value=1.0)
+            vectors = torch.cat([vectors, gates.bias[:, None]], dim=1)
+        return active(patches, vectors)
+
+
+def convolution(filters: Tensor, geometry: PatchGeometry, channels: int) -> nn.Conv2d:
+    """Return a Conv2d with the given filters (m, d), the bias in the last entry if the geometry has one."""
+    kernel, stride, padding = geometry._sizes()
+    layer = nn.Conv2d(channels, len(filters), kernel, stride, padding, bias=geometry.bias).to(filters)
+    weight = filters[:, :-1] if geometry.bias else filters
+    with torch.no_grad():
+        layer.weight.copy_(weight.reshape(layer.weight.shape))
+        if layer.bias is not None:
+            layer.bias.copy_(filters[:, -1])
+    return layer
+
+
+def pooling(geometry: PatchGeometry, map_shape: tuple[int, int], like: Tensor) -> nn.Module:
+    """Return the module that pools (n, m, H', W') maps into cells, a standard one where there is one."""
+    cells = geometry.pool_cells
+    if all(side % cells == 0 for side in map_shape):
+        size = (map_shape[0] // cells, map_shape[1] // cells)
+        return nn.AvgPool2d(size, divisor_override=1 if geometry.pooling == "sum" else None)
+    if geometry.pooling == "mean":
+        return nn.AdaptiveAvgPool2d(cells)
+    height, width = ([-(-(c + 1) * s // cells) - c * s // cells for c in range(cells)] for s in map_shape)
+    return CellSum(cells, torch.outer(torch.tensor(height), torch.tensor(width)).to(like))
+
+
+def to_module(
+    neurons: Neurons, geometry: PatchGeometry, image_shape: tuple[int, int, int], *, intercept: bool
+) -> nn.Sequential:
+    """Return Conv2d -> ReLU -> pooling -> Flatten -> Linear with these neurons."""
+    channels, height, width = image_shape
+    conv = convolution(neurons.filters, geometry, channels)
+    # Channel by channel, each with its cells: the order of Flatten.
+    weight = neurons.readout.permute(2, 0, 1).flatten(1)
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=intercept).to(weight)
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+        if intercept:
+            linear.bias.copy_(neurons.intercept)
+    return nn.Sequential(
+        OrderedDict(
+            conv=conv,
+            relu=nn.ReLU(),
+            pool=pooling(geometry, geometry.map_shape((height, width)), weight),
+            flatten=nn.Flatten(),
+            linear=linear,
+        )
+    )

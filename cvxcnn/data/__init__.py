@@ -1,0 +1,29 @@
+"""Images and labels in, checked once; which of them are held out; what they are known by."""
+
+from .hold_out import held_out
+from .images import (
+    ImageSet,
+    check_images,
+    check_labels,
+    check_present,
+    check_targets,
+    limit,
+    load_data,
+    one_hot,
+    shifted,
+    split,
+)
+
+__all__ = [
+    "ImageSet",
+    "check_images",
+    "check_labels",
+    "check_present",
+    "check_targets",
+    "held_out",
+    "limit",
+    "load_data",
+    "one_hot",
+    "shifted",
+    "split",
+]

@@ -1,0 +1,444 @@
+"""Regularisation path: one block solved for a grid of reg, from the zero solution down, each from the one before."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import clone
+from torch import Tensor
+
+from ..core.checks import as_int, as_number
+from ..core.distributed import all_mean, all_sum
+from ..core.plainly import plainly
+from ..core.threads import coarse_threads
+from ..data.images import are_flat
+from ..errors import InputError
+from ..fitting.priced import PricingOptions
+from ..patches.patches import Patches
+from ..program.design import Design
+from ..solvers import Callback
+from .block import ConvexConvBlock
+
+__all__ = ["RegPath", "reg_path"]
+
+logger = logging.getLogger(__name__)
+
+Array = np.ndarray
+
+# Features of fixed gates up to this many bytes are kept for the whole path.
+_KEPT_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, eq=False)
+class RegPath:
+    """Blocks fitted for falling ``reg``; every array has one entry for each of them.
+
+    Attributes
+    ----------
+    blocks : list of ConvexConvBlock
+        Fitted; the first at ``reg_max``, with zero neurons.
+    train_error, validation_error : ndarray
+        Mean over images of ||f - y||^2; NaN without validation images.
+    train_accuracy, validation_accuracy : ndarray
+        Share of images on the right side of the middle (one output, training targets of two values), or whose largest
+        output is the right one (training targets of two values, the larger one once a row); NaN for other targets.
+    seconds : ndarray
+        Wall time of each solve; the first includes finding ``reg_max``.
+    """
+
+    blocks: list[ConvexConvBlock]
+    train_error: Array
+    train_accuracy: Array
+    validation_error: Array
+    validation_accuracy: Array
+    seconds: Array
+
+    @property
+    def regs(self) -> Array:
+        """The grid, falling from reg_max."""
+        return np.array([block.reg_ for block in self.blocks])
+
+    @property
+    def objective(self) -> Array:
+        """Eq. 1, or the gated program's objective."""
+        return np.array([block.certificate_.objective for block in self.blocks])
+
+    @property
+    def dual_bound(self) -> Array:
+        """Proved bound over the gates or filters at hand."""
+        return np.array([block.certificate_.sampled_bound for block in self.blocks])
+
+    @property
+    def relative_gap(self) -> Array:
+        """Relative gap to ``dual_bound``."""
+        return np.array([block.certificate_.sampled_gap for block in self.blocks])
+
+    @property
+    def global_bound(self) -> Array:
+        """Bound over all networks of the class in ``networks``, known as ``kinds`` says; NaN where there is none."""
+        return np.array([block.certificate_.global_bound for block in self.blocks])
+
+    @property
+    def global_gap(self) -> Array:
+        """Relative gap to ``global_bound``."""
+        return np.array([block.certificate_.global_gap for block in self.blocks])
+
+    @property
+    def kinds(self) -> list[str]:
+        """How sure each ``global_bound`` is: "proved", "searched" or "none"."""
+        return [block.certificate_.kind for block in self.blocks]
+
+    @property
+    def n_searched(self) -> Array:
+        """Starts of the search behind each ``global_bound``; fewer between the ends of the path."""
+        return np.array([block.certificate_.n_searched for block in self.blocks])
+
+    @property
+    def networks(self) -> list[str]:
+        """Of which networks each ``global_bound`` is a bound: keys of ``certificate.NETWORKS``."""
+        return [block.certificate_.networks for block in self.blocks]
+
+    @property
+    def n_distinct(self) -> Array:
+        """Distinct maxima near the highest that each search met; 0 where they were not told apart."""
+        return np.array([block.certificate_.n_distinct for block in self.blocks])
+
+    @property
+    def expected_unseen(self) -> Array:
+        """How many more maxima are expected: NaN where they were not told apart, inf if too many to tell."""
+        return np.array([block.certificate_.expected_unseen for block in self.blocks])
+
+    @property
+    def n_neurons(self) -> Array:
+        """Active neurons."""
+        return np.array([block.n_neurons_ for block in self.blocks])
+
+    @property
+    def best(self) -> ConvexConvBlock:
+        """The block of the highest validation accuracy, then the lowest validation error.
+
+        Raises
+        ------
+        InputError
+            If the path has no validation images.
+        """
+        if np.isnan(self.validation_error).any():
+            raise InputError("best needs validation images: reg_path(..., validation=(images, targets)).")
+        # Without accuracies the error alone decides; at equal errors the sparser network, which comes first.
+        order = np.lexsort((self.validation_error, -np.nan_to_num(self.validation_accuracy)))
+        return self.blocks[int(order[0])]
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw objective with bounds, gap, neurons, and accuracy or error against reg, as a PNG."""
+        from ..reports.report import plot_path
+
+        plot_path(self, path)
+
+
+@plainly
+def reg_path(
+    images: Any,
+    targets: Any,
+    *,
+    block: ConvexConvBlock | None = None,
+    points: int = 30,
+    smallest: float = 1e-2,
+    validation: tuple[Any, Any] | None = None,
+    between: PricingOptions | None = None,
+    callback: Callable[[int, ConvexConvBlock], None] | None = None,
+) -> RegPath:
+    """Fit a block for a geometric grid of ``reg`` from reg_max, where the solution is zero, down.
+
+    Fixed gates are chosen once, and each solve starts from the weights before it. Priced filters or gates start from
+    those before; the searches between the first and the last point are light (``between``), the last one has the
+    block's own options. Every point is solved to the block's ``tol`` over the gates or filters at hand.
+
+    Parameters
+    ----------
+    images : array-like, shape (n, C, H, W) or (n, H, W)
+    targets : array-like, shape (n,) or (n, outputs)
+    block : ConvexConvBlock, optional
+        Settings of every point but for ``reg``; it isn't fitted itself.
+    points : int
+        At least 2.
+    smallest : float
+        The last ``reg`` as a share of reg_max, in (0, 1).
+    validation : (images, targets), optional
+        For ``validation_accuracy``, ``validation_error`` and ``best``.
+    between : PricingOptions, optional
+        Searches at the points between; by default an eighth of the block's own starts, a third of its steps, three
+        rounds at most, and a gap of 1 %.
+    callback : callable, optional
+        Called with the index and the block after each point; may raise to stop.
+
+    Returns
+    -------
+    RegPath
+
+    Raises
+    ------
+    InputError
+        If an argument can't be used, or reg_max is zero.
+
+    Notes
+    -----
+    Over fixed gates only ``EnumeratedGates`` give a bound over all networks at every point; the search for one would
+    cost more than the path, so it is made at the last point alone.
+
+    Examples
+    --------
+    >>> images = np.random.default_rng(0).normal(size=(20, 6, 6))
+    >>> path = reg_path(images, images.mean(axis=(1, 2)), block=ConvexConvBlock(gates=10), points=5)
+    >>> int(path.n_neurons[0]), bool((path.relative_gap <= 1e-6).all()), bool((np.diff(path.objective) < 0).all())
+    (0, True, True)
+    """
+    points, smallest = as_int("points", points, 2), as_number("smallest", smallest, 0, 1)
+    settings = clone(block) if block is not None else ConvexConvBlock()
+    settings._at_the_door(images, targets)
+    return _reg_path(images, targets, settings, points, smallest, validation, between, callback)
+
+
+def _reg_path(
+    images: Any,
+    targets: Any,
+    settings: ConvexConvBlock,
+    points: int,
+    smallest: float,
+    validation: tuple[Any, Any] | None = None,
+    between: PricingOptions | None = None,
+    callback: Callable[[int, ConvexConvBlock], None] | None = None,
+) -> RegPath:
+    """Return ``reg_path`` of what has been checked at the door, or comes from a stack."""
+    began = time.perf_counter()
+    patches, expected = settings._training_set(images, targets)
+    held_out = None if validation is None else _held_out(settings, patches, expected, validation)
+    flat, middle = are_flat(targets), _middle(expected)
+    search = settings._priced()
+    blocks: list[ConvexConvBlock] = []
+    scores: list[tuple[float, ...]] = []
+    seconds: list[float] = []
+    with torch.no_grad(), coarse_threads():
+        path: _Fixed | _Priced
+        if search is None:
+            path = _Fixed(settings, patches, expected)
+        else:
+            path = _Priced(settings, patches, expected, search, between or _light(search))
+        largest = path.reg_max()
+    if not largest > 0:
+        raise InputError("reg_max is zero: targets (or images) are zero, so there is no path. Check the targets.")
+    grid = largest * smallest ** (np.arange(points) / (points - 1))
+    for index, reg in enumerate(grid.tolist()):
+        point = clone(settings).set_params(reg=reg)
+        with torch.no_grad(), coarse_threads():
+            path.fit(point, reg, index == points - 1, flat)
+            seconds.append(time.perf_counter() - began)
+            own = _scores(point, patches, expected, middle)
+            scores.append((*own, *(_scores(point, *held_out, middle) if held_out else (float("nan"),) * 2)))
+        blocks.append(point)
+        logger.info("point %d of %d, reg %.4g: %s", index + 1, points, reg, point.certificate_)
+        if callback is not None:
+            callback(index, point)
+        began = time.perf_counter()
+    train_error, train_accuracy, validation_error, validation_accuracy = np.array(scores).T
+    return RegPath(blocks, train_error, train_accuracy, validation_error, validation_accuracy, np.array(seconds))
+
+
+def choose_reg(
+    block: ConvexConvBlock,
+    training: tuple[Tensor, Tensor],
+    held_out: tuple[Tensor, Tensor],
+    *,
+    points: int,
+    smallest: float,
+    flat: bool = False,
+    callback: Callback | None = None,
+) -> ConvexConvBlock:
+    """Return the block fitted with the ``reg`` of the lowest error on held-out images, along a path that falls.
+
+    Over fixed gates the path ends early, when the error has risen twice in a row, and only its best point is judged.
+
+    Parameters
+    ----------
+    block : ConvexConvBlock
+        Settings; its ``reg`` is replaced.
+    training, held_out : (images, targets)
+        Targets (n, outputs).
+    points, smallest
+        As for ``reg_path``.
+    flat : bool
+        Whether the block's predictions are to be (n,).
+    callback : callable, optional
+        Of the last solve.
+    """
+    images, targets = training[0], training[1][:, 0] if flat else training[1]
+    if block._priced() is not None:
+        held = held_out[0], held_out[1][:, 0] if flat else held_out[1]
+        path = _reg_path(images, targets, clone(block), points, smallest, held)
+        return path.blocks[int(np.argmin(path.validation_error))]
+    patches, expected = block._training_set(images, targets)
+    held_patches, held_targets = block._training_set(*held_out)
+    best: tuple[float, float, Tensor | None] = (float("inf"), 1.0, None)
+    weights: Tensor | None = None
+    with torch.no_grad(), coarse_threads():
+        program, gates = block._fixed_program(patches, expected)
+        solver = block._solver(program)
+        largest, worse = solver.reg_max(program), 0
+        # From below reg_max, where weights are zero: a layer that does nothing is never chosen.
+        for fraction in smallest ** (np.arange(1, points) / (points - 1)):
+            point = replace(program, reg=float(largest * fraction))
+            weights = solver.run(point, weights, lambda *_: None).weights
+            residual = (
+                program.design.on(held_patches).predict(weights) + solver.intercepts(program, weights) - held_targets
+            )
+            error = float(all_sum(residual.double().square().sum()))
+            logger.info("reg %.3g of reg_max: held-out squared error %.6g", fraction, error)
+            worse = worse + 1 if error >= best[0] else 0
+            if not worse:
+                best = error, point.reg, weights
+            if worse == 2:
+                break
+        block.reg = best[1]
+        block._finish(replace(program, reg=block.reg), gates, solver, flat, start=best[2], callback=callback)
+    return block
+
+
+class _KeptDesign(Design):
+    """A design with its features kept as one matrix: a path multiplies by them hundreds of times."""
+
+    def __init__(self, design: Design, features: Tensor | None = None) -> None:
+        super().__init__(design.patches, design.vectors)
+        self.design = design
+        self.rows = design.rows
+        every = torch.arange(design.n_blocks, device=design.vectors.device)
+        self.features = design.columns(every) if features is None else features
+
+    def subset(self, images: slice) -> _KeptDesign:
+        return _KeptDesign(self.design.subset(images), self.features[images])
+
+    @staticmethod
+    def fits(design: Design) -> bool:
+        entries = design.patches.n_images * design.n_blocks * design.n_cells * design.rows
+        return entries * design.vectors.element_size() <= _KEPT_BYTES
+
+    def columns(self, blocks: Tensor) -> Tensor:
+        return self.features[:, blocks]
+
+    def predict(self, weights: Tensor) -> Tensor:
+        return self.features.flatten(1) @ weights.flatten(0, 2)
+
+    def correlate(self, dual: Tensor) -> Tensor:
+        return (self.features.flatten(1).T @ dual).view(self.shape(dual.shape[1]))
+
+    def double(self) -> Design:
+        return self.design.double()
+
+
+class _Fixed:
+    """Points over fixed gates: one program whose reg is replaced, so that features and cones are shared."""
+
+    def __init__(self, block: ConvexConvBlock, patches: Patches, targets: Tensor) -> None:
+        self.patches = patches
+        self.search = block._search()
+        self.program, self.gates = block._fixed_program(patches, targets)
+        design = self.program.design
+        self.quick = replace(self.program, design=_KeptDesign(design)) if _KeptDesign.fits(design) else self.program
+        self.weights: Tensor | None = None
+        self.solver = block._solver(self.quick)
+
+    def reg_max(self) -> float:
+        return self.solver.reg_max(self.quick)
+
+    def fit(self, point: ConvexConvBlock, reg: float, last: bool, flat: bool) -> None:
+        result = self.solver.solve(replace(self.quick, reg=reg), start=self.weights)
+        program = replace(self.program, reg=reg)
+        search = self.search if last else replace(self.search, starts=0)
+        point._store(program, result, point._certify(program, self.gates, result, search), self.patches, flat)
+        point.n_duplicate_gates_, point.n_zero_gates_ = self.gates.n_duplicates, self.gates.n_zero
+        self.weights = result.weights
+
+
+class _Priced:
+    """Points over priced filters or gates: each search begins with those of the point before."""
+
+    def __init__(
+        self, block: ConvexConvBlock, patches: Patches, targets: Tensor, search: PricingOptions, light: PricingOptions
+    ) -> None:
+        self.block, self.patches, self.targets = block, patches, targets
+        self.search, self.light = search, light
+        self.filters = patches.pool.new_zeros(0, patches.dim)
+        self.largest = float("inf")
+
+    def reg_max(self) -> float:
+        self.largest = self.block._searched_reg_max(self.patches, self.targets, self.search)
+        return self.largest
+
+    def fit(self, point: ConvexConvBlock, reg: float, last: bool, flat: bool) -> None:
+        options = self.search if last else self.light
+        if reg == self.largest:
+            # Zero by the definition of reg_max; should this search find more, the bound says so.
+            options = replace(self.light, gap=float("inf"))
+        fitted = point._fit_priced(self.patches, self.targets, options, reg, start=self.filters)
+        point._store(*fitted, self.patches, flat)
+        filters = point.neurons_.filters
+        self.filters = filters[filters.any(dim=1)]
+
+
+def _light(options: PricingOptions) -> PricingOptions:
+    """Return the default search at the points between."""
+    return replace(
+        options,
+        starts=max(8, options.starts // 8),
+        ascent_steps=max(10, options.ascent_steps // 3),
+        improvement_steps=max(10, options.improvement_steps // 3),
+        max_rounds=min(3, options.max_rounds),
+        gap=max(1e-2, options.gap),
+        prove_up_to=0,
+    )
+
+
+def _held_out(
+    block: ConvexConvBlock, patches: Patches, targets: Tensor, validation: tuple[Any, Any]
+) -> tuple[Patches, Tensor]:
+    """Return validation images and targets as patches and columns, or raise InputError."""
+    if not isinstance(validation, (tuple, list)) or len(validation) != 2:
+        raise InputError("validation must be a pair (images, targets).")
+    held_out, expected = block._training_set(*validation)
+    if held_out.images.shape[1:] != patches.images.shape[1:] or expected.shape[1] != targets.shape[1]:
+        raise InputError(
+            f"validation must have images and targets of the training shapes, {tuple(patches.images.shape[1:])} (c, h, "
+            f"w) and {targets.shape[1]} outputs; got {tuple(held_out.images.shape[1:])} and {expected.shape[1]}."
+        )
+    return held_out, expected
+
+
+def _middle(targets: Tensor) -> float | None:
+    """Return what is halfway between the two values that encode classes, None if the targets encode none."""
+    low, high = targets.amin(), targets.amax()
+    coded = bool(((targets == low) | (targets == high)).all() and low < high)
+    if coded and targets.shape[1] > 1:
+        coded = bool(((targets == high).sum(dim=1) == 1).all())
+    return float(low + high) / 2 if coded else None
+
+
+def _scores(block: ConvexConvBlock, patches: Patches, targets: Tensor, middle: float | None) -> tuple[float, float]:
+    """Return mean ||f - y||^2 over images, and accuracy, NaN where the training targets encode no classes.
+
+    Means are over the images of all processes: each must choose the same point of a path.
+    """
+    prediction = block._predict(patches)
+    error = (prediction - targets).square().sum(dim=1)
+    if middle is None:
+        right = torch.full_like(error, float("nan"))
+    elif targets.shape[1] == 1:
+        right = ((prediction > middle) == (targets > middle)).flatten().to(error)
+    else:
+        right = (prediction.argmax(dim=1) == targets.argmax(dim=1)).to(error)
+    means = all_mean(torch.stack([error, right], dim=1).double()).tolist()
+    return means[0], means[1]

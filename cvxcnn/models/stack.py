@@ -1,0 +1,659 @@
+"""Blocks stacked greedily: the ReLU maps of one are the images of the next."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.base import BaseEstimator, clone
+from sklearn.exceptions import NotFittedError
+from torch import Tensor, nn
+
+from ..activations.neurons import Neurons, convolution, to_module
+from ..core.checks import as_flag, as_int, is_int, is_number, scalar
+from ..core.distributed import rank, row_counts
+from ..core.plainly import plainly
+from ..core.seeds import seed_of
+from ..data.hold_out import held_out
+from ..data.images import are_flat, check_images, check_targets, moved, shifted
+from ..data.layout import check_same_shape
+from ..errors import InputError
+from ..patches.patches import PatchGeometry
+from ..solvers import Progress
+from .block import DEFAULT_FRACTION, DEFAULT_SEARCH, DTYPES, ConvexConvBlock
+from .path import choose_reg
+from .projection import PatchPCA
+from .savable import Savable
+from .stacked_module import StackedCNN
+from .standardizer import Standardizer
+
+__all__ = ["LayerwiseCNN", "OfBlocks", "Seen", "Stage", "given_blocks"]
+
+logger = logging.getLogger(__name__)
+
+Self = TypeVar("Self", bound="OfBlocks")
+
+# Images whose maps are held at once, between two blocks.
+_IMAGES_AT_ONCE = 512
+# Images that principal directions are computed from.
+_PROJECTION_IMAGES = 1000
+# The path along which reg is chosen on held-out images.
+_PATH_POINTS = 10
+_SMALLEST_FRACTION = 1e-3
+
+
+def given_blocks(block: Any) -> list[ConvexConvBlock]:
+    """Return what ``block`` of a stack or an estimator stands for: one block for all layers, or one for each."""
+    if block is None:
+        return [ConvexConvBlock(pricing=DEFAULT_SEARCH)]
+    blocks = list(block) if isinstance(block, (list, tuple)) else [block]
+    if not blocks or not all(isinstance(one, ConvexConvBlock) for one in blocks):
+        raise InputError(f"block must be a ConvexConvBlock, one a layer, or None; got {block!r}.")
+    return blocks
+
+
+def _values(given: Any) -> list[Any]:
+    """Return the values of a setting of each layer; the last one stands for all further layers."""
+    given = scalar(given)
+    return list(given) if isinstance(given, (Sequence, np.ndarray)) else [given]
+
+
+class OfBlocks(Savable, BaseEstimator):
+    """What a stack and the estimators share: parameters of the ``block`` that they are made of."""
+
+    block: Any
+
+    def set_params(self: Self, **params: Any) -> Self:
+        """Set parameters, ``block__reg`` and the like among them.
+
+        Those go to each block where ``block`` is a list, and where it is None to one of the defaults, which is made.
+        """
+        prefix = "block__"
+        nested = {name.removeprefix(prefix): params.pop(name) for name in list(params) if name.startswith(prefix)}
+        super().set_params(**params)
+        if nested:
+            self.block = given_blocks(None)[0] if self.block is None else self.block
+            for block in given_blocks(self.block):
+                block.set_params(**nested)
+        return self
+
+
+def mirrored(images: Tensor) -> Tensor:
+    """Return images (n, C, H, W), each followed by its mirror image: an order that all processes have in common."""
+    return torch.stack([images, images.flip(3)], dim=1).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a block was fitted on.
+
+    Attributes
+    ----------
+    inputs : Tensor, shape (n, C, H, W)
+        With ``mirror``, each image is followed by its mirror image.
+    targets : Tensor, shape (n, outputs)
+        What was left to fit: with ``residual``, the targets minus ``offset``.
+    offset : Tensor, shape (n, outputs)
+        The predictions of the layers before; zero without ``residual``.
+    prediction : Tensor, shape (n, outputs)
+        The block's own; zero before it is fitted.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    offset: Tensor
+    prediction: Tensor
+
+    def after(self, block: ConvexConvBlock) -> Stage:
+        """Return the stage with the prediction of its block."""
+        return replace(self, prediction=block.outputs(self.inputs).to(self.targets))
+
+    def remainder(self) -> Stage:
+        """Return what the block leaves to fit."""
+        return replace(self, targets=self.targets - self.prediction, offset=self.offset + self.prediction)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a block makes of images.
+
+    Attributes
+    ----------
+    inputs : Tensor, shape (n, C, H, W)
+        Its input; with ``mirror``, each image is followed by its mirror image.
+    offset, outputs : ndarray, shape (n, outputs)
+        The stack's predictions before it (zero without ``residual``) and with it.
+    """
+
+    inputs: Tensor
+    offset: np.ndarray
+    outputs: np.ndarray
+
+
+class LayerwiseCNN(OfBlocks):
+    """A deep CNN of convex blocks, each trained to its end before the next begins.
+
+    Block j is a ``ConvexConvBlock`` fitted to the same targets; its ReLU feature maps, average-pooled and
+    standardized, are the images of block j + 1. Every block has a readout of its own, so every layer predicts. With
+    ``residual`` block j is fitted to what the layers before have left,
+
+        y_j = y - sum_{i<j} f_i,   prediction of layer j: f_1 + ... + f_j
+
+    a path around the block on which it can hand on its predecessor's prediction as it is: the training loss of no layer
+    is above that of the layer before.
+
+    Parameters
+    ----------
+    layers : int
+        Number of blocks J >= 1.
+    block : ConvexConvBlock or sequence of them, or None
+        Settings of every block, or of each; None for the defaults of ``ConvexConvBlock``.
+    downsample : int or sequence of int
+        Average pooling between blocks, as kernel and stride: the last value stands for all further blocks. 1 for none.
+    standardize : bool
+        Standardize the channels of every block's input, the images included.
+    reg_fraction : float, sequence of float, or None
+        Every block's ``reg`` as a share of its own ``reg_max``, in (0, 1); of a sequence the last value stands for all
+        further blocks. None for 0.01, or for the ``reg`` of blocks that have one; both given is an error.
+    residual : bool
+        Fit each block to what the layers before have left. Needs the squared loss.
+    project : int or None
+        If given, blocks after the first see patches of the maps through so many of their principal directions
+        (``PatchPCA``), with the block's own kernel and padding, in place of standardized maps.
+    hand_on : int or None
+        So many neurons hand their maps on, at most: those with the largest output weights. None for all.
+    mirror : bool
+        Train on images and their mirror images; predictions are the mean over both.
+    crop : bool
+        Train on a copy of each image too that is shifted by up to an eighth of its side (``cvxcnn.data.shifted``).
+    validation : float or None
+        If given, this share of the images of every class is held out of training (``cvxcnn.data.held_out``: the same
+        images in any order of them), and each block's ``reg`` is that of the lowest validation error on a path of ten
+        values from ``reg_max`` down to ``reg_fraction`` (or 0.001) of it. Blocks have no ``reg`` of their own then.
+    half_maps : bool
+        Keep what blocks after the first see in float16, which is half of the memory. Needs float32 blocks.
+
+    Attributes
+    ----------
+    blocks_ : list of ConvexConvBlock
+        Fitted; their ``reg`` is the one that was used.
+    standardizers_ : list of Standardizer, PatchPCA or None
+        What each block's input goes through.
+    image_shape_ : tuple
+        (C, H, W).
+
+    Raises
+    ------
+    InputError
+        If an argument can't be used, or maps grow too small for another block.
+
+    Notes
+    -----
+    Sources: Belilovsky, Eickenberg & Oyallon 2019 (greedy layerwise training). By convexity, a block that was fitted on
+    images and their mirror images loses nothing on the training set by averaging its predictions over both.
+
+    Examples
+    --------
+    >>> images = np.random.default_rng(0).normal(size=(30, 1, 6, 6))
+    >>> block = ConvexConvBlock(gates=5, reg=0.1, padding=1, pooling="mean")
+    >>> stack = LayerwiseCNN(layers=2, block=block).fit(images, images.mean(axis=(1, 2, 3)))
+    >>> len(stack.blocks_), stack.predict(images).shape
+    (2, (30,))
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: int = 3,
+        block: ConvexConvBlock | Sequence[ConvexConvBlock] | None = None,
+        downsample: int | Sequence[int] = 1,
+        standardize: bool = True,
+        reg_fraction: float | Sequence[float] | None = None,
+        residual: bool = False,
+        project: int | None = None,
+        hand_on: int | None = None,
+        mirror: bool = False,
+        crop: bool = False,
+        validation: float | None = None,
+        half_maps: bool = False,
+    ) -> None:
+        self.layers = layers
+        self.block = block
+        self.downsample = downsample
+        self.standardize = standardize
+        self.reg_fraction = reg_fraction
+        self.residual = residual
+        self.project = project
+        self.hand_on = hand_on
+        self.mirror = mirror
+        self.crop = crop
+        self.validation = validation
+        self.half_maps = half_maps
+
+    def _settings(self) -> list[ConvexConvBlock]:
+        """Return the blocks to fit, after checking all settings."""
+        layers = as_int("layers", self.layers)
+        for name in ("project", "hand_on"):
+            value = getattr(self, name)
+            if value is not None and not is_int(value, 1):
+                raise InputError(f"{name} must be an int >= 1, or None; got {value!r}.")
+        for name in ("standardize", "residual", "mirror", "crop", "half_maps"):
+            as_flag(name, getattr(self, name))
+        if self.validation is not None and not (is_number(self.validation, above=0) and self.validation <= 0.5):
+            raise InputError(f"validation must be between 0 and 0.5, or None; got {self.validation!r}.")
+        self.fraction_of(0)
+        blocks = given_blocks(self.block)
+        if self.block is None or isinstance(self.block, ConvexConvBlock):
+            blocks = blocks * layers
+        if len(blocks) != layers:
+            raise InputError(f"block must be one ConvexConvBlock or {layers} of them; got {len(blocks)}.")
+        for layer, block in enumerate(blocks):
+            self._check_reg(layer, block)
+            if self.residual and block.loss != "squared":
+                raise InputError(f'residual=True needs loss="squared"; got {block.loss!r}.')
+            if self.half_maps and block.dtype != "float32":
+                raise InputError(f'half_maps=True needs blocks of dtype="float32"; got {block.dtype!r}.')
+        settings = [clone(block) for block in blocks]
+        for block in settings[1:] if self.project is not None else []:
+            block._check_parameters()
+            if PatchGeometry(block.kernel_size, block.stride)._sizes()[1] != (1, 1):
+                raise InputError(f"project needs blocks of stride 1; got {block.stride!r}.")
+            # The projection takes the patches.
+            block.set_params(kernel_size=1, padding=0)
+        return settings
+
+    def _check_reg(self, layer: int, block: ConvexConvBlock) -> None:
+        """Raise InputError if a block's reg would be decided twice."""
+        for name in ("reg_fraction", "validation"):
+            value = getattr(self, name)
+            if block.reg is not None and value is not None:
+                raise InputError(
+                    f"reg={block.reg!r} of the block of layer {layer + 1} and {name}={value!r} both decide its reg. "
+                    "Leave one of them at None."
+                )
+
+    def _projected_kernel(self, layer: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return kernel and padding of the patches that block ``layer`` sees projected."""
+        blocks = given_blocks(self.block)
+        block = blocks[min(layer, len(blocks) - 1)]
+        kernel, _, padding = PatchGeometry(block.kernel_size, 1, block.padding)._sizes()
+        return kernel, padding
+
+    def pooling_after(self, layer: int) -> int:
+        """Return the average pooling between block ``layer`` (from 0) and the next."""
+        values = _values(self.downsample)
+        if not values or not all(is_int(value, 1) for value in values):
+            raise InputError(f"downsample must be an int >= 1, or a sequence of them; got {self.downsample!r}.")
+        return int(values[min(layer, len(values) - 1)])
+
+    def fraction_of(self, layer: int) -> float:
+        """Return ``reg`` of block ``layer`` (from 0) as a share of its ``reg_max``, where it has none of its own."""
+        if self.reg_fraction is None:
+            return DEFAULT_FRACTION
+        values = _values(self.reg_fraction)
+        if not values or not all(is_number(value, above=0, below=1) for value in values):
+            raise InputError(
+                f"reg_fraction must be between 0 and 1, a sequence of such numbers, or None; got {self.reg_fraction!r}."
+            )
+        return float(values[min(layer, len(values) - 1)])
+
+    @plainly
+    def fit(
+        self,
+        images: Any,
+        targets: Any,
+        callback: Callable[[int, Progress], None] | None = None,
+        on_layer: Callable[[int, ConvexConvBlock, Stage], None] | None = None,
+        finished: LayerwiseCNN | None = None,
+    ) -> LayerwiseCNN:
+        """Train block after block.
+
+        Parameters
+        ----------
+        images : array-like, shape (n, C, H, W) or (n, H, W)
+        targets : array-like, shape (n,) or (n, outputs)
+        callback : callable, optional
+            Called with the layer (from 0) and a ``Progress`` of its solve.
+        on_layer : callable, optional
+            Called after each layer with its index, its block, and the ``Stage`` that the block was fitted on.
+        finished : LayerwiseCNN, optional
+            A stack of these settings, fitted on these images, whose blocks are the first of this one: they are kept
+            as they are, and ``callback`` and ``on_layer`` hear nothing of them.
+        """
+        settings = self._settings()
+        self.pooling_after(0)
+        first = settings[0]
+        first._check_parameters()
+        first._at_the_door(images, targets)
+        inputs = check_images(images, dtype=DTYPES[first.dtype], device=torch.device(first.device))
+        expected = check_targets(targets, len(inputs), dtype=inputs.dtype, device=inputs.device)
+        flat = are_flat(targets)
+        self.image_shape_ = tuple(int(side) for side in inputs.shape[1:])
+        self.blocks_: list[ConvexConvBlock] = []
+        self.standardizers_: list[Standardizer | PatchPCA | None] = []
+        kept = [] if finished is None else list(zip(finished.blocks_, finished.standardizers_, strict=True))
+        if len(kept) >= len(settings):
+            self.blocks_, self.standardizers_ = [block for block, _ in kept], [part for _, part in kept]
+            return self
+        judging = None
+        # The number of this process's first image, among those of all.
+        number = sum(row_counts(inputs)[: rank()])
+        seed = seed_of(first.random_state)
+        copies = shifted(inputs, seed, number) if self.crop else None
+        if self.validation is not None:
+            held = held_out(inputs, expected, float(self.validation), seed).to(inputs.device)
+            judging = self._first_stage(inputs[held], expected[held])
+            inputs, expected = inputs[~held], expected[~held]
+            copies = None if copies is None else copies[~held]
+        if copies is not None:
+            # Each beside its image, so that the order doesn't depend on which process has which images.
+            inputs = torch.stack([inputs, copies], dim=1).flatten(0, 1)
+            expected = expected.repeat_interleave(2, dim=0)
+        training = self._first_stage(inputs, expected)
+        del inputs, expected, copies
+        for layer, block in enumerate(settings):
+            known = layer < len(kept)
+            standardizer = kept[layer][1] if known else self._standardizer(layer, training.inputs)
+            self.standardizers_.append(standardizer)
+            training = replace(training, inputs=self._inputs(layer, training.inputs))
+            if judging is not None:
+                judging = replace(judging, inputs=self._inputs(layer, judging.inputs))
+            block = kept[layer][0] if known else self._fit_block(layer, block, training, judging, flat, callback)
+            self.blocks_.append(block)
+            if self.residual or on_layer is not None:
+                training = training.after(block)
+            if not known:
+                logger.info("layer %d: %s", layer + 1, block.certificate_)
+                if on_layer is not None:
+                    on_layer(layer, block, training)
+            if self.residual:
+                training = training.remainder()
+                judging = None if judging is None else judging.after(block).remainder()
+        return self
+
+    def _first_stage(self, images: Tensor, targets: Tensor) -> Stage:
+        """Return the first stage of a set of images: with ``mirror``, mirror images follow."""
+        if self.mirror:
+            images, targets = mirrored(images), targets.repeat_interleave(2, dim=0)
+        zero = torch.zeros_like(targets)
+        return Stage(images, targets, zero, zero)
+
+    def _fit_block(
+        self,
+        layer: int,
+        block: ConvexConvBlock,
+        training: Stage,
+        judging: Stage | None,
+        flat: bool,
+        callback: Callable[[int, Progress], None] | None,
+    ) -> ConvexConvBlock:
+        """Return the block of a layer, fitted; its reg is chosen here if that is asked for."""
+
+        def report(progress: Progress) -> None:
+            if callback is not None:
+                callback(layer, progress)
+
+        targets = training.targets[:, 0] if flat else training.targets
+        fraction = self.fraction_of(layer)
+        if judging is not None:
+            smallest = _SMALLEST_FRACTION if self.reg_fraction is None else fraction
+            training_pair = training.inputs, training.targets
+            held_pair = judging.inputs, judging.targets
+            return choose_reg(
+                block, training_pair, held_pair, points=_PATH_POINTS, smallest=smallest, flat=flat, callback=report
+            )
+        block._fit(training.inputs, targets, fraction, report)
+        block.reg = block.reg_
+        return block
+
+    def _sampled(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        """Return some images of the whole set, drawn at random, or all if so few: those that this process holds."""
+        counts = row_counts(inputs)
+        total, first = sum(counts), sum(counts[: rank()])
+        if total <= _PROJECTION_IMAGES:
+            return inputs
+        places = torch.randperm(total, generator=generator)[:_PROJECTION_IMAGES].sort().values
+        own = places[(places >= first) & (places < first + len(inputs))] - first
+        return inputs[own.to(inputs.device)]
+
+    def _standardizer(self, layer: int, inputs: Tensor) -> Standardizer | PatchPCA | None:
+        """Return what the input of block ``layer`` goes through, from the input of the block before."""
+        if layer and self.project is not None:
+            kernel, padding = self._projected_kernel(layer)
+            generator = torch.Generator().manual_seed(layer)
+            maps = self._hand_on(layer - 1, self._sampled(inputs, generator))
+            return PatchPCA.of(maps, int(self.project), kernel, padding, generator)
+        if not self.standardize:
+            return None
+        if not layer:
+            return Standardizer.of(inputs)
+        parts = torch.split(inputs, _IMAGES_AT_ONCE)
+        return Standardizer.of_parts(self._hand_on(layer - 1, part) for part in parts)
+
+    @plainly
+    def _inputs(self, layer: int, inputs: Tensor) -> Tensor:
+        """Return the input of block ``layer`` from that of the block before, or from images for the first."""
+        if not layer:
+            return self._standardized(0, inputs)
+        return self._hand_on(layer - 1, inputs, layer)
+
+    def _standardized(self, layer: int, maps: Tensor) -> Tensor:
+        standardizer = self.standardizers_[layer]
+        return maps if standardizer is None else standardizer(maps)
+
+    def handed_on(self, layer: int) -> Tensor:
+        """Return the indices of the neurons of block ``layer`` (from 0) that hand their maps on, in their order."""
+        neurons = self.blocks_[layer].neurons_
+        count = len(neurons.filters)
+        if self.hand_on is None or self.hand_on >= count:
+            return torch.arange(count, device=neurons.filters.device)
+        lengths = self.blocks_[layer].neuron_norms()
+        return torch.argsort(lengths, descending=True, stable=True)[: int(self.hand_on)].sort().values
+
+    def _hand_on(self, layer: int, inputs: Tensor, following: int | None = None) -> Tensor:
+        """Return what block ``layer`` hands on from its input: pooled maps, or the input of the following block."""
+        block = self.blocks_[layer]
+        if not block.n_neurons_:
+            raise InputError(
+                f"layer {layer + 1} has no neurons at reg={block.reg_:g}, so it hands nothing on. "
+                "Use a smaller reg or reg_fraction, or fewer layers."
+            )
+        step, sides = self.pooling_after(layer), block.geometry_.map_shape(block.image_shape_[1:])
+        if step > min(sides):
+            raise InputError(
+                f"downsample={step} after layer {layer + 1} is larger than its {sides[0]} x {sides[1]} "
+                "feature maps. Use fewer layers, more padding, or less downsampling."
+            )
+
+        def then(maps: Tensor) -> Tensor:
+            pooled = maps if step == 1 else F.avg_pool2d(maps, step)
+            if following is None:
+                return pooled
+            values = self._standardized(following, pooled)
+            return values.half() if self.half_maps else values
+
+        return block.relu_maps(inputs, self.handed_on(layer), then)
+
+    def _check_fitted(self) -> None:
+        if not getattr(self, "blocks_", None):
+            raise NotFittedError("This LayerwiseCNN isn't fitted yet. Call fit first.")
+
+    def layer_inputs(self, images: Any) -> Iterator[tuple[ConvexConvBlock, Tensor]]:
+        """Yield (block, its input (n, C, H, W)) for each layer."""
+        self._check_fitted()
+        like = self.blocks_[0].neurons_.filters
+        inputs = check_images(images, dtype=like.dtype, device=like.device)
+        check_same_shape(inputs.shape, self.image_shape_, "stack")
+        # The list may grow while this goes on: a run evaluates each layer as it is finished.
+        for layer, block in enumerate(self.blocks_):
+            inputs = self._inputs(layer, inputs)
+            yield block, inputs
+
+    def seen(self, images: Any) -> Iterator[Seen]:
+        """Yield what each block makes of images, mirror images with them; also of blocks that are added meanwhile."""
+        self._check_fitted()
+        if self.mirror:
+            like = self.blocks_[0].neurons_.filters
+            images = mirrored(check_images(images, dtype=like.dtype, device=like.device))
+        outputs: np.ndarray | None = None
+        for block, inputs in self.layer_inputs(images):
+            own = block.outputs(inputs).cpu().numpy()
+            offset = outputs if outputs is not None and self.residual else np.zeros_like(own)
+            outputs = offset + own
+            yield Seen(inputs, offset, outputs)
+
+    def staged_predict(self, images: Any, *, shift: int = 0) -> Iterator[np.ndarray]:
+        """Yield each layer's predictions, shape (n,) or (n, outputs); for ``shift`` see ``predict``."""
+        if not is_int(shift, 0):
+            raise InputError(f"shift must be an int >= 0, in pixels; got {shift!r}.")
+        views = [images]
+        if shift:
+            given = check_images(images)
+            far = int(shift)
+            steps = (0, 0), (far, 0), (-far, 0), (0, far), (0, -far)
+            views = [moved(given, down, right) for down, right in steps]
+        for layer, seen in enumerate(zip(*(self.seen(view) for view in views), strict=True)):
+            outputs = self.averaged(np.asarray(sum(view.outputs for view in seen) / len(views)))
+            yield outputs[:, 0] if self.blocks_[layer].flat_targets_ else outputs
+
+    def averaged(self, predictions: np.ndarray) -> np.ndarray:
+        """Return predictions, the mean of those for images and their mirror images with ``mirror``."""
+        if not self.mirror:
+            return predictions
+        return np.asarray((predictions[0::2] + predictions[1::2]) / 2)
+
+    def predict(self, images: Any, layer: int = -1, *, ensemble: bool = False, shift: int = 0) -> np.ndarray:
+        """Return the predictions of a layer, shape (n,) or (n, outputs).
+
+        Parameters
+        ----------
+        images : array-like, shape (n, C, H, W) or (n, H, W)
+        layer : int
+            Counted from 0; the last one by default.
+        ensemble : bool
+            The mean of the predictions of all layers up to this one.
+        shift : int
+            The mean over each image and four copies of it, shifted by so many pixels up, down, left and right, with
+            the edge repeated: five times the work. 0 for none.
+
+        Raises
+        ------
+        NotFittedError
+            Before ``fit``.
+        InputError
+            If there is no such layer, images have another shape than those of ``fit``, or shift is negative.
+        """
+        predictions = list(self.staged_predict(images, shift=shift))
+        if not is_int(layer, -len(predictions), len(predictions)):
+            raise InputError(f"layer must be between 0 and {len(predictions) - 1}; got {layer!r}.")
+        last = int(layer) % len(predictions)
+        return np.asarray(np.mean(predictions[: last + 1], axis=0)) if ensemble else predictions[last]
+
+    @plainly
+    def to_torch(self, layer: int = -1, *, neurons: Neurons | None = None, alone: bool = False) -> nn.Module:
+        """Return the network that ends in a layer's readout, as one flat Sequential of standard torch modules.
+
+        Its modules are, for j = 1, 2, ... up to that layer, ``standardize{j}`` (a 1 x 1 Conv2d with a group a
+        channel, whose parameters ask for no gradient), ``conv{j}``, ``relu{j}`` and ``downsample{j}`` (AvgPool2d),
+        and at the end ``pool``, ``flatten`` and ``linear``. A gated block at the end has a gated convolution
+        ``gated{j}`` in place of ``conv{j}`` and ``relu{j}``; below the end it hands on the ReLU responses of its
+        gates, as in ``transform``. With ``project`` two fixed convolutions ``channels{j}`` and ``patches{j}`` take the
+        place of ``standardize{j}``. The module shares no memory with the stack.
+
+        With ``residual`` or ``mirror`` it is a ``StackedCNN``, which adds the layers' predictions and averages over
+        mirror images; maps that were kept in float16 are not rounded in it.
+
+        Parameters
+        ----------
+        layer : int
+            Counted from 0; the last one by default.
+        neurons : Neurons, optional
+            What stands in place of the last block, with its geometry: a rival trained on the same inputs.
+        alone : bool
+            The last block's prediction alone, without those of the layers before and without mirror images: always a
+            flat Sequential.
+
+        Returns
+        -------
+        nn.Sequential or StackedCNN
+            Takes images (n, C, H, W) in the blocks' dtype; gives (n, outputs).
+
+        Raises
+        ------
+        NotFittedError
+            Before ``fit``.
+        InputError
+            If there is no such layer, or the neurons don't fit its inputs.
+
+        Examples
+        --------
+        >>> images = np.random.default_rng(0).normal(size=(30, 1, 6, 6))
+        >>> block = ConvexConvBlock(gates=5, reg=0.1, padding=1, pooling="mean")
+        >>> stack = LayerwiseCNN(layers=2, block=block, downsample=2).fit(images, images.mean(axis=(1, 2, 3)))
+        >>> module = stack.to_torch()
+        >>> [name for name, _ in module.named_children()][:5]
+        ['standardize1', 'conv1', 'relu1', 'downsample1', 'standardize2']
+        >>> np.allclose(module(torch.from_numpy(images))[:, 0].detach(), stack.predict(images))
+        True
+        """
+        self._check_fitted()
+        if not is_int(layer, -len(self.blocks_), len(self.blocks_)):
+            raise InputError(f"layer must be between 0 and {len(self.blocks_) - 1}; got {layer!r}.")
+        last = int(layer) % len(self.blocks_)
+        block = self.blocks_[last]
+        head = block.to_torch() if neurons is None else _rival(neurons, block)
+        if (self.residual or self.mirror) and not alone:
+            return StackedCNN(
+                [nn.Sequential(self._input_modules(index)) for index in range(last + 1)],
+                [*(block.to_torch() for block in self.blocks_[:last]), head],
+                [nn.Sequential(self._map_modules(index)) for index in range(last)],
+                add=self.residual,
+                mirror=self.mirror,
+            )
+        modules: OrderedDict[str, nn.Module] = OrderedDict()
+        for index in range(last):
+            modules.update(self._input_modules(index) | self._map_modules(index))
+        modules.update(self._input_modules(last))
+        gated = block.activation == "gated_relu" and neurons is None
+        names = [f"gated{last + 1}"] if gated else [f"conv{last + 1}", f"relu{last + 1}"]
+        modules.update(zip([*names, "pool", "flatten", "linear"], head, strict=True))
+        return nn.Sequential(modules)
+
+    def _input_modules(self, layer: int) -> OrderedDict[str, nn.Module]:
+        """Return what the input of block ``layer`` goes through."""
+        standardizer, number = self.standardizers_[layer], layer + 1
+        if standardizer is None:
+            return OrderedDict()
+        if isinstance(standardizer, Standardizer):
+            return OrderedDict({f"standardize{number}": standardizer.to_torch()})
+        channels, patches = standardizer.to_torch()
+        return OrderedDict({f"channels{number}": channels, f"patches{number}": patches})
+
+    def _map_modules(self, layer: int) -> OrderedDict[str, nn.Module]:
+        """Return what block ``layer`` hands on, from its input."""
+        block, number = self.blocks_[layer], layer + 1
+        filters = block.neurons_.filters[self.handed_on(layer)]
+        modules: OrderedDict[str, nn.Module] = OrderedDict()
+        modules[f"conv{number}"] = convolution(filters, block.geometry_, block.image_shape_[0])
+        modules[f"relu{number}"] = nn.ReLU()
+        if self.pooling_after(layer) > 1:
+            modules[f"downsample{number}"] = nn.AvgPool2d(self.pooling_after(layer))
+        return modules
+
+
+def _rival(neurons: Neurons, block: ConvexConvBlock) -> nn.Sequential:
+    """Return the network of neurons in place of a block's own."""
+    own = block.neurons_
+    if neurons.filters.shape[1] != own.filters.shape[1] or neurons.readout.shape[1:] != own.readout.shape[1:]:
+        raise InputError(
+            f"neurons must have filters (m, {own.filters.shape[1]}) and a readout (m, {own.readout.shape[1]}, "
+            f"{own.readout.shape[2]}), as the block in their place; got {tuple(neurons.filters.shape)} and "
+            f"{tuple(neurons.readout.shape)}."
+        )
+    return to_module(neurons, block.geometry_, block.image_shape_, intercept=bool(neurons.intercept.any()))

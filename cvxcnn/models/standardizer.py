@@ -1,0 +1,69 @@
+"""Channels of images shifted and scaled to mean 0 and standard deviation 1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..core.distributed import all_sum, size
+from ..errors import InputError
+
+__all__ = ["Standardizer"]
+
+
+@dataclass(frozen=True)
+class Standardizer:
+    """Each channel shifted and scaled to mean 0 and standard deviation 1 over the training images.
+
+    Attributes
+    ----------
+    mean, scale : Tensor, shape (C,)
+        A channel that is constant keeps scale 1.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, images: Tensor) -> Standardizer:
+        """Return the standardizer of images (n, C, H, W); of those of all processes together."""
+        return cls.of_parts([images])
+
+    @classmethod
+    def of_parts(cls, parts: Iterable[Tensor]) -> Standardizer:
+        """Return the standardizer of images that are given in parts."""
+        shift, count, total, squares = None, 0, torch.zeros(()), torch.zeros(())
+        for part in parts:
+            if shift is None:
+                # Moments about a value near the mean: no digits are lost where it is large beside the deviation.
+                shift = all_sum(part.mean(dim=(0, 2, 3)).double()) / size()
+                total, squares = torch.zeros_like(shift), torch.zeros_like(shift)
+                dtype = part.dtype
+            centred = part.double() - shift[:, None, None]
+            count += centred[:, 0].numel()
+            total += centred.sum(dim=(0, 2, 3))
+            squares += centred.square().sum(dim=(0, 2, 3))
+        if shift is None:
+            raise InputError("there are no images to standardize.")
+        sums = all_sum(torch.stack([total, squares, torch.full_like(shift, count)]))
+        offset = sums[0] / sums[2]
+        mean, scale = shift + offset, (sums[1] / sums[2] - offset.square()).clamp_min(0.0).sqrt()
+        scale = torch.where(scale > 1e-12 * mean.abs(), scale, torch.ones_like(scale))
+        return cls(mean.to(dtype), scale.to(dtype))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return standardized images."""
+        return (images - self.mean[:, None, None]) / self.scale[:, None, None]
+
+    def to_torch(self) -> nn.Conv2d:
+        """Return the same as a 1 x 1 convolution with a group a channel; its parameters ask for no gradient."""
+        count = len(self.mean)
+        # A convolution of its own: folded into the next one it would be wrong at the zeros of its padding.
+        layer = nn.Conv2d(count, count, 1, groups=count).to(self.mean).requires_grad_(False)
+        layer.weight.copy_((1 / self.scale).view_as(layer.weight))
+        if layer.bias is not None:
+            layer.bias.copy_(-self.mean / self.scale)
+        return layer

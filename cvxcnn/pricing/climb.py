@@ -1,0 +1,212 @@
+"""Local maxima of the pricing problem of ReLU filters, to the last digit.
+
+With coefficients C_k of the patches x_k, the responses of a unit filter u are A(u) = sum_k C_k (x_k . u)_+, one number
+for each (cell, output), and ||A|| is to be maximised. Along W = A(u) / ||A(u)|| a patch has the coefficient
+c_k = W . C_k, and sum_k c_k (x_k . u)_+ is a difference of two convex functions: patches with c_k > 0 and those with
+c_k < 0. Replacing the first by their tangent at u leaves a concave function below it that touches it at u. Its maximum
+over the unit ball,
+
+    u' along a - sum_k mu_k x_k  of least length,   0 <= mu_k <= |c_k|,   a = sum_{c_k > 0} c_k D_k x_k,
+
+is no lower (the convex-concave procedure, Yuille & Rangarajan 2003). Only patches near the hyperplane of u have a mu
+strictly between its limits, so that the least-squares problem is small, and a maximum on a ridge, where patches change
+sign, is met exactly and not approached in ever shorter steps.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..patches.patches import Patches
+
+__all__ = ["climbed"]
+
+Floats = NDArray[np.float64]
+
+# A patch is taken to lie on the ridge if |x . u| is below this times |x|.
+_ON_RIDGE = 1e-8
+# Of one step: times that patches which changed sign are added to the ridge, and how many there may be for each entry of
+# a patch before the step is halved.
+_RIDGE_ROUNDS = 12
+_RIDGE_PATCHES = 8
+_HALVINGS = 8
+# A step that gains less than this, relative to the value, is the last.
+_GAIN = 1e-12
+_PROJECTIONS = 60
+# A multiplier whose limit costs no more than this, relative to the largest slope, may stay there.
+_PULL = 1e-14
+
+
+def _nearest(normals: Floats, vector: Floats, most: Floats, start: Floats) -> Floats:
+    """Return mu with 0 <= mu <= most that makes ||vector - normals^T mu|| smallest, by projected Newton steps.
+
+    ``start`` is a guess between the limits.
+
+    Source: Bertsekas 1982, Projected Newton Methods for Optimization Problems with Simple Constraints.
+    """
+    gram, linear = normals @ normals.T, normals @ vector
+    ridge = 1e-13 * float(np.trace(gram))
+    gram[np.diag_indices(len(gram))] += ridge
+    weights = start
+    value = 0.5 * weights @ gram @ weights - linear @ weights
+    for _ in range(_PROJECTIONS):
+        slope = gram @ weights - linear
+        free = ~((weights <= 0.0) & (slope >= 0.0)) & ~((weights >= most) & (slope <= 0.0))
+        if not free.any():
+            break
+        step = np.zeros_like(weights)
+        step[free] = np.linalg.solve(gram[np.ix_(free, free)], -slope[free])
+        length = 1.0
+        while True:
+            trial = np.clip(weights + length * step, 0.0, most)
+            lower = 0.5 * trial @ gram @ trial - linear @ trial
+            if lower < value or length < 1e-9:
+                break
+            length *= 0.5
+        if not lower < value:
+            break
+        weights, value = trial, lower
+    return _finished(gram, linear, most, weights)
+
+
+def _finished(gram: Floats, linear: Floats, most: Floats, weights: Floats) -> Floats:
+    """Return the minimum from weights near it: Newton steps that multipliers near a limit cut short may not end there.
+
+    One multiplier leaves its limit at a time, the one that gains most, and stops at another if it meets it.
+    Source: Stark & Parker 1995, Bounded-Variable Least-Squares: an Algorithm and Applications.
+    """
+    free = (weights > 0.0) & (weights < most)
+    for _ in range(len(most) + 1):
+        while free.any():
+            slope = gram[free] @ weights - linear[free]
+            step = np.linalg.solve(gram[np.ix_(free, free)], -slope)
+            limit = np.where(step > 0, most[free], 0.0)
+            room = np.divide(limit - weights[free], step, out=np.full_like(step, np.inf), where=step != 0)
+            share = min(1.0, float(room.min()))
+            weights[free] += share * step
+            if share == 1.0:
+                break
+            stopped = np.flatnonzero(free)[room <= share]
+            weights[stopped] = limit[room <= share]
+            free[stopped] = False
+        slope = gram @ weights - linear
+        pull = np.where(free, 0.0, np.where(weights <= 0.0, -slope, slope))
+        last = int(pull.argmax())
+        if pull[last] <= _PULL * float(np.abs(linear).max()):
+            break
+        free[last] = True
+    return weights
+
+
+class _Climb:
+    """Some directions at once, each with the (cell, output) that it keeps to if the penalty is separable."""
+
+    def __init__(self, patches: Patches, dual: Tensor, pairs: Tensor | None) -> None:
+        self.points = patches.unfold().flatten(0, 1).double()
+        self.lengths = torch.linalg.vector_norm(self.points, dim=1)
+        self.pool, self.dual, self.pairs = patches.pool.double(), dual.double(), pairs
+        self.n_images = patches.n_images
+
+    def value(self, directions: Tensor, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ||A(u)|| (m,), W (m, cells, outputs) and the responses (N, m) of directions (m, d)."""
+        responses = self.points @ directions.T
+        active = responses.clamp_min(0.0).view(self.n_images, -1, len(directions))
+        sums = torch.einsum("ncm,no->mco", self.pool @ active, self.dual)
+        if self.pairs is not None:
+            sums = sums * self.pairs[which].view_as(sums)
+        norms = torch.linalg.vector_norm(sums.flatten(1), dim=1)
+        return norms, sums / norms.clamp_min(1e-300).view(-1, 1, 1), responses
+
+    def step(self, directions: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the directions after a step, and their values before it."""
+        values, toward, responses = self.value(directions, which)
+        spread = torch.einsum("no,mco->ncm", self.dual, toward)
+        coefficients = (self.pool.T @ spread).flatten(0, 1)  # c, (N, m)
+        concave = coefficients < 0
+        on = responses > 0
+        ridge = concave & (responses.abs() <= _ON_RIDGE * self.lengths[:, None])
+        most = _RIDGE_PATCHES * self.points.shape[1]
+        trial = directions
+        for _ in range(_RIDGE_ROUNDS):
+            trial = self._over_ridge(coefficients, on, ridge)
+            moved = self.points @ trial.T
+            changed = concave & ~ridge & ((moved > 0) != on)
+            # Far from a maximum a step crosses too many: a shorter one of the same concave function is no lower either.
+            for _ in range(_HALVINGS):
+                long = ((changed | ridge).sum(dim=0) > most).nonzero().flatten()
+                if not len(long):
+                    break
+                trial[long] = F.normalize(0.5 * (trial[long] + directions[long]), dim=1)
+                moved = self.points @ trial[long].T
+                changed[:, long] = concave[:, long] & ~ridge[:, long] & ((moved > 0) != on[:, long])
+            changed &= (changed | ridge).sum(dim=0) <= most
+            if not changed.any():
+                break
+            ridge |= changed
+        return trial, values
+
+    def _over_ridge(self, coefficients: Tensor, on: Tensor, ridge: Tensor) -> Tensor:
+        base = (coefficients * (on & ~ridge)).T @ self.points
+        for column in ridge.any(dim=0).nonzero().flatten().tolist():
+            rows = ridge[:, column].nonzero().flatten()
+            normals, most = self.points[rows].cpu().numpy(), -coefficients[rows, column].cpu().numpy()
+            # The side that a patch is on tells the limit that its multiplier is probably at.
+            start = most * on[rows, column].cpu().numpy()
+            taken = _nearest(normals, base[column].cpu().numpy(), most, start)
+            base[column] -= torch.from_numpy(taken @ normals).to(base)
+        return F.normalize(base, dim=1)
+
+
+def climbed(patches: Patches, dual: Tensor, directions: Tensor, steps: int, pairs: Tensor | None = None) -> Tensor:
+    """Return unit filters at local maxima of ||sum_jk nu_j P_k (x_jk . u)_+||, none lower than the one it began with.
+
+    Parameters
+    ----------
+    patches : Patches
+    dual : Tensor, shape (n, outputs)
+        nu.
+    directions : Tensor, shape (m, d)
+        Unit filters to begin with.
+    steps : int
+        Most steps of each.
+    pairs : Tensor, shape (m, cells * outputs), optional
+        One-hot: the response that each filter is to make large by itself, as the "group" penalty asks for.
+
+    Notes
+    -----
+    In float64, over all patches: 8 n K (d + 3 m) bytes and about 6 n K d m operations a step.
+
+    Examples
+    --------
+    >>> from cvxcnn.patches import PatchGeometry
+    >>> patches = Patches(torch.tensor([[[[3.0, 4.0]]], [[[0.0, -5.0]]]]), PatchGeometry(kernel_size=(1, 2)))
+    >>> climbed(patches, torch.tensor([[1.0], [1.0]]), torch.tensor([[1.0, 0.0]]), 10).mul(5).round().tolist()
+    [[3.0, 4.0]]
+    """
+    climb = _Climb(patches, dual, pairs)
+    best = F.normalize(directions.double(), dim=1)
+    which = torch.arange(len(best), device=best.device)
+    going = which
+    for _ in range(steps):
+        if not len(going):
+            break
+        trial, values = climb.step(best[going], going)
+        reached = climb.value(trial, going)[0]
+        # On a smooth part the steps are those of a power method: longer ones of the same direction often gain more.
+        turn, length = trial - best[going], 2.0
+        while length < 1e3:
+            longer = F.normalize(best[going] + length * turn, dim=1)
+            higher = climb.value(longer, going)[0]
+            better = higher > reached
+            if not better.any():
+                break
+            trial, reached = torch.where(better[:, None], longer, trial), torch.where(better, higher, reached)
+            length *= 2.0
+        risen = reached > values
+        best[going] = torch.where(risen[:, None], trial, best[going])
+        going = going[reached > values * (1 + _GAIN)]
+    return best

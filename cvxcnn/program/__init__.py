@@ -1,0 +1,21 @@
+"""The convex programs: operators, objective, dual bound, cones; and Eq. 1 of a torch module."""
+
+from .program import (
+    Evaluation,
+    Program,
+    filter_program,
+    gated_program,
+    nonconvex_objective,
+    relative_gap,
+    relu_program,
+)
+
+__all__ = [
+    "Evaluation",
+    "Program",
+    "filter_program",
+    "gated_program",
+    "nonconvex_objective",
+    "relative_gap",
+    "relu_program",
+]

@@ -1,0 +1,175 @@
+"""The cones of the ReLU program: {u : (2 D_i - I) R u >= 0}, projections onto them, and decompositions.
+
+Every cone has as many rows as there are patches, but a projection touches only a few of them: rows are
+added when they are violated. Identical patches give identical rows, so distinct patches are enough.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+
+from ..errors import InputError
+from ..patches.activity import active, on_hyperplane
+from ..patches.patches import Patches
+from .units import power_of_two
+
+__all__ = ["Cones"]
+
+Array = np.ndarray
+
+# What is kept of patterns that were computed.
+_SIGN_BYTES = 1 << 27
+
+
+class Cones:
+    """The pattern cones of a set of gates.
+
+    Parameters
+    ----------
+    patches : Patches
+        The training patches.
+    gates : Tensor, shape (P, d)
+        One cone for each gate.
+
+    Attributes
+    ----------
+    rows : ndarray, shape (N, d)
+        The distinct non-zero patches: N <= n * K.
+    """
+
+    def __init__(self, patches: Patches, gates: torch.Tensor) -> None:
+        flat = patches.unfold().flatten(0, 1)
+        distinct = torch.unique(flat, dim=0)
+        self.rows: Array = distinct[distinct.any(dim=1)].cpu().double().numpy()
+        self.lengths: Array = np.linalg.norm(self.rows, axis=1)
+        self.gates: Array = gates.cpu().double().numpy()
+        # A few recent ones, so that memory doesn't grow with patches times gates.
+        keep = max(8, _SIGN_BYTES // max(self.lengths.nbytes, 1))
+        self._recent_signs = lru_cache(maxsize=keep)(self._signs)
+
+    def _signs(self, gate: int) -> Array:
+        pattern = active(torch.from_numpy(self.rows), torch.from_numpy(self.gates[gate : gate + 1]))
+        signs: Array = np.where(pattern[:, 0].numpy(), 1.0, -1.0)
+        return signs
+
+    def _on_hyperplane(self, vector: Array) -> Array:
+        on: Array = on_hyperplane(torch.from_numpy(self.rows), torch.from_numpy(vector[None]))[:, 0].numpy()
+        return on
+
+    def signs(self, gate: int) -> Array:
+        """Return the diagonal of 2 D_i - I on ``rows``, shape (N,)."""
+        signs: Array = self._recent_signs(gate)
+        return signs
+
+    def violation(self, gate: int, vectors: Array) -> float:
+        """Return max(0, -min_k s_k x_k . u) over rows k and columns u of ``vectors`` (d, m), as is."""
+        return max(0.0, -float((self.signs(gate)[:, None] * (self.rows @ vectors)).min(initial=0.0)))
+
+    def project(self, gate: int, vector: Array, ceiling: float = 0.0, tol: float = 1e-13) -> tuple[Array, Array]:
+        """Return the Euclidean projection of a vector onto a cone, and the indices of the rows it touches.
+
+        Parameters
+        ----------
+        gate : int
+            Which cone.
+        vector : ndarray, shape (d,)
+        ceiling : float
+            Stop as soon as the projection is known to be shorter than this; what is returned is then the
+            projection onto a larger cone, which is at least as long as the true one.
+        tol : float
+            Rows may be violated by this much, relative to ||x_k|| ||vector||.
+
+        Notes
+        -----
+        By Moreau, p = a + B^T mu with mu >= 0 the non-negative least squares solution of B^T mu ~ -a; any
+        mu >= 0 gives a p at least as long as the projection, so a bound built on ||p|| stays valid.
+        """
+        signs = self.signs(gate)
+        point, touched = vector, np.zeros(0, dtype=int)
+        scale = float(np.linalg.norm(vector))
+        if scale == 0.0:
+            return point, touched
+        dim, unit = len(vector), power_of_two(scale)
+        for _ in range(200):
+            if np.linalg.norm(point) < ceiling:
+                break
+            slack = signs * (self.rows @ point)
+            relative = slack / self.lengths
+            violated = np.flatnonzero(relative < -tol * scale)
+            violated = np.setdiff1d(violated, touched, assume_unique=True)
+            if not len(violated):
+                break
+            worst = violated[np.argsort(relative[violated])[: 2 * dim]]
+            working = np.concatenate([touched, worst])
+            normals = signs[working, None] * self.rows[working]
+            # Its tolerance is absolute in the vector.
+            multipliers, _ = nnls(normals.T, -vector / unit, maxiter=50 * (dim + len(working)))
+            point = vector + unit * (normals.T @ multipliers)
+            # Rows that the new point doesn't touch can come back when they are violated again.
+            touched = working[multipliers > 0]
+        return point, touched
+
+    def decompose(self, gate: int, vector: Array) -> tuple[Array, Array]:
+        """Return a and b, both in the cone of a gate, with a - b = vector.
+
+        The shift b = t g along the gate is feasible whenever the gate is strictly inside its cone; it is
+        then shortened to the least-norm b with b and vector + b in the cone.
+
+        Raises
+        ------
+        InputError
+            If a patch lies on the gate's hyperplane and must be moved off it.
+
+        Notes
+        -----
+        Source: Mishkin, Sahiner & Pilanci 2022, cone decomposition.
+        """
+        # In the units of vector and patches, because least squares have absolute tolerances.
+        size, length = power_of_two(float(np.linalg.norm(vector))), power_of_two(float(self.lengths.max(initial=0.0)))
+        vector = vector / size
+        normals = self.signs(gate)[:, None] * (self.rows / length)
+        needed = np.where(self._on_hyperplane(vector), 0.0, np.maximum(0.0, -(normals @ vector)))
+        if not needed.any():
+            return size * vector, np.zeros_like(vector)
+        margin = normals @ self.gates[gate]
+        on = self._on_hyperplane(self.gates[gate])
+        if on[needed > 0].any():
+            raise InputError(
+                f"gate {gate} lies on the hyperplane of a patch, so its cone may have no interior to decompose in. "
+                "Use gates in general position (a small random shift of the gate)."
+            )
+        inside = ~on
+        shift = self._least_norm_shift(normals, needed, self.lengths / length)
+        missing = needed - normals @ shift
+        along = float(np.max(missing[inside] / margin[inside], initial=0.0))
+        shift = shift + along * self.gates[gate]
+        return size * (vector + shift), size * shift
+
+    @staticmethod
+    def _least_norm_shift(normals: Array, needed: Array, lengths: Array) -> Array:
+        """Return nearly the shortest b with normals @ b >= needed, by row generation on its dual."""
+        dim = normals.shape[1]
+        working = np.flatnonzero(needed >= 0.5 * needed.max())[: 4 * dim]
+        shift = np.zeros(dim)
+        for _ in range(100):
+            # min 1/2 ||b||^2, N b >= e  is the least-distance problem: Lawson & Hanson 1974, chapter 23.
+            lifted = np.vstack([normals[working].T, needed[working][None]])
+            target = np.zeros(dim + 1)
+            target[-1] = 1.0
+            multipliers, _ = nnls(lifted, target, maxiter=100 * (dim + len(working)))
+            residual = lifted @ multipliers - target
+            if abs(residual[-1]) < 1e-14:
+                break
+            shift = -residual[:dim] / residual[-1]
+            missing = (needed - normals @ shift) / lengths
+            missing[working] = 0.0
+            worst = np.argsort(-missing)[: 2 * dim]
+            worst = worst[missing[worst] > 1e-12 * max(1.0, float(np.linalg.norm(shift)))]
+            if not len(worst):
+                break
+            working = np.union1d(working[multipliers > 0], worst)
+        return shift

@@ -1,0 +1,111 @@
+"""report.html: a training run on one page that needs no other file, no network and no script."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from ..errors import ModelFileError
+from ..models.saving import load_model, read_bytes, write_atomically
+from ..persistence.files import ENCODING
+from ..runs.progress import one_line
+from ..runs.run_folder import SUMMARY_FILE
+from . import page
+from .history import HISTORY_FILE, read_history
+from .report import _name
+from .words import headline
+
+__all__ = ["QUICK_FILE", "REPORT_FILE", "headline", "write_report"]
+
+logger = logging.getLogger(__name__)
+
+REPORT_FILE = "report.html"
+# The small figure that a training run draws itself.
+QUICK_FILE = "explanations_quick.png"
+PICTURES = {"explanations": "explanations.png", "sanity": "sanity.png", "quick": QUICK_FILE}
+
+
+def write_report(folder: str | os.PathLike[str]) -> None:
+    """Write report.html into the folder of a finished run, from the other files there.
+
+    It shows which method won at each layer and how sure that is, all numbers, objective and accuracy by layer, the
+    convergence of each block, the filters, explanations if there are any, and the settings. Figures are inside it; one
+    that can't be drawn is left out, which the page and the log say.
+
+    Parameters
+    ----------
+    folder : str or path
+        With ``summary.json`` and the model; ``history.csv`` and the files of ``explain`` are shown if they are there.
+
+    Raises
+    ------
+    ModelFileError
+        If files are missing or damaged.
+    OSError
+        If the report can't be written.
+    """
+    source = Path(folder)
+    summary = _read_json(source / SUMMARY_FILE)
+    if summary is None:
+        raise ModelFileError(f"There is no {SUMMARY_FILE} in {source}. Give the folder of a finished run.")
+    found = _read_json(source / "explanations.json")
+    pictures = {key: path.read_bytes() for key, name in PICTURES.items() if (path := source / name).is_file()}
+    try:
+        content = _page(summary, source, pictures, found)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ModelFileError(
+            f"{source / SUMMARY_FILE} is damaged: {type(error).__name__} {error}. Train the run again."
+        ) from error
+    write_atomically(source / REPORT_FILE, content.encode())
+
+
+def _page(summary: dict[str, Any], source: Path, pictures: dict[str, bytes], found: dict[str, Any] | None) -> str:
+    data = summary["data"]
+    channels, height, width = data["image_shape"]
+    history, model = read_history(source / HISTORY_FILE), load_model(source)
+    return Template(files(__package__).joinpath("template.html").read_text(encoding="utf-8")).substitute(
+        title=page.text(f"{_name(summary)}: convex and ordinary training, layer by layer"),
+        data=page.text(
+            f"{data['n_train']} training and {data['n_test']} test images of {height} x {width} pixels, "
+            f"{'1 channel' if channels == 1 else f'{channels} channels'}, {data['n_classes']} classes"
+        ),
+        headline=page.text(headline(summary)),
+        comparisons=page.comparisons(summary),
+        certainty=page.certainties(summary),
+        table=page.results(summary),
+        overview=_drawn("objective and accuracy", lambda: page.overview(summary)),
+        convergence=_drawn("convergence", lambda: page.convergence(history)),
+        filters=_drawn("filters", lambda: page.filters(model)),
+        explanations=_drawn("explanations", lambda: page.explanations(pictures, found)),
+        settings=page.settings(summary),
+        footer=page.text(f"Written by cvxcnn {summary['version']} from the files beside it."),
+    )
+
+
+def _drawn(name: str, draw: Callable[[], str]) -> str:
+    """Return a part of the page with figures, or what is there in its place."""
+    try:
+        return draw()
+    except Exception as error:  # numbers and words are worth having, whatever a drawing library raises
+        reason = one_line(error)
+        logger.error("%s is without the figures of %s: %s", REPORT_FILE, name, reason)
+        return f'<p class="note">{page.text(f"These figures could not be drawn: {reason}.")}</p>'
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """Return the object in a file, None if there is no such file."""
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(read_bytes(path).decode(ENCODING))
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"{path} is damaged: {error}. Train the run again.") from error
+    if not isinstance(content, dict):
+        raise ModelFileError(f"{path} is damaged: it holds no object. Train the run again.")
+    return content

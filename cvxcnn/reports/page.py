@@ -1,0 +1,317 @@
+"""The parts of report.html, each as a piece of HTML; everything that comes from outside is escaped."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..models.stack import LayerwiseCNN
+from ..runs.progress import printable
+from .history import Point
+from .page_figures import WIDTH, Tile, filter_tiles, gaps, input_norms, plot_gaps, shares
+from .report import (
+    _MISSING,
+    LABELS,
+    _bound_heading,
+    _format,
+    _number,
+    _rows,
+    _series,
+    bound_notes,
+    bounded_networks,
+    plot_accuracy,
+    plot_objective,
+)
+from .words import certainty, comparable, comparison, percent
+
+__all__ = ["certainties", "comparisons", "convergence", "explanations", "filters", "overview", "results", "settings"]
+
+# Filters that are shown of a layer.
+MOST_FILTERS = 24
+# Pixels of a figure of `explain` for each pixel on a screen, at most: its text is small, so it may be scrolled.
+DENSITY = 150 / 85
+# Shown on narrow screens alone, which hide their scroll bars.
+HINT = '<p class="note hint">Wider than a narrow screen: slide it sideways.</p>'
+
+Summary = Mapping[str, Any]
+
+
+def text(value: Any) -> str:
+    """Return a value as HTML text."""
+    return escape(printable(str(value)))
+
+
+def bullets(items: Sequence[str]) -> str:
+    """Return a list of items that are HTML already."""
+    return '<ul class="plain">\n' + "\n".join(f"<li>{item}</li>" for item in items) + "\n</ul>"
+
+
+def data_uri(png: bytes) -> str:
+    """Return a PNG as an address that holds it."""
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+def image(png: bytes, alt: str, extra: str = "") -> str:
+    """Return a picture that is inside the page."""
+    width, height = _size(png)
+    return f'<img src="{data_uri(png)}" alt="{text(alt)}" width="{width}" height="{height}"{extra}>'
+
+
+def _size(png: bytes) -> tuple[int, int]:
+    with Image.open(io.BytesIO(png)) as picture:
+        return picture.size
+
+
+def _figure(png: bytes, alt: str, caption: str) -> str:
+    return f"<figure>{image(png, alt)}<figcaption>{text(caption)}</figcaption></figure>"
+
+
+def _wide(png: bytes, alt: str, caption: str) -> str:
+    """Return a figure that scrolls sideways where the screen is narrower than its text needs."""
+    inside = image(png, alt, f' style="width:{round(_size(png)[0] / DENSITY)}px"')
+    label = f'role="region" tabindex="0" aria-label="{text(caption)}"'
+    return f'<figure>{HINT}<div class="scroll" {label}>{inside}</div><figcaption>{text(caption)}</figcaption></figure>'
+
+
+# Words.
+
+
+def comparisons(summary: Summary) -> str:
+    """Return what each layer's two trainings reached."""
+    same, n_test = comparable(summary), int(summary["data"]["n_test"])
+    return bullets(
+        [
+            f"<strong>Layer {text(entry['layer'])}.</strong> {text(' '.join(comparison(entry, n_test, same)))}"
+            for entry in summary["layers"]
+        ]
+    )
+
+
+def certainties(summary: Summary) -> str:
+    """Return the certificate of each layer in words, and what it doesn't say."""
+    same = comparable(summary)
+    layers = [
+        f"<strong>Layer {text(entry['layer'])}.</strong> "
+        + text(" ".join(certainty(entry, same, bounded_networks(summary, entry["convex"]))))
+        for entry in summary["layers"]
+    ]
+    limits = (
+        "Every bound is of one layer, on the inputs that the layers below hand to it and with the same architecture "
+        "and penalty: it says nothing of all layers together. Objectives and bounds over a layer's own gates are "
+        "recomputed in double precision from the saved weights, on all training images. Both trainings ran once, with "
+        "one seed: another may give ordinary training another result. Bounds are on the training objective, not on "
+        "test accuracy."
+    )
+    return bullets(layers) + f'\n<p class="note">{text(limits)}</p>'
+
+
+# The table.
+
+_HEADINGS = (
+    "Layer", "Training", "Objective (Eq. 1)", "Bound over own gates", "Gap", "{}", "Certificate",
+    "Gap", "Training accuracy", "Test accuracy", "Neurons", "Seconds", "Status",
+)  # fmt: skip
+
+
+def results(summary: Summary) -> str:
+    """Return all numbers as a table."""
+    over = _bound_heading(summary)
+    head = "".join(f'<th scope="col">{text(heading.format(over))}</th>' for heading in _HEADINGS)
+    groups: dict[int, list[str]] = {}
+    for layer, method, values in _rows(summary):
+        cells = "".join(f"<td>{cell}</td>" for cell in _cells(values))
+        first = f'<th scope="row">{text(layer)}</th><th scope="row">{LABELS[method]}</th>'
+        groups.setdefault(layer, []).append(f"<tr>{first}{cells}</tr>")
+    body = "\n".join(f'<tbody class="group">{"".join(rows)}</tbody>' for rows in groups.values())
+    notes = [f'<p class="note">{text(note)}</p>' for note in bound_notes(summary)]
+    caption = "Gaps are relative to the objective, in per cent. The same numbers are in metrics.csv and summary.json."
+    return (
+        f'{HINT}<div class="scroll" role="region" tabindex="0" aria-label="Table of all numbers">'
+        '<table class="numbers">\n'
+        f"<caption>{caption}</caption>\n<thead><tr>{head}</tr></thead>\n{body}\n</table></div>\n" + "\n".join(notes)
+    )
+
+
+def _cells(values: Mapping[str, Any]) -> Iterator[str]:
+    yield _format(values.get("objective"), ".6g")
+    for bound, gap in (("dual_bound", "relative_gap"), ("global_bound", "global_gap")):
+        known = math.isfinite(_number(values.get(bound)))
+        yield _format(values.get(bound), ".6g")
+        if bound == "global_bound":
+            yield text(values.get("certificate") or _MISSING)
+        yield _format(100 * _number(values.get(gap)), ".3g") + " %" if known else _MISSING
+    for key in ("train_accuracy", "test_accuracy"):
+        known = math.isfinite(_number(values.get(key)))
+        yield _format(100 * _number(values.get(key)), ".1f") + " %" if known else _MISSING
+    yield _format(values.get("n_neurons"), ".0f")
+    yield _format(values.get("seconds"), ".1f")
+    yield text(values.get("status") or _MISSING)
+
+
+# Figures.
+
+
+def overview(summary: Summary) -> str:
+    """Return the figures of objective and accuracy by layer."""
+    parts = []
+    for draw, key, scale, caption in (
+        (
+            plot_objective, "objective", 1.0,
+            "Training objective; below, how far it is above the bound, in per cent of the bound (gaps elsewhere are in "
+            "per cent of the objective).",
+        ),
+        (plot_accuracy, "test_accuracy", 100.0, "Training and test accuracy, in per cent."),
+    ):  # fmt: skip
+        buffer = io.BytesIO()
+        draw(summary, buffer, width=WIDTH)
+        said = [
+            f"{LABELS[method]} {', '.join(f'{value:.4g}' for value in _series(summary, method, key, scale)[1])}"
+            for method in LABELS
+            if _series(summary, method, key)[0]
+        ]
+        name = key.replace("_", " ").capitalize()
+        parts.append(_figure(buffer.getvalue(), f"{name} by layer: {'; '.join(said)}.", caption))
+    return f'<div class="pair">{"".join(parts)}</div>'
+
+
+def convergence(points: Sequence[Point]) -> str:
+    """Return a figure of the gap against time for each layer."""
+    figures = []
+    for layer in sorted({point.layer for point in points}):
+        own = [point for point in points if point.layer == layer]
+        png = plot_gaps(own)
+        if png is not None:
+            figures.append(_figure(png, _gap_words(layer, own), f"Layer {layer}"))
+    if not figures:
+        return '<p class="note">No history was stored with this run.</p>'
+    over = " or ".join(dict.fromkeys(point.bound_over for point in points if point.overall))
+    note = (
+        f"Convex: the gap to the bound over {over} that was known at that time, or to the final one where that is "
+        "lower. Non-convex: its objective against the convex block's final bound, since it has none of its own. The "
+        "time of the convex block includes the search for its bound. How far the bound can be trusted is said above."
+        if over
+        else "The gap to the bound over the gates at hand, which is proved; it says nothing of other gates."
+    )
+    return f'<p>{note}</p>\n<div class="pair">{"".join(figures)}</div>'
+
+
+def _gap_words(layer: int, points: Sequence[Point]) -> str:
+    said = [f"Gap of layer {layer} against time."]
+    for method, name in LABELS.items():
+        found = gaps(points, method)
+        if found:
+            (start, first), (end, last) = found[0], found[-1]
+            said.append(f"{name}: {percent(first)} at {start:.1f} s, {percent(last)} at {end:.1f} s.")
+    return " ".join(said)
+
+
+def filters(model: LayerwiseCNN) -> str:
+    """Return the filters of every layer as pictures, those that contribute most first."""
+    classes = [str(name) for name in getattr(model, "extra_", {}).get("classes", ())]
+    parts, above = [], np.arange(model.image_shape_[0])
+    for layer, block in enumerate(model.blocks_, start=1):
+        projected = layer > 1 and model.project is not None
+        columns = "in the order of the filters of the layer before"
+        if projected:
+            above = np.arange(block.image_shape_[0])
+            columns = "principal directions of patches of the maps before, the leading ones first"
+        order = np.argsort(-shares(block), kind="stable")
+        shown = order[:MOST_FILTERS]
+        tiles = [_tile(tile, number, classes, above) for number, tile in enumerate(filter_tiles(block, shown), 1)]
+        heading = f"<h3>Layer {layer}: {len(shown)} of {len(order)} filters</h3>"
+        parts.append(f'{heading}\n<ul class="tiles">{"".join(tiles)}</ul>')
+        channels = block.image_shape_[0]
+        if channels not in (1, 3):
+            alt = f"Strength with which the {len(shown)} filters of layer {layer} read its {channels} input maps"
+            caption = (
+                f"The same filters (rows) and all {channels} input maps (columns, {columns}): the darker, the larger "
+                "the norm of the filter on that map."
+            )
+            heat = image(input_norms(block, shown, above), alt, ' class="heat"')
+            parts.append(f"<figure>{heat}<figcaption>{text(caption)}</figcaption></figure>")
+        # The channels of the next layer, as the filters that hand their maps on are sorted here.
+        channel = {int(neuron): place for place, neuron in enumerate(model.handed_on(layer - 1).tolist())}
+        above = np.array([channel[int(neuron)] for neuron in order if int(neuron) in channel], dtype=np.int64)
+    gated = any(block.activation == "gated_relu" for block in model.blocks_)
+    note = (
+        "Sorted by contribution, the percentage below each: the norm of a gate's weights as a share of the sum of all. "
+        "The pictures are the gates. "
+        if gated
+        else "Sorted by contribution, the percentage below each: the norm of the filter times that of its output "
+        "weights, as a share of the sum over all. The class is the one whose output the filter moves most, averaged "
+        "over the pooling cells. "
+    )
+    note += (
+        "Red entries are positive, blue ones negative (colour images: around grey), each filter on its own scale, "
+        "without its bias. Filters of deeper layers have a kernel for every map of the layer before; shown is the "
+        "strongest, with the number of that map's filter above."
+    )
+    return f"<p>{text(note)}</p>\n" + "\n".join(parts)
+
+
+def _tile(tile: Tile, number: int, classes: Sequence[str], above: np.ndarray) -> str:
+    name = ""
+    if tile.output is not None and tile.sign:
+        label = classes[tile.output] if tile.output < len(classes) else str(tile.output)
+        name = f"{'raises' if tile.sign > 0 else 'lowers'} {label}"
+    source = "" if tile.channel is None else f" map {int(np.flatnonzero(above == tile.channel)[0]) + 1}"
+    alt = f"Filter {number}: {percent(tile.share)} of the contributions"
+    picture = image(tile.png, f"{alt}, {name}" if name else alt)
+    lines = [part for part in (name, percent(tile.share), source.strip()) if part]
+    return f"<li>{picture}{'<br>'.join(map(text, lines))}</li>"
+
+
+def explanations(pictures: Mapping[str, bytes], found: Mapping[str, Any] | None) -> str:
+    """Return the figures of `explain`, or the quick one of a training run.
+
+    Parameters
+    ----------
+    pictures : mapping
+        "explanations" and "sanity", or "quick"; whatever is there.
+    found : mapping or None
+        What is in explanations.json.
+    """
+    if found is not None and "explanations" in pictures:
+        said = (
+            f"Layer {found.get('layer')}: test images and the maps of {', '.join(map(str, found.get('methods', ())))}, "
+            f"for {found.get('target')}."
+        )
+        parts = [_wide(pictures["explanations"], f"Maps. {said}", said)]
+        if "sanity" in pictures:
+            caption = (
+                "Sanity check: how alike the maps stay while layers are made random from the top. A map that explains "
+                "what the network has learnt loses its likeness."
+            )
+            parts.append(_wide(pictures["sanity"], caption, caption))
+        return "\n".join(parts)
+    command = "<code>cvxcnn explain</code> with this folder adds all methods, their sparsity and a sanity check."
+    if "quick" not in pictures:
+        return f'<p class="note">No explanations yet: {command}</p>'
+    said = "Test images and maps for their true class, by the networks of the last layer; wrong predictions in red."
+    return f'{_wide(pictures["quick"], said, said)}\n<p class="note">A first look; {command}</p>'
+
+
+def settings(summary: Summary) -> str:
+    """Return the settings of a run."""
+    rows = []
+    for name, value in dict(summary.get("settings", {})).items():
+        rows.append(f"<div><dt>{text(str(name).replace('_', ' '))}</dt><dd>{text(_setting(value))}</dd></div>")
+    for entry in summary["layers"]:
+        label = f"reg (lambda) of layer {text(entry['layer'])}"
+        rows.append(f"<div><dt>{label}</dt><dd>{_format(entry.get('reg'), '.6g')}</dd></div>")
+    return f'<dl class="settings">{"".join(rows)}</dl>'
+
+
+def _setting(value: Any) -> Any:
+    if value is None:
+        return "not given"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, list) else value

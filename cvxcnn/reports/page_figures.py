@@ -1,0 +1,194 @@
+"""Pictures of the report, as bytes of PNG files: convergence of a block, and its filters."""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..models.block import ConvexConvBlock
+from ..program.program import relative_gap
+from .history import Point
+from .report import _COLOURS, _MARKERS, LABELS, _logarithmic, new_figure, save_png
+
+__all__ = ["WIDTH", "Tile", "filter_tiles", "gaps", "input_norms", "plot_gaps", "shares"]
+
+# Inches: a telephone shows that many at 80 pixels each, where text of 9 points is 10 pixels high.
+WIDTH = 4.2
+
+# Characters beside an axis of three inches.
+_AXIS_WIDTH = 36
+
+# Ends of the diverging scale, as on the maps of `explain`: positive is red, negative blue.
+_POSITIVE, _NEGATIVE = np.array([178, 24, 43]), np.array([33, 102, 172])
+_DARK = np.array([8, 48, 107])
+
+
+def gaps(points: Sequence[Point], method: str) -> list[tuple[float, float]]:
+    """Return (seconds, relative gap) of a layer's points, where there is a gap.
+
+    Of the convex block, by the bound known at each time, or by the last one where that is lower: the last search is
+    the most thorough, and what it refutes was no bound. Of ordinary training, which knows none, by the convex block's
+    last one over networks with any gates.
+
+    Parameters
+    ----------
+    points : sequence of Point
+        Of one layer.
+    method : {"convex", "nonconvex"}
+    """
+    convex = [p for p in points if p.method == "convex"]
+    bound = convex[-1].bound if convex and convex[-1].overall else math.nan
+    if method == "convex":
+        last = bound if math.isfinite(bound) else math.inf
+        pairs = [(p.seconds, relative_gap(p.objective, min(p.bound, last))) for p in convex]
+    else:
+        pairs = [(p.seconds, relative_gap(p.objective, bound)) for p in points if p.method == method]
+    return [(seconds, gap) for seconds, gap in pairs if math.isfinite(seconds) and math.isfinite(gap) and gap > 0]
+
+
+def plot_gaps(points: Sequence[Point]) -> bytes | None:
+    """Draw the gap of a layer against time, on a logarithmic axis; None where no gap is known.
+
+    Parameters
+    ----------
+    points : sequence of Point
+        Of one layer.
+    """
+    lines = {method: found for method in LABELS if (found := gaps(points, method))}
+    if "convex" not in lines:
+        return None
+    figure = new_figure(WIDTH, 3.0)
+    axes = figure.subplots()
+    for method, found in lines.items():
+        seconds, values = zip(*found, strict=True)
+        axes.plot(
+            seconds, [100 * value for value in values], label=LABELS[method], color=_COLOURS[method],
+            marker=_MARKERS[method], markersize=4, linewidth=1.2, linestyle="-" if method == "convex" else "--",
+        )  # fmt: skip
+    over = next(p.bound_over for p in points if p.method == "convex")
+    axes.set_ylabel(textwrap.fill(f"gap over {over} (%)", _AXIS_WIDTH))
+    axes.set_xlabel("seconds")
+    axes.set_xlim(left=0)
+    drawn = [gap for found in lines.values() for _, gap in found]
+    if max(drawn) < 1e3 * min(drawn):
+        _logarithmic(axes)
+    else:
+        axes.set_yscale("log")
+    axes.grid(axis="y", color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    buffer = io.BytesIO()
+    save_png(figure, buffer)
+    return buffer.getvalue()
+
+
+# Filters.
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A filter as a picture.
+
+    Attributes
+    ----------
+    png : bytes
+        A pixel an entry.
+    share : float
+        Of all filters' contributions, in [0, 1].
+    output : int or None
+        The output that it moves most, averaged over the pooling cells; None for gated networks.
+    sign : int
+        1 if it raises that output, -1 if it lowers it, 0 if unknown.
+    channel : int or None
+        The input channel that is shown, from 0; None if all are.
+    """
+
+    png: bytes
+    share: float
+    output: int | None
+    sign: int
+    channel: int | None
+
+
+def shares(block: ConvexConvBlock) -> NDArray[np.float64]:
+    """Return the share of each filter, shape (m,): ||u_i|| ||w_i|| over their sum; of a gate, by its weights' norm."""
+    neurons = block.neurons_
+    if block.activation == "gated_relu":
+        sizes = block.gated_weights_.flatten(1).norm(dim=1)
+        if not len(sizes):
+            sizes = torch.zeros(len(neurons.filters))
+    else:
+        sizes = neurons.filters.norm(dim=1) * neurons.readout.flatten(1).norm(dim=1)
+    values = sizes.double().cpu().numpy()
+    return np.asarray(values / max(float(values.sum()), np.finfo(float).tiny))
+
+
+def _kernels(block: ConvexConvBlock) -> NDArray[np.float64]:
+    """Return the filters (m, C, kh, kw) without their biases."""
+    geometry = block.geometry_
+    filters = block.neurons_.filters.double().cpu().numpy()
+    weights = filters[:, :-1] if geometry.bias else filters
+    return np.asarray(weights.reshape(len(filters), block.image_shape_[0], *geometry._sizes()[0]))
+
+
+def filter_tiles(block: ConvexConvBlock, order: NDArray[np.int64]) -> list[Tile]:
+    """Return pictures of these filters: in grey or colour images the whole kernel, else its strongest channel.
+
+    Parameters
+    ----------
+    block : ConvexConvBlock
+    order : array of int
+        Which filters, the first one first.
+    """
+    kernels, share = _kernels(block), shares(block)
+    channels = kernels.shape[1]
+    readout = block.neurons_.readout.double().cpu().numpy().mean(axis=1)
+    tiles = []
+    for row in order:
+        kernel, channel = kernels[row], None
+        if channels not in (1, 3):
+            channel = int(np.square(kernel).sum(axis=(1, 2)).argmax())
+            kernel = kernel[channel : channel + 1]
+        output = None if block.activation == "gated_relu" else int(np.abs(readout[row]).argmax())
+        sign = 0 if output is None else int(np.sign(readout[row, output]))
+        tiles.append(Tile(_kernel_png(kernel), float(share[row]), output, sign, channel))
+    return tiles
+
+
+def _kernel_png(kernel: NDArray[np.float64]) -> bytes:
+    """Return a kernel (1, kh, kw) in red and blue around white, or (3, kh, kw) in its colours around grey."""
+    scaled = kernel / max(float(np.abs(kernel).max()), np.finfo(float).tiny)
+    if len(kernel) == 3:
+        return _png(127.5 * (1 + scaled.transpose(1, 2, 0)))
+    weight = np.abs(scaled[0])[..., None]
+    return _png((1 - weight) * 255 + weight * np.where(scaled[0][..., None] > 0, _POSITIVE, _NEGATIVE))
+
+
+def input_norms(block: ConvexConvBlock, order: NDArray[np.int64], channels: NDArray[np.int64]) -> bytes:
+    """Return a picture of how strongly filters (rows) read input channels (columns): white is 0, dark the largest.
+
+    Parameters
+    ----------
+    block : ConvexConvBlock
+    order, channels : array of int
+        Which filters and channels, the first ones first.
+    """
+    norms = np.sqrt(np.square(_kernels(block)).sum(axis=(2, 3)))[order][:, channels]
+    weight = (norms / max(float(norms.max()), np.finfo(float).tiny))[..., None]
+    return _png((1 - weight) * 255 + weight * _DARK)
+
+
+def _png(pixels: NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.round(pixels).astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()

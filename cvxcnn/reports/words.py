@@ -1,0 +1,278 @@
+"""What a run shows, in plain words: which method won at each layer, by how much, and how sure that is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scipy.stats import binomtest
+
+from ..pricing.certificate import beyond, maxima
+from ..program.program import relative_gap
+from .report import _number, bounded_words
+
+__all__ = ["certainty", "comparison", "headline", "percent"]
+
+Entry = Mapping[str, Any]
+
+# A difference in right answers is called one if chance alone gives it less often than this.
+LEVEL = 0.05
+CONVEX, ORDINARY = "convex training", "ordinary training"
+
+
+def percent(share: float) -> str:
+    """Return a share as per cents with two digits that count.
+
+    Examples
+    --------
+    >>> percent(0.00689), percent(0.1234), percent(2.5), percent(0.0)
+    ('0.69 %', '12 %', '250 %', '0 %')
+    """
+    value = 100 * share
+    return f"{value:.0f} %" if abs(value) >= 100 else f"{value:.2g} %"
+
+
+def at_most(share: float) -> str:
+    """Return a share as per cents, rounded up to three digits that count, and to 0.001 % at least.
+
+    Examples
+    --------
+    >>> at_most(0.0043101), at_most(0.0), at_most(0.1201), at_most(0.00431)
+    ('0.432 %', '0.001 %', '12.1 %', '0.431 %')
+    """
+    value = max(100 * share, 1e-3)
+    unit = 10.0 ** (math.floor(math.log10(value)) - 2)
+    # A hair of rounding isn't rounded up to a whole unit.
+    return f"{math.ceil(value / unit - 1e-9) * unit:.3g} %" if value < 999 else f"{math.ceil(value)} %"
+
+
+def _accuracy(share: Any) -> str:
+    return "unknown" if not math.isfinite(_number(share)) else f"{100 * share:.1f} %"
+
+
+def _gain(entry: Entry) -> float:
+    """Return by which share the convex objective is below the other one; 0 where both read the same, NaN for none."""
+    convex, rival = (_number((entry.get(method) or {}).get("objective")) for method in ("convex", "nonconvex"))
+    if format(convex, ".6g") == format(rival, ".6g"):
+        return 0.0
+    return (rival - convex) / abs(rival) if math.isfinite(convex - rival) and rival else math.nan
+
+
+def comparable(summary: Mapping[str, Any]) -> bool:
+    """Return whether both methods minimise the same objective: a gated network's isn't that of a ReLU network."""
+    return dict(summary.get("settings", {})).get("activation") != "gated_relu"
+
+
+def _p_value(rival: Mapping[str, Any]) -> float:
+    """Return how often chance would split the images that one method alone gets right at least as unevenly."""
+    counts = [rival.get(f"only_{method}_right") for method in ("convex", "nonconvex")]
+    if any(count is None for count in counts):
+        return math.nan
+    first, second = (int(count) for count in counts if count is not None)
+    return float(binomtest(first, first + second).pvalue) if first + second else 1.0
+
+
+def headline(summary: Mapping[str, Any]) -> str:
+    """Return the result of a run in two or three sentences.
+
+    Parameters
+    ----------
+    summary : dict
+        As in ``summary.json``.
+    """
+    layers = summary["layers"]
+    both = [entry for entry in layers if entry.get("convex") and entry.get("nonconvex")]
+    if not both:
+        return (
+            f"{_count(len(layers), 'layer')} trained by convex optimisation, without ordinary training beside it, so "
+            "there is no winner to name."
+        )
+    said = []
+    if comparable(summary):
+        said.append(_winners({entry["layer"]: _gain(entry) for entry in both}))
+    else:
+        said.append("The two objectives are of different networks (gated and ReLU), so they name no winner.")
+    said.append(_accuracies(both))
+    return " ".join(said)
+
+
+def _winners(gains: Mapping[int, float]) -> str:
+    convex = {layer: gain for layer, gain in gains.items() if gain > 0}
+    rival = {layer: -gain for layer, gain in gains.items() if gain < 0}
+    count = len(gains)
+    if not convex and not rival:
+        return f"Both methods reached the same training objective at {_at(gains, count)}."
+    parts = [
+        f"{name} reached the lower training objective at {_at(won, count)}, by {_span(won.values())}"
+        for name, won in ((CONVEX, convex), (ORDINARY, rival))
+        if won
+    ]
+    text = "; ".join(parts) + "."
+    return text[0].upper() + text[1:]
+
+
+def _at(layers: Mapping[int, Any] | Sequence[int], count: int) -> str:
+    names = [str(layer) for layer in layers]
+    if count == 1:
+        return "its only layer"
+    if len(names) == count:
+        return "both layers" if count == 2 else f"all {count} layers"
+    return f"layer {names[0]}" if len(names) == 1 else f"layers {', '.join(names[:-1])} and {names[-1]}"
+
+
+def _span(shares: Any) -> str:
+    low, high = percent(min(shares)), percent(max(shares))
+    return low if low == high else f"{low} to {high}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _accuracies(both: Sequence[Entry]) -> str:
+    signs = {
+        entry["layer"]: _number(entry["convex"].get("test_accuracy")) - _number(entry["nonconvex"].get("test_accuracy"))
+        for entry in both
+    }
+    if not any(signs.values()):
+        return f"Test accuracy is the same at {_at(signs, len(signs))}."
+    parts = [
+        f"{words} at {_at(where, len(signs))}"
+        for words, where in (
+            ("higher with convex training", [layer for layer, sign in signs.items() if sign > 0]),
+            ("higher with ordinary training", [layer for layer, sign in signs.items() if sign < 0]),
+            ("the same", [layer for layer, sign in signs.items() if sign == 0]),
+        )
+        if where
+    ]
+    chances = {entry["layer"]: _p_value(entry["nonconvex"]) for entry in both}
+    beyond = [layer for layer, chance in chances.items() if chance < LEVEL]
+    text = f"Test accuracy is {' and '.join(parts)}"
+    if any(math.isnan(chance) for chance in chances.values()):
+        return f"{text}."
+    if not beyond:
+        return f"{text}; the differences are no more than chance gives."
+    return f"{text}; the difference is more than chance gives at {_at(beyond, len(signs))}."
+
+
+def comparison(entry: Entry, n_test: int, same_objective: bool = True) -> list[str]:
+    """Return sentences on a layer: the objectives, then the accuracies.
+
+    Parameters
+    ----------
+    entry : dict
+        One of ``summary["layers"]``.
+    n_test : int
+        Test images.
+    same_objective : bool
+        See ``comparable``.
+    """
+    convex, rival = entry["convex"], entry.get("nonconvex")
+    reached = format(_number(convex.get("objective")), ".6g")
+    if not rival:
+        return [
+            f"Convex training reached the training objective {reached} and {_accuracy(convex.get('test_accuracy'))} "
+            "test accuracy. Ordinary training was left out."
+        ]
+    other = format(_number(rival.get("objective")), ".6g")
+    gain = _gain(entry)
+    if not same_objective:
+        first = f"Training objective {reached} for the gated network, {other} for the ReLU network: not comparable."
+    elif not gain or math.isnan(gain):
+        first = f"Both reached the training objective {reached}." if gain == 0 else "An objective is missing."
+    else:
+        winner, values = (CONVEX, (reached, other)) if gain > 0 else (ORDINARY, (other, reached))
+        first = (
+            f"{winner.capitalize()} won in the training objective: {percent(abs(gain))} lower "
+            f"({values[0]} against {values[1]})."
+        )
+    return [first, _test_sentence(convex, rival, n_test)]
+
+
+def _test_sentence(convex: Mapping[str, Any], rival: Mapping[str, Any], n_test: int) -> str:
+    scores = [_number(part.get("test_accuracy")) for part in (convex, rival)]
+    if not all(map(math.isfinite, scores)):
+        return "Test accuracy is missing."
+    difference = round((scores[0] - scores[1]) * n_test)
+    if not difference:
+        text = f"Test accuracy: both {_accuracy(scores[0])} of {n_test} images."
+    else:
+        winner = CONVEX if difference > 0 else ORDINARY
+        text = (
+            f"Test accuracy: {_accuracy(scores[0])} with convex, {_accuracy(scores[1])} with ordinary training; "
+            f"{winner} is right on {_count(abs(difference), 'image')} more of {n_test}."
+        )
+    chance = _p_value(rival)
+    if math.isnan(chance):
+        return text
+    first, second = rival["only_convex_right"], rival["only_nonconvex_right"]
+    if not first + second:
+        return f"{text} They are the same images."
+    text += f" Right with one method alone: {first} with convex, {second} with ordinary training"
+    if not difference:
+        return f"{text}."
+    often = f"in {percent(chance)} of comparisons" if chance < 0.995 else "every time"
+    verdict = "more than chance gives" if chance < LEVEL else "neither is shown to be better"
+    return f"{text}. Chance alone gives as large a difference {often}: {verdict}."
+
+
+def certainty(entry: Entry, same_objective: bool = True, networks: str | None = None) -> list[str]:
+    """Return sentences on how far from optimal a layer is, and how sure that is: no more than its certificate says.
+
+    Parameters
+    ----------
+    entry : dict
+        One of ``summary["layers"]``.
+    same_objective : bool
+        Whether the ordinary network's objective can be held against the bound.
+    networks : str, optional
+        Of which networks the bound is, a key of ``certificate.NETWORKS``; that of the entry if it says.
+    """
+    convex, rival = entry["convex"], entry.get("nonconvex") or {}
+    objective, bound = _number(convex.get("objective")), _number(convex.get("global_bound"))
+    own = _lower(objective, _number(convex.get("dual_bound")))
+    said = [f"Over its own gates, the best network is {own} (proved)." if own else "No bound over its own gates."]
+    room, kind = _lower(objective, bound), convex.get("certificate")
+    if not room or kind not in ("proved", "searched"):
+        return [*said, "It was not compared with other gates: networks with other gates may be better by any amount."]
+    networks = networks or convex.get("networks")
+    best = f"Of {bounded_words(networks)}, with any number of neurons, the best is {room}"
+    if kind == "proved":
+        said.append(f"{best} (proved).")
+    else:
+        said.append(
+            f"{best}, unless a direction that the search from {convex.get('n_searched')} starts missed is worse than "
+            "those it found (searched: evidence, not proof)."
+        )
+        met = maxima(int(convex.get("n_distinct") or 0), _number(convex.get("expected_unseen")))
+        if met:
+            said.append(f"The search met {met}.")
+    other = beyond(networks)
+    if other:
+        said.append(f"{other[0].upper()}{other[1:]}.")
+    value = _number(rival.get("objective"))
+    if same_objective and math.isfinite(value):
+        if value >= bound - 1e-9 * abs(bound):
+            # Its rival is trained as a network of the same kind.
+            such = " of such a network" if other else ""
+            said.append(f"By the same bound, ordinary training{such} is at most {_above(value, bound)} the best.")
+        elif kind == "searched":
+            said.append(
+                "Ordinary training ended below this bound, so the search missed a worse direction, and the bound "
+                "doesn't hold."
+            )
+        else:
+            said.append("Ordinary training ended below this bound, which contradicts the proof. Please report it.")
+    return said
+
+
+def _lower(objective: float, bound: float) -> str:
+    """Return how much lower than the objective anything above the bound can be, in words; "" for no bound."""
+    if not math.isfinite(objective - bound):
+        return ""
+    return f"at most {at_most(max(0.0, relative_gap(objective, bound)))} lower"
+
+
+def _above(objective: float, bound: float) -> str:
+    return f"{at_most(max(0.0, relative_gap(objective, bound)))} of its objective above"

@@ -1,0 +1,152 @@
+"""What a run keeps of its finished layers, so that another can go on from there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import ModelFileError
+from ..models.saving import load_model, save_model
+from ..models.stack import LayerwiseCNN
+from ..persistence.files import ENCODING, read_bytes, read_tensors
+from ..reports.history import HISTORY_FILE, Point, read_history, write_history
+from .run_folder import SUMMARY_FILE
+
+__all__ = [
+    "BASELINE_FILE",
+    "State",
+    "drop_checkpoints",
+    "find_state",
+    "read_state",
+    "write_checkpoint",
+    "write_state",
+]
+
+BASELINE_FILE = "baseline.safetensors"
+_PREFIX = "layers-"
+
+
+@dataclass
+class State:
+    """Finished layers, and everything that was found out about them.
+
+    Attributes
+    ----------
+    summary : dict
+        As in ``summary.json``; its "layers" are those that are finished.
+    stack : LayerwiseCNN or None
+        Their blocks; None if there are none.
+    rivals : list of (filters, readout)
+        What ordinary training made of each layer; empty if it was left out.
+    history : list of Point
+    """
+
+    summary: dict[str, Any]
+    stack: LayerwiseCNN | None = None
+    rivals: Sequence[tuple[Tensor, Tensor]] = ()
+    history: list[Point] = field(default_factory=list)
+
+
+def write_state(folder: Path, state: State, extra: dict[str, Any]) -> None:
+    """Write a state's files; ``extra`` goes into the model's configuration.
+
+    Raises
+    ------
+    OSError
+        If they can't be written.
+    """
+    if state.stack is not None:
+        save_model(state.stack, folder, extra=extra)
+    if state.rivals:
+        tensors = {}
+        for layer, (filters, readout) in enumerate(state.rivals):
+            tensors[f"layers.{layer}.filters"] = filters.cpu().contiguous()
+            tensors[f"layers.{layer}.readout"] = readout.cpu().contiguous()
+        save_file(tensors, folder / BASELINE_FILE)
+    write_history(state.history, folder / HISTORY_FILE)
+    text = json.dumps(state.summary, indent=2, allow_nan=False)
+    (folder / SUMMARY_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_state(folder: Path) -> State:
+    """Return the state in a folder.
+
+    Raises
+    ------
+    ModelFileError
+        If a file is missing or damaged, or they don't belong together.
+    """
+    path = folder / SUMMARY_FILE
+    try:
+        summary = json.loads(read_bytes(path).decode(ENCODING))
+        count, settings = len(summary["layers"]), dict(summary["settings"])
+        for entry in summary["layers"]:
+            _ = float(entry["reg"]), dict(entry["convex"]), dict(entry["nonconvex"] or {})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelFileError(f"{path} is damaged: {type(error).__name__}: {error}. Train the run again.") from error
+    if not count:
+        return State(summary)
+    stack = load_model(folder)
+    rivals = []
+    if settings.get("baseline", True):
+        where = folder / BASELINE_FILE
+        tensors = read_tensors(where, read_bytes(where))
+        try:
+            rivals = [(tensors[f"layers.{j}.filters"], tensors[f"layers.{j}.readout"]) for j in range(count)]
+        except KeyError as error:
+            raise ModelFileError(f"{where} is damaged: it has no {error}. Train the run again.") from error
+    if len(stack.blocks_) != count:
+        raise ModelFileError(
+            f"{path} has {count} layers and the model beside it {len(stack.blocks_)}. Train the run again."
+        )
+    return State(summary, stack, rivals, list(read_history(folder / HISTORY_FILE)))
+
+
+def write_checkpoint(partial: Path, state: State, extra: dict[str, Any]) -> None:
+    """Write a state into the folder of an unfinished run, in place of the one before: all of it or nothing."""
+    count = len(state.summary["layers"])
+    draft = partial / ".draft"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    write_state(draft, state, extra)
+    target = partial / f"{_PREFIX}{count}"
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(draft, target)
+    for older in _checkpoints(partial)[1:]:
+        shutil.rmtree(older, ignore_errors=True)
+
+
+def drop_checkpoints(partial: Path) -> None:
+    """Remove the states in the folder of a run that is about to be complete."""
+    for path in [*_checkpoints(partial), partial / ".draft"]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _checkpoints(partial: Path) -> list[Path]:
+    """Return the states in the folder of an unfinished run, the newest first."""
+    found = [path for path in partial.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdecimal()]
+    return sorted(found, key=lambda path: -int(path.name.removeprefix(_PREFIX)))
+
+
+def find_state(path: Path, partial: Path) -> Path:
+    """Return the folder with the newest state of a run: of one that was killed, or of one that was interrupted.
+
+    Raises
+    ------
+    ModelFileError
+        If there is none.
+    """
+    killed = _checkpoints(partial)
+    if killed:
+        return killed[0]
+    if (path / SUMMARY_FILE).is_file():
+        return path
+    raise ModelFileError(f"There is no run to go on with in {path}. Give the folder that it was to write to.")

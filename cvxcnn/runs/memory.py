@@ -1,0 +1,113 @@
+"""The peak memory of a training run, before it starts."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from ..arrangements import GateSampler
+from ..core.checks import is_int
+from ..core.distributed import size
+from ..errors import InputError
+from ..models.block import ConvexConvBlock
+from ..models.stack import LayerwiseCNN
+from ..patches.patches import PatchGeometry
+from ..solvers.cost import Size, predict_memory
+
+__all__ = ["check_run_memory", "predict_run_memory"]
+
+# Python, torch and what they load.
+_INTERPRETER = 700 << 20
+# Maps of the images that pass through a layer at once, and what allocators keep of them: measured on five layers of
+# CIFAR-10.
+_WORKSPACE = 768 << 20
+
+
+def _count(block: ConvexConvBlock) -> int | None:
+    """Return how many gates a block is to have, None if the optimisation decides."""
+    if is_int(block.gates):
+        return int(block.gates)
+    if isinstance(block.gates, GateSampler):
+        return block.gates.count
+    return len(block.gates) if isinstance(block.gates, (np.ndarray, Tensor)) else None
+
+
+def predict_run_memory(
+    stack: LayerwiseCNN, n_train: int, n_test: int, image_shape: tuple[int, int, int], outputs: int
+) -> int | None:
+    """Return the peak bytes of a process that trains a stack, an upper bound; None if gates are priced.
+
+    Of each layer: its input and the one that is made for the next, or its input and what its program needs
+    (``cvxcnn.solvers.cost``); besides, images as they were read, in float64, the interpreter, and working space.
+
+    Parameters
+    ----------
+    stack : LayerwiseCNN
+        Unfitted, with a block for each layer.
+    n_train, n_test : int
+        Images, of all processes.
+    image_shape : (int, int, int)
+        (C, H, W).
+    outputs : int
+    """
+    blocks = stack._settings()
+    own = -(-n_train // size()) * (1 + int(stack.mirror)) * (1 + int(stack.crop))
+    shape, peak = image_shape, 0
+    count_before, side = 0, (0, 0)
+    # Test images go through the layers as well.
+    tested = -(-n_test // size()) * (1 + int(stack.mirror))
+    before = (own + tested) * _pixels(shape) * 4
+    for layer, block in enumerate(blocks):
+        count = _count(block)
+        if count is None:
+            return None
+        item = 4 if block.dtype == "float32" else 8
+        stored = item
+        if layer:
+            channels = min(count_before, stack.hand_on or count_before)
+            step = stack.pooling_after(layer - 1)
+            maps = channels, side[0] // step, side[1] // step
+            shape = maps
+            if stack.project is not None:
+                kernel, padding = stack._projected_kernel(layer)
+                height, width = PatchGeometry(kernel, 1, padding).map_shape(maps[1:])
+                shape = min(stack.project, channels * kernel[0] * kernel[1]), height, width
+            stored = 2 if stack.half_maps else item
+        inputs = (own + tested) * _pixels(shape) * stored
+        geometry = block._check_parameters()
+        program = predict_memory(
+            Size.of_block(
+                own * size(), shape, geometry, blocks=count, outputs=outputs, activation=block.activation,
+                penalty=block.program_penalty, itemsize=item, image_itemsize=stored, processes=size(),
+                device=block.device,
+            ),
+            block.solver,
+        )  # fmt: skip
+        peak = max(peak, before + inputs, program + tested * _pixels(shape) * stored)
+        before, count_before, side = inputs, count, geometry.map_shape(shape[1:])
+    return _INTERPRETER + _WORKSPACE + (n_train // size() + n_test // size()) * _pixels(image_shape) * 8 + peak
+
+
+def _pixels(shape: tuple[int, int, int]) -> int:
+    return shape[0] * shape[1] * shape[2]
+
+
+def check_run_memory(predicted: int | None, limit: float | None) -> None:
+    """Raise InputError if a run's predicted bytes are above a limit in GiB, or can't be predicted though there is one.
+
+    Examples
+    --------
+    >>> check_run_memory(predicted=10**9, limit=2.0)
+    """
+    if limit is None:
+        return
+    if predicted is None:
+        raise InputError(
+            "what priced gates need is decided by the optimisation, so no limit can be kept. Leave --memory out, or "
+            "use a number of gates."
+        )
+    if predicted > limit * 2**30:
+        raise InputError(
+            f"the run needs up to {predicted / 2**30:.1f} GiB, and the limit is {limit:g} GiB. Use --half-maps, fewer "
+            "gates, a smaller --project or --limit-train, more processes, or a higher --memory."
+        )

@@ -1,0 +1,244 @@
+"""What a run keeps of each layer: its numbers, its rival, and the checkpoint with both."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..activations.neurons import Neurons
+from ..core.distributed import all_sum
+from ..core.version import __version__
+from ..data.fingerprint import fingerprint
+from ..data.images import ImageSet
+from ..models.block import ConvexConvBlock
+from ..models.stack import LayerwiseCNN, Seen, Stage
+from ..ordinary.baseline import BaselineResult, train_baseline
+from ..patches.patches import Patches
+from ..reports.history import Point, history_of
+from .checkpoint import State, write_checkpoint
+from .progress import Reporter
+from .settings import Settings, full_path, resolve_device
+
+__all__ = ["LayerRecords", "accuracy", "describe", "finite", "predict", "summarise"]
+
+
+@dataclass
+class LayerRecords:
+    """Takes each layer as it is finished: judges it, and trains its rival on the same inputs.
+
+    ``train`` and ``test`` are this process's shares of the images that ``data`` describes; the first process alone has
+    ``partial``.
+    """
+
+    settings: Settings
+    stack: LayerwiseCNN
+    train: ImageSet
+    test: ImageSet
+    reporter: Reporter
+    partial: Path | None
+    data: dict[str, Any]
+    summaries: list[dict[str, Any]] = field(default_factory=list)
+    rivals: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    history: list[Point] = field(default_factory=list)
+    saved: int = 0
+    _seen: Iterator[Seen] | None = None
+
+    def on_layer(self, layer: int, block: ConvexConvBlock, stage: Stage) -> None:
+        """Record layer ``layer``, fitted on ``stage``."""
+        self.reporter.finish()
+        if self._seen is None:
+            # It goes on to each block as it is added, so test images pass every layer once.
+            self._seen = self.stack.seen(self.test.images)
+            for _ in range(layer):  # of a run that was gone on with
+                next(self._seen)
+        tested = next(self._seen)
+        convex = self._convex(block, stage, tested)
+        self.reporter.say(
+            f"layer {layer + 1}: objective {block.result_.objective:.6g}, {block.n_neurons_} neurons, "
+            f"{_percent(convex['test_accuracy'])} test accuracy, {block.result_.seconds:.1f} s"
+        )
+        nonconvex, rival = None, None
+        if self.settings.baseline:
+            nonconvex, rival = self._nonconvex(layer, block, stage, tested)
+            self.rivals.append((rival.filters, rival.readout))
+        self.history += history_of(layer + 1, block, rival)
+        self.summaries.append({"layer": layer + 1, "reg": float(block.reg_), "convex": convex, "nonconvex": nonconvex})
+        self.checkpoint()
+        self.saved = len(self.summaries)
+
+    def checkpoint(self) -> None:
+        """Write the layers that are finished; the first process does."""
+        if self.partial is not None:
+            write_checkpoint(self.partial, self.state(), self.extra())
+
+    def state(self) -> State:
+        """Return the layers that are finished, as a stack of its own."""
+        count = len(self.summaries)
+        blocks: Any = self.stack.block
+        stack = LayerwiseCNN(**{**self.stack.get_params(deep=False), "layers": count, "block": blocks[:count]})
+        if count:
+            stack.image_shape_ = self.stack.image_shape_
+            stack.blocks_ = self.stack.blocks_[:count]
+            stack.standardizers_ = self.stack.standardizers_[:count]
+        history = [point for point in self.history if point.layer <= count]
+        return State(summarise(self), stack if count else None, self.rivals[:count], history)
+
+    def extra(self) -> dict[str, Any]:
+        """Return what the model's configuration says beside the model."""
+        return {
+            "classes": list(self.train.classes),
+            "data": self.train.name,
+            "fingerprint": self.data["fingerprint"],
+            "targets": "one-hot, 0 and 1",
+            "reg": [float(entry["reg"]) for entry in self.summaries],
+        }
+
+    def _convex(self, block: ConvexConvBlock, stage: Stage, tested: Seen) -> dict[str, Any]:
+        result, certificate = block.result_, block.certificate_
+        outputs = (stage.offset + stage.prediction).cpu().numpy()
+        loss = 0.5 * all_sum((stage.targets.double() - stage.prediction.double()).square().sum())
+        return {
+            "objective": finite(result.objective),
+            "dual_bound": finite(result.dual_bound),
+            "relative_gap": finite(result.relative_gap),
+            "status": str(result.status),
+            "solver": str(result.solver),
+            "n_neurons": int(block.n_neurons_),
+            "train_loss": finite(float(loss)),
+            "train_accuracy": accuracy(self.stack.averaged(outputs), self._train_labels(stage)),
+            "test_accuracy": accuracy(self.stack.averaged(tested.outputs), self.test.labels),
+            "seconds": finite(result.seconds),
+            "global_bound": finite(certificate.global_bound),
+            "global_gap": finite(certificate.global_gap),
+            "certificate": certificate.kind,
+            "n_searched": int(certificate.n_searched),
+            "networks": certificate.networks,
+            "n_distinct": int(certificate.n_distinct),
+            "expected_unseen": finite(certificate.expected_unseen),
+        }
+
+    def _train_labels(self, stage: Stage) -> np.ndarray:
+        """Return the labels of the images that were trained on: all but those held out."""
+        labels = (stage.targets + stage.offset).argmax(dim=1).cpu().numpy()
+        return labels[::2] if self.stack.mirror else labels
+
+    def _nonconvex(
+        self, layer: int, block: ConvexConvBlock, stage: Stage, tested: Seen
+    ) -> tuple[dict[str, Any], BaselineResult]:
+        patches, test_patches = Patches(stage.inputs, block.geometry_), Patches(tested.inputs, block.geometry_)
+        connect = "group" if block.penalty == "group" else "dense"
+        # The same path beside it, what the convex layers before predict, and the same intercept: that of no neurons.
+        mean = stage.targets.mean(dim=0) * float(block.intercept)
+        stage = replace(stage, targets=stage.targets - mean, offset=stage.offset + mean)
+        before = tested.offset + mean.cpu().numpy()
+        result = self._train_baseline(layer, block, stage, patches, connect)
+        own = self.stack.averaged(tested.outputs).argmax(axis=1) == self.test.labels
+        outputs = self.stack.averaged(before + predict(result, test_patches))
+        other = outputs.argmax(axis=1) == self.test.labels
+        trained = stage.offset.cpu().numpy() + predict(result, patches)
+        found: dict[str, Any] = {
+            "objective": finite(result.objective),
+            "n_neurons": int(result.filters.any(dim=1).sum()),
+            "train_accuracy": accuracy(self.stack.averaged(trained), self._train_labels(stage)),
+            "test_accuracy": accuracy(outputs, self.test.labels),
+            "seconds": finite(result.seconds),
+            # How sure it is that one is better rests on the images where they differ.
+            "only_convex_right": int((own & ~other).sum()),
+            "only_nonconvex_right": int((other & ~own).sum()),
+        }
+        self.reporter.say(
+            f"layer {layer + 1} in torch: objective {result.objective:.6g}, {found['n_neurons']} neurons, "
+            f"{_percent(found['test_accuracy'])} test accuracy, {result.seconds:.1f} s"
+        )
+        if connect == "group":
+            dense = self._train_baseline(layer, block, stage, patches, "dense")
+            outputs = self.stack.averaged(before + predict(dense, test_patches))
+            found["dense_test_accuracy"] = accuracy(outputs, self.test.labels)
+        return found, result
+
+    def _train_baseline(
+        self, layer: int, block: ConvexConvBlock, stage: Stage, patches: Patches, connect: str
+    ) -> BaselineResult:
+        settings = self.settings
+        width = max(settings.baseline_width, block.n_neurons_)
+        if connect == "group":
+            # As many neurons for each cell, output and sign.
+            share = 2 * patches.n_cells * block.n_outputs_
+            width = -(-width // share) * share
+        callback = self.reporter.baseline(layer, settings.baseline_epochs)
+        result = train_baseline(
+            patches, stage.targets, block.reg_, width, connect=connect, epochs=settings.baseline_epochs,
+            seed=settings.seed, callback=callback,
+        )  # fmt: skip
+        self.reporter.finish()
+        return result
+
+
+def predict(result: BaselineResult, patches: Patches) -> np.ndarray:
+    """Return the outputs (n, outputs) of a network trained in torch."""
+    filters = result.filters
+    neurons = Neurons(filters, result.readout, filters.new_zeros(result.readout.shape[2]))
+    with torch.no_grad():
+        return np.asarray(neurons.predict(patches.astype(filters.dtype)).cpu().numpy())
+
+
+def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Return the share of the images, of all processes, whose largest output is that of their class.
+
+    Examples
+    --------
+    >>> accuracy(np.array([[0.1, 0.9], [0.8, 0.3]]), np.array([1, 1]))
+    0.5
+    """
+    own = torch.tensor([int((predictions.argmax(axis=1) == labels).sum()), len(labels)])
+    right, count = all_sum(own).tolist()
+    return float(right / count)
+
+
+def finite(value: float) -> float | None:
+    """Return a number for JSON, which has no infinities: None for them and for NaN."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def describe(train: ImageSet, test: ImageSet, settings: Settings) -> dict[str, Any]:
+    """Return what the summary says of the images, of all processes together."""
+    n_train, n_test = (int(all_sum(torch.tensor(len(part)))) for part in (train, test))
+    return {
+        "name": train.name,
+        "path": full_path(settings.data),
+        "n_train": n_train,
+        "n_test": n_test,
+        "image_shape": list(train.image_shape),
+        "n_classes": len(train.classes),
+        "fingerprint": {"train": fingerprint(train), "test": fingerprint(test)},
+    }
+
+
+def summarise(records: LayerRecords) -> dict[str, Any]:
+    """Return the summary of a run."""
+    settings = records.settings
+    return {
+        "version": __version__,
+        "data": records.data,
+        "settings": {
+            **{name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()},
+            "device": resolve_device(settings.device),
+            "threads": torch.get_num_threads(),
+            "python": ".".join(map(str, sys.version_info[:3])),
+            "torch": str(torch.__version__),
+            "numpy": str(np.__version__),
+        },
+        "layers": list(records.summaries),
+    }
