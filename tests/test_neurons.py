@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cvxcnn.activations.neurons import CellSum, GatedConv, Neurons, convolution, pooling, read_neurons, to_module
+from cvxcnn.activations.gated_relu import GatedConv
+from cvxcnn.activations.neurons import CellSum, Neurons, convolution, pooling, read_neurons, to_module
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.penalties import DensePenalty
 from cvxcnn.program import Program, filter_program, nonconvex_objective, relu_program

@@ -19,7 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..activations.neurons import CellSum, GatedConv
+from ..activations.gated_relu import GatedConv
+from ..activations.neurons import CellSum
 from ..core.checks import is_int
 from ..core.plainly import plainly
 from ..data.images import check_images
