@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..drawing.style import COLOURS, LABELS, MARKERS, logarithmic, new_figure, save_png, tidy
 from ..models.block import ConvexConvBlock
 from ..program.program import relative_gap
 from .history import Point
-from .report import _COLOURS, _MARKERS, LABELS, _logarithmic, new_figure, save_png
 
 __all__ = ["WIDTH", "Tile", "filter_tiles", "gaps", "input_norms", "plot_gaps", "shares"]
 
@@ -71,8 +71,8 @@ def plot_gaps(points: Sequence[Point]) -> bytes | None:
     for method, found in lines.items():
         seconds, values = zip(*found, strict=True)
         axes.plot(
-            seconds, [100 * value for value in values], label=LABELS[method], color=_COLOURS[method],
-            marker=_MARKERS[method], markersize=4, linewidth=1.2, linestyle="-" if method == "convex" else "--",
+            seconds, [100 * value for value in values], label=LABELS[method], color=COLOURS[method],
+            marker=MARKERS[method], markersize=4, linewidth=1.2, linestyle="-" if method == "convex" else "--",
         )  # fmt: skip
     over = next(p.bound_over for p in points if p.method == "convex")
     axes.set_ylabel(textwrap.fill(f"gap over {over} (%)", _AXIS_WIDTH))
@@ -80,12 +80,10 @@ def plot_gaps(points: Sequence[Point]) -> bytes | None:
     axes.set_xlim(left=0)
     drawn = [gap for found in lines.values() for _, gap in found]
     if max(drawn) < 1e3 * min(drawn):
-        _logarithmic(axes)
+        logarithmic(axes)
     else:
         axes.set_yscale("log")
-    axes.grid(axis="y", color="0.9")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes)
     axes.legend(frameon=False, fontsize=9)
     buffer = io.BytesIO()
     save_png(figure, buffer)
@@ -138,7 +136,7 @@ def _kernels(block: ConvexConvBlock) -> NDArray[np.float64]:
     geometry = block.geometry_
     filters = block.neurons_.filters.double().cpu().numpy()
     weights = filters[:, :-1] if geometry.bias else filters
-    return np.asarray(weights.reshape(len(filters), block.image_shape_[0], *geometry._sizes()[0]))
+    return np.asarray(weights.reshape(len(filters), block.image_shape_[0], *np.broadcast_to(geometry.kernel_size, 2)))
 
 
 def filter_tiles(block: ConvexConvBlock, order: NDArray[np.int64]) -> list[Tile]:
