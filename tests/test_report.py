@@ -342,3 +342,12 @@ def test_a_diagnostic_is_one_function_and_one_line(tmp_path):
     assert [entry.to_json() for entry in RunSummary.from_json(summary).layers] == summary["layers"]
     write_metrics(summary, tmp_path / "metrics.csv")
     assert "toy" not in (tmp_path / "metrics.csv").read_text()
+
+
+def test_a_diagnostic_that_fails_is_missing_and_an_error_in_the_log(monkeypatch, caplog):
+    def fail(block: ConvexConvBlock, images: torch.Tensor) -> float:
+        raise KeyError("gates")
+
+    monkeypatch.setattr(metrics, "METRICS", [metrics.Metric("bad", measure=fail), metrics.METRICS[0]])
+    assert metrics.measured(ConvexConvBlock(), torch.zeros(1, 1, 2, 2)) == {"bad": None}
+    assert caplog.messages == ["bad can't be measured: KeyError: 'gates'"]

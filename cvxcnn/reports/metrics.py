@@ -11,6 +11,7 @@ Every run has it from then on, in summary.json too. ``METRICS`` is a list, so a 
 from __future__ import annotations
 
 import csv
+import logging
 import math
 import os
 from collections.abc import Callable
@@ -19,10 +20,13 @@ from typing import Any
 
 from torch import Tensor
 
+from ..core.text import one_line
 from ..models.block import ConvexConvBlock
 from .summary import Numbers, RunSummary, number
 
 __all__ = ["METRICS", "MISSING", "Column", "Metric", "decimal", "measured", "per_cent", "word", "write_metrics"]
+
+logger = logging.getLogger(__name__)
 
 MISSING = "-"
 
@@ -155,14 +159,24 @@ METRICS: list[Metric] = [
 def measured(block: ConvexConvBlock, images: Tensor) -> dict[str, float | None]:
     """Return the metrics of a fitted block that are no fields of ``ConvexNumbers``, by name.
 
+    One that fails is None, and an error in the log.
+
     Parameters
     ----------
     block : ConvexConvBlock
     images : tensor, shape (n, C, H, W)
         That it was fitted on.
     """
-    values = {metric.name: number(metric.measure(block, images)) for metric in METRICS if metric.measure}
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+    found: dict[str, float | None] = {}
+    for metric in METRICS:
+        if metric.measure:
+            try:
+                value = number(metric.measure(block, images))
+            except Exception as error:  # a layer that took hours isn't lost for the lack of a number about it
+                logger.error("%s can't be measured: %s", metric.name, one_line(error))
+                value = math.nan
+            found[metric.name] = value if math.isfinite(value) else None
+    return found
 
 
 def write_metrics(summary: RunSummary, path: str | os.PathLike[str]) -> None:
