@@ -65,6 +65,9 @@ class GatedNeurons(Neurons):
         lengths: Tensor = (self.weights if len(self.gates) else self.readout).flatten(1).norm(dim=1)
         return lengths
 
+    def effects(self) -> Tensor | None:
+        return None
+
     def to_module(
         self, geometry: PatchGeometry, image_shape: tuple[int, int, int], *, intercept: bool
     ) -> nn.Sequential:

@@ -24,8 +24,8 @@ from ..activations.neurons import CellSum
 from ..core.checks import is_int
 from ..core.plainly import plainly
 from ..data.images import check_images
+from ..drawing.style import import_matplotlib
 from ..errors import InputError
-from ..reports.report import import_matplotlib
 
 __all__ = ["METHODS", "attribute"]
 
