@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..patches.activity import active
 from ..patches.patches import Patches, PatchGeometry
+from ..penalties import Penalty
 from ..pricing.gate_master import GateMaster
 from ..pricing.loop import PricedSolution
 from ..pricing.options import PricingOptions
@@ -155,7 +156,7 @@ class GatedRelu(Activation):
             raise ValueError(f"{len(filters)} filters for {len(gates)} gates")
         return GatedNeurons(filters, state["readout"], state["gated_intercept"], gates, weights)
 
-    def blocks(self, gates: int, penalty: str) -> tuple[int, bool]:
+    def blocks(self, gates: int, penalty: Penalty) -> tuple[int, bool]:
         return gates, True
 
     def decompose(self, neurons: Neurons, problem: Problem) -> Neurons:
