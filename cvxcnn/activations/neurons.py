@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -34,12 +36,31 @@ class Neurons:
     readout: Tensor
     intercept: Tensor
 
+    design: ClassVar[type[FilterDesign]] = FilterDesign
+    """What the filters respond with."""
+
     def __len__(self) -> int:
         return int(self.filters.any(dim=1).sum())
 
     def predict(self, patches: Patches) -> Tensor:
         """Return the outputs (n, outputs)."""
-        return FilterDesign(patches, self.filters).predict(self.readout.unsqueeze(2)) + self.intercept
+        return self.design(patches, self.filters).predict(self.readout.unsqueeze(2)) + self.intercept
+
+    def maps(
+        self, patches: Patches, kept: Tensor | None = None, then: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """Return the feature maps (n, m, H', W') that are handed on, or what ``then`` makes of those of each image.
+
+        Of the neurons with the indices ``kept``, if they are given.
+        """
+        return patches.relu_maps(self.filters if kept is None else self.filters[kept], then)
+
+    def map_modules(
+        self, geometry: PatchGeometry, channels: int, kept: Tensor, number: int
+    ) -> OrderedDict[str, nn.Module]:
+        """Return the torch modules of ``maps``, by their names in layer ``number`` of a deep network."""
+        conv = convolution(self.filters[kept], geometry, channels)
+        return OrderedDict([(f"conv{number}", conv), (f"relu{number}", nn.ReLU())])
 
     def norms(self) -> Tensor:
         """Return how much each neuron contributes, shape (m,): ||u_i|| ||w_i||."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -12,6 +15,7 @@ from ..pricing.loop import PricedSolution
 from ..pricing.options import PricingOptions
 from ..pricing.pattern_master import PatternMaster
 from ..pricing.solve import solve_priced
+from ..program.design import FilterDesign
 from ..program.problem import Problem
 from ..program.program import Program
 from ..program.units import unit_rows
@@ -27,6 +31,8 @@ class Relu(Activation):
 
     name = "relu"
     penalties = ("dense", "group")
+    design: ClassVar[type[FilterDesign]] = FilterDesign
+    """What the filters respond with."""
 
     def refusal(self, penalty: str) -> str:
         if penalty == "nuclear":
@@ -35,11 +41,11 @@ class Relu(Activation):
 
     def program(self, problem: Problem, gates: Tensor) -> Program:
         if problem.penalty.group_axes == ():
-            return problem.over_filters(unit_rows(gates))
+            return problem.over_filters(unit_rows(gates), self.design)
         return problem.over_patterns(gates)
 
     def unpriced(self, problem: Problem) -> Program:
-        return problem.over_filters(problem.patches.pool.new_zeros(0, problem.patches.dim))
+        return problem.over_filters(problem.patches.pool.new_zeros(0, problem.patches.dim), self.design)
 
     def price(
         self,
@@ -62,7 +68,7 @@ class Relu(Activation):
 
     def eq1(self, neurons: Neurons, program: Program) -> float | None:
         exact = program.double()
-        kept = Neurons(neurons.filters.double(), neurons.readout.double(), neurons.intercept.double())
+        kept = replace(neurons, **{name: value.double() for name, value in neurons.state().items()})
         squares = float(kept.filters.square().sum() + kept.readout.square().sum())
         return exact.loss.value(kept.predict(exact.design.patches), exact.targets) + 0.5 * program.reg * squares
 

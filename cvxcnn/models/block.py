@@ -368,10 +368,10 @@ class ConvexConvBlock(BlockState):
 
         For a gated block they are the ReLU responses of its active gates, scaled to unit length.
         """
-        return np.asarray(self.relu_maps(images).cpu().numpy())
+        return np.asarray(self.maps(images).cpu().numpy())
 
     @plainly
-    def relu_maps(
+    def maps(
         self, images: Any, neurons: Tensor | None = None, then: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
         """Return ``transform`` as a tensor, on the block's device.
@@ -379,9 +379,8 @@ class ConvexConvBlock(BlockState):
         Of the neurons with these indices, and what ``then`` makes of each image's maps, if they are given.
         """
         patches = self.patches(images)
-        filters = self.neurons_.filters
         with torch.no_grad():
-            return patches.relu_maps(filters if neurons is None else filters[neurons], then)
+            return self.neurons_.maps(patches, neurons, then)
 
     def neuron_norms(self) -> Tensor:
         """Return how much each neuron of ``neurons_`` contributes: ||u_i|| ||w_i||, or ||z_i|| for a gated block."""

@@ -77,7 +77,7 @@ class Layers:
             values = self._standardized(following, pooled)
             return values.half() if self.half_maps else values
 
-        return block.relu_maps(inputs, self.handed_on(layer), then)
+        return block.maps(inputs, self.handed_on(layer), then)
 
     def _check_fitted(self) -> None:
         if not getattr(self, "blocks_", None):

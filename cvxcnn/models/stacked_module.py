@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ..activations import Neurons
-from ..activations.neurons import convolution
 from ..errors import InputError
 from .block import ConvexConvBlock
 from .projection import PatchPCA
@@ -79,10 +78,7 @@ def input_modules(standardizer: Standardizer | PatchPCA | None, number: int) -> 
 
 def map_modules(block: ConvexConvBlock, kept: Tensor, step: int, number: int) -> OrderedDict[str, nn.Module]:
     """Return what block ``number`` (from 1) hands on, from its input: the pooled maps of the neurons that are kept."""
-    filters = block.neurons_.filters[kept]
-    modules: OrderedDict[str, nn.Module] = OrderedDict()
-    modules[f"conv{number}"] = convolution(filters, block.geometry_, block.image_shape_[0])
-    modules[f"relu{number}"] = nn.ReLU()
+    modules = block.neurons_.map_modules(block.geometry_, block.image_shape_[0], kept, number)
     if step > 1:
         modules[f"downsample{number}"] = nn.AvgPool2d(step)
     return modules

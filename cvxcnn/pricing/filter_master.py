@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from ..ordinary import train_baseline
-from ..patches.patches import Patches
+from ..program.design import FilterDesign
 from ..program.program import Program
 from ..program.units import unit_rows
 from ..solvers import get_solver
@@ -32,9 +34,11 @@ class FilterMaster(Master):
 
     # The local improvement that follows moves every filter anyway.
     hasty = True
+    design: ClassVar[type[FilterDesign]] = FilterDesign
+    """What the filters respond with."""
 
     def over(self, directions: Tensor) -> Program:
-        return self.problem.over_filters(directions)
+        return self.problem.over_filters(directions, self.design)
 
     def first(self, start: Tensor | None, last: bool) -> Point:
         filters = self._trained() if start is None else start.to(self.problem.targets)
@@ -78,7 +82,7 @@ class FilterMaster(Master):
             # Zero is optimal over all that was found, to the accuracy of the solver.
             return Point.of(program, weights, final=True)
         before = program.objective(weights)
-        improved = improve(self.quick, program, weights, self.options.improvement_steps, self.generator)
+        improved = self._improved(program, weights)
         improved = improved.to(self.problem.targets)
         moved, moved_weights = self._solved(improved)
         if moved.objective(moved_weights) > before:
@@ -86,43 +90,44 @@ class FilterMaster(Master):
             moved, moved_weights = self._solved(torch.cat([improved, program.design.vectors]))
         return Point.of(moved, moved_weights)
 
+    def _improved(self, program: Program, weights: Tensor) -> Tensor:
+        """Return filters moved by L-BFGS on Eq. 1, from balanced neurons; shape (m, d), unit length.
 
-def improve(patches: Patches, program: Program, weights: Tensor, steps: int, generator: torch.Generator) -> Tensor:
-    """Return filters moved by L-BFGS on Eq. 1, from balanced neurons; shape (m, d), unit length.
+        Of large sets, it sees about ``_IMPROVE_PATCHES`` patches.
+        """
+        patches, rows = thinned(self.quick, _IMPROVE_PATCHES, self.generator)
+        reg = program.reg * len(rows) / len(program.targets)
+        dtype = patches.dtype
+        lengths = weights.flatten(1).norm(dim=1).sqrt()
+        filters = (program.design.vectors * lengths[:, None]).to(dtype).requires_grad_()
+        readout = (weights.squeeze(2) / lengths[:, None, None]).to(dtype)
+        # With the group penalty a neuron keeps to the pairs that it feeds.
+        mask = readout != 0
+        readout = readout.requires_grad_()
+        targets = program.targets[rows].to(dtype)
+        optimizer = torch.optim.LBFGS(
+            [filters, readout],
+            max_iter=self.options.improvement_steps,
+            history_size=20,
+            line_search_fn="strong_wolfe",
+            tolerance_grad=1e-12,
+            tolerance_change=1e-14,
+        )
 
-    Of large sets, it sees about ``_IMPROVE_PATCHES`` patches.
-    """
-    patches, rows = thinned(patches, _IMPROVE_PATCHES, generator)
-    reg = program.reg * len(rows) / len(program.targets)
-    dtype = patches.dtype
-    lengths = weights.flatten(1).norm(dim=1).sqrt()
-    filters = (program.design.vectors * lengths[:, None]).to(dtype).requires_grad_()
-    readout = (weights.squeeze(2) / lengths[:, None, None]).to(dtype)
-    # With the group penalty a neuron keeps to the pairs that it feeds.
-    mask = readout != 0
-    readout = readout.requires_grad_()
-    targets = program.targets[rows].to(dtype)
-    optimizer = torch.optim.LBFGS(
-        [filters, readout],
-        max_iter=steps,
-        history_size=20,
-        line_search_fn="strong_wolfe",
-        tolerance_grad=1e-12,
-        tolerance_change=1e-14,
-    )
+        def closure() -> float:
+            optimizer.zero_grad()
+            prediction = torch.einsum("ncm,mco->no", self.design.responses(patches, filters), readout * mask)
+            if program.intercept:
+                prediction = prediction + (targets - prediction).mean(dim=0)
+            squares = filters.square().sum() + readout.square().sum()
+            loss = program.loss.tensor(prediction, targets) + 0.5 * reg * squares
+            loss.backward()
+            return float(loss.detach())
 
-    def closure() -> float:
-        optimizer.zero_grad()
-        prediction = torch.einsum("ncm,mco->no", patches.relu_features(filters), readout * mask)
-        if program.intercept:
-            prediction = prediction + (targets - prediction).mean(dim=0)
-        squares = filters.square().sum() + readout.square().sum()
-        loss = program.loss.tensor(prediction, targets) + 0.5 * reg * squares
-        loss.backward()
-        return float(loss.detach())
-
-    with torch.enable_grad():
-        optimizer.step(closure)  # type: ignore[no-untyped-call]
-    moved = filters.detach()
-    lengths = moved.norm(dim=1)
-    return unit_rows(moved[torch.isfinite(moved).all(dim=1) & (lengths > _NEGLIGIBLE * lengths.nan_to_num().amax())])
+        with torch.enable_grad():
+            optimizer.step(closure)  # type: ignore[no-untyped-call]
+        moved = filters.detach()
+        lengths = moved.norm(dim=1)
+        return unit_rows(
+            moved[torch.isfinite(moved).all(dim=1) & (lengths > _NEGLIGIBLE * lengths.nan_to_num().amax())]
+        )

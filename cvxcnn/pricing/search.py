@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from ..patches.activity import softly_active
 from ..patches.patches import Patches
 from ..penalties import Penalty
+from ..program.design import FilterDesign
 from .climb import climbed
 from .gate_climb import GateClimb
 
@@ -126,8 +128,12 @@ class FilterSearch(Search):
     def knows(cls, penalty: Penalty, pairs: int) -> bool:
         return penalty.group_axes == () or super().knows(penalty, pairs)
 
+    design: ClassVar[type[FilterDesign]] = FilterDesign
+    """What the filters respond with; ``climb`` is of the ReLU."""
+
     def correlation(self, directions: Tensor) -> Tensor:
-        return torch.einsum("ncm,no->mco", self.patches.relu_features(directions), self.dual).unsqueeze(2)
+        responses = self.design.responses(self.patches, directions)
+        return torch.einsum("ncm,no->mco", responses, self.dual).unsqueeze(2)
 
     def ascend(self, directions: Tensor, steps: int) -> Tensor:
         # Steps of a fixed, shrinking length with momentum, the best point kept: the function has ridges where

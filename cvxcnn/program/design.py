@@ -166,29 +166,37 @@ class SignedGatedDesign(Design):
 
 
 class FilterDesign(Design):
-    """Pooled ReLU responses h = sum_k P_ck (x_jk . u_i)_+ of given filters; a block is a filter."""
+    """Pooled ReLU responses h = sum_k P_ck (x_jk . u_i)_+ of given filters; a block is a filter.
+
+    A design of other responses, which have to be homogeneous, overrides ``responses``.
+    """
 
     rows = 1
 
+    @staticmethod
+    def responses(patches: Patches, filters: Tensor) -> Tensor:
+        """Return the pooled responses (n, cells, m) of filters (m, d), differentiable in them."""
+        return patches.relu_features(filters)
+
     def on(self, patches: Patches) -> FilterDesign:
-        return FilterDesign(patches, self.vectors)
+        return type(self)(patches, self.vectors)
 
     def columns(self, blocks: Tensor) -> Tensor:
-        return self.patches.relu_features(self.vectors[blocks]).transpose(1, 2).unsqueeze(-1)
+        return self.responses(self.patches, self.vectors[blocks]).transpose(1, 2).unsqueeze(-1)
 
     def predict(self, weights: Tensor) -> Tensor:
         active = weights.flatten(1).any(dim=1)
-        used = FilterDesign(self.patches, self.vectors[active])
+        used = type(self)(self.patches, self.vectors[active])
         prediction = weights.new_empty(self.patches.n_images, weights.shape[-1])
         for rows, part in used.parts():
-            features = part.patches.relu_features(used.vectors)
+            features = self.responses(part.patches, used.vectors)
             prediction[rows] = torch.einsum("ncm,mco->no", features, weights[active, :, 0])
         return prediction
 
     def correlate(self, dual: Tensor) -> Tensor:
         total = dual.new_zeros(self.n_blocks, self.n_cells, dual.shape[1])
         for rows, part in self.parts():
-            total += torch.einsum("ncm,no->mco", part.patches.relu_features(self.vectors), dual[rows])
+            total += torch.einsum("ncm,no->mco", self.responses(part.patches, self.vectors), dual[rows])
         return total.unsqueeze(2)
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from ..losses import Loss, SquaredLoss
 from ..patches.patches import Patches
 from ..penalties import DensePenalty, Penalty
-from .program import Program, filter_program, gated_program, relu_program
+from .design import FilterDesign
+from .program import Program, gated_program, relu_program
 from .units import Units
 
 __all__ = ["Problem"]
@@ -60,12 +61,11 @@ class Problem:
             self.patches, gates, self.targets, self.reg, penalty=self.penalty, loss=self.loss, intercept=self.intercept
         )
 
-    def over_filters(self, filters: Tensor) -> Program:
-        """Return the group lasso over unit filters (m, d)."""
-        return filter_program(
-            self.patches, filters, self.targets, self.reg, penalty=self.penalty, loss=self.loss,
-            intercept=self.intercept,
-        )  # fmt: skip
+    def over_filters(self, filters: Tensor, design: type[FilterDesign] = FilterDesign) -> Program:
+        """Return the group lasso over the responses of unit filters (m, d)."""
+        return Program(
+            design(self.patches, filters), self.targets, self.reg, self.penalty, self.loss, intercept=self.intercept
+        )
 
     @property
     def units(self) -> Units:
