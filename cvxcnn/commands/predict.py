@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from ..data.images import load_data
+from ..data.loading import load_data
 from ..data.readers import READERS, reading
 from ..data.readers.unlabelled import array_names, read_images
 from ..errors import InputError

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..activations.neurons import CellSum, GatedConv
 from ..core.checks import is_int
 from ..core.plainly import plainly
-from ..data.images import check_images
+from ..data.checks import check_images
 from ..errors import InputError
 from ..reports.report import import_matplotlib
 

@@ -21,7 +21,7 @@ from ..core.distributed import size
 from ..core.plainly import plainly
 from ..core.seeds import check_seed, seed_of
 from ..core.threads import coarse_threads
-from ..data.images import are_flat, check_images, check_targets
+from ..data.checks import are_flat, check_images, check_targets
 from ..data.layout import check_layout, check_same_shape
 from ..errors import InputError
 from ..fitting.priced import PricedSolution, solve_priced, solve_priced_gates

@@ -18,7 +18,7 @@ from ..core.checks import as_int, as_number
 from ..core.distributed import all_mean, all_sum
 from ..core.plainly import plainly
 from ..core.threads import coarse_threads
-from ..data.images import are_flat
+from ..data.checks import are_flat
 from ..errors import InputError
 from ..fitting.priced import PricingOptions
 from ..patches.patches import Patches

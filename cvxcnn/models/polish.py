@@ -16,7 +16,7 @@ from ..core.checks import as_number, as_tol
 from ..core.plainly import plainly
 from ..core.seeds import check_seed, seed_of
 from ..core.threads import coarse_threads
-from ..data.images import check_images, check_targets
+from ..data.checks import check_images, check_targets
 from ..errors import InputError
 from ..fitting.priced import PricingOptions, solve_priced
 from ..losses import get_loss
