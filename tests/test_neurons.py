@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cvxcnn.activations.neurons import CellSum, GatedConv, Neurons, convolution, pooling, read_neurons, to_module
+from cvxcnn.activations.neurons import GatedConv, Neurons, convolution, read_neurons, to_module
 from cvxcnn.patches import Patches, PatchGeometry
+from cvxcnn.patches.pooling import CellSum, pooling
 from cvxcnn.penalties import DensePenalty
 from cvxcnn.program import Program, filter_program, nonconvex_objective, relu_program
 

@@ -19,11 +19,12 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..activations.neurons import CellSum, GatedConv
+from ..activations.neurons import GatedConv
 from ..core.checks import is_int
 from ..core.plainly import plainly
 from ..data.checks import check_images
 from ..errors import InputError
+from ..patches.pooling import CellSum
 from ..reports.report import import_matplotlib
 
 __all__ = ["METHODS", "attribute"]

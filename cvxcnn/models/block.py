@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from torch import Tensor, nn
 
-from ..activations.neurons import GatedConv, Neurons, convolution, pooling, read_neurons, to_module
+from ..activations.neurons import GatedConv, Neurons, convolution, read_neurons, to_module
 from ..arrangements import Gates, resolve
 from ..core.checks import as_flag, as_number, as_tol, is_int
 from ..core.distributed import size
@@ -27,7 +27,9 @@ from ..errors import InputError
 from ..fitting.priced import PricedSolution, solve_priced, solve_priced_gates
 from ..fitting.priced_patterns import solve_priced_patterns
 from ..losses import get_loss
-from ..patches.patches import Patches, PatchGeometry
+from ..patches.geometry import PatchGeometry
+from ..patches.patches import Patches
+from ..patches.pooling import pooling
 from ..penalties import DensePenalty, Penalty, get_penalty
 from ..pricing.certificate import Certificate
 from ..pricing.options import PricedGates, PricingOptions

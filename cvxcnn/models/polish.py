@@ -20,7 +20,8 @@ from ..data.checks import check_images, check_targets
 from ..errors import InputError
 from ..fitting.priced import PricingOptions, solve_priced
 from ..losses import get_loss
-from ..patches.patches import Patches, PatchGeometry
+from ..patches.geometry import PatchGeometry
+from ..patches.patches import Patches
 from ..pricing.certificate import Certificate
 from ..program.program import nonconvex_objective
 

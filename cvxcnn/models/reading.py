@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..activations.neurons import Neurons
 from ..errors import InputError
-from ..patches.patches import PatchGeometry
+from ..patches.geometry import PatchGeometry
 from ..penalties import get_penalty
 from ..persistence.checks import (
     MisfitError,

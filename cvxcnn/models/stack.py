@@ -25,7 +25,7 @@ from ..data.checks import are_flat, check_images, check_targets
 from ..data.hold_out import held_out
 from ..data.layout import check_same_shape
 from ..errors import InputError
-from ..patches.patches import PatchGeometry
+from ..patches.geometry import PatchGeometry
 from ..solvers import Progress
 from .block import DEFAULT_FRACTION, DEFAULT_SEARCH, DTYPES, ConvexConvBlock
 from .path import choose_reg

@@ -11,7 +11,7 @@ from ..core.distributed import size
 from ..errors import InputError
 from ..models.block import ConvexConvBlock
 from ..models.stack import LayerwiseCNN
-from ..patches.patches import PatchGeometry
+from ..patches.geometry import PatchGeometry
 from ..solvers.cost import Size, predict_memory
 
 __all__ = ["check_run_memory", "predict_run_memory"]
