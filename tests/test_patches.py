@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import cvxcnn.patches.patches as patches_module
+from cvxcnn import ConvexConvBlock, nonconvex_objective
 from cvxcnn.errors import InputError
-from cvxcnn.patches import Patches, PatchGeometry
+from cvxcnn.patches import POOLINGS, Patches, PatchGeometry, Pooling
+from cvxcnn.patches.pooling import cell_bounds
+from cvxcnn.pricing.options import PricedGates
 
 CLOSE = {"rtol": 1e-11, "atol": 1e-11}
 
@@ -449,3 +453,108 @@ def test_a_slice_of_patches_keeps_none_of_its_own() -> None:
     assert after.unfold().data_ptr() == whole[2:5].data_ptr()
     torch.testing.assert_close(before.unfold(), after.unfold(), rtol=0, atol=0)
     assert before.images.data_ptr() == patches.images[2:].data_ptr()
+
+
+# A pooling of one's own.
+
+
+class CentrePooling(Pooling):
+    """A weighted mean: weights fall with the distance from the cell's centre, to half of it at its border."""
+
+    name = "centre"
+    averages = True
+
+    def weights(
+        self,
+        map_shape: tuple[int, int],
+        cells: int,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        axes = []
+        for side in map_shape:
+            axis = torch.zeros(cells, side, dtype=torch.float64)
+            for cell, (start, stop) in enumerate(cell_bounds(side, cells)):
+                places = torch.arange(start, stop, dtype=torch.float64)
+                axis[cell, start:stop] = 1 - (places - (start + stop - 1) / 2).abs() / (stop - start)
+            axes.append(axis / axis.sum(dim=1, keepdim=True))
+        return torch.kron(*axes).to(device, dtype)
+
+
+class LargestPooling(Pooling):
+    """The largest response of a cell, which is no sum of them."""
+
+    name = "largest"
+    averages = False
+
+    def weights(
+        self,
+        map_shape: tuple[int, int],
+        cells: int,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        raise InputError('pooling="largest" isn\'t linear, so that this program can\'t have it. Use "sum" or "mean".')
+
+
+@pytest.fixture
+def centre(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(POOLINGS, CentrePooling.name, CentrePooling)
+
+
+@pytest.mark.usefixtures("centre")
+@pytest.mark.parametrize("activation", ["relu", "gated_relu"])
+@pytest.mark.parametrize("penalty", ["group", "dense"])
+@pytest.mark.parametrize(
+    "gates", [4, PricedGates(starts=16, ascent_steps=10, initial_filters=8, max_rounds=2, gap=0.1, prove_up_to=0)]
+)
+@pytest.mark.parametrize("sides", [(6, 6), (7, 5)])  # cells of one size, and cells that overlap
+def test_a_new_pooling_goes_all_the_way(
+    sides: tuple[int, int], gates: object, penalty: str, activation: str, tmp_path: Path
+) -> None:
+    random = torch.Generator().manual_seed(0)
+    images, targets = normal(random, 8, 1, *sides), normal(random, 8, 2)
+    block = ConvexConvBlock(
+        kernel_size=2, pooling="centre", gates=gates, penalty=penalty, activation=activation, reg=0.5, solver="auto"
+    )
+    block.fit(images, targets)
+    assert block.result_.status == "optimal" and block.result_.relative_gap <= 1e-6
+    predicted = torch.as_tensor(block.predict(images))
+    assert predicted.abs().max() > 0.01
+    module = block.to_torch()
+    torch.testing.assert_close(module(images).detach(), predicted, rtol=1e-9, atol=1e-9)
+    block.save(tmp_path)
+    loaded = ConvexConvBlock.load(tmp_path)
+    assert torch.equal(torch.as_tensor(loaded.predict(images)), predicted)
+    assert torch.equal(loaded.to_torch()(images), module(images))
+    if activation == "relu":
+        objective = nonconvex_objective(module, images, targets, block.reg_)
+        assert block.result_.objective == pytest.approx(objective, rel=1e-9)
+
+
+@pytest.mark.usefixtures("centre")
+@pytest.mark.parametrize("sides", [(6, 6), (7, 5)])
+def test_a_new_pooling_without_a_module_of_its_own(sides: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    random = torch.Generator().manual_seed(0)
+    patches = Patches(normal(random, 3, 2, *sides), PatchGeometry(3, 1, 1, "centre", 2))
+    torch.testing.assert_close(patches.pool.sum(dim=1), torch.ones(4, dtype=torch.float64))
+    filters = normal(random, 5, patches.dim)
+    maps = patches.relu_maps(filters)
+    pooled = CentrePooling().module(patches.map_shape, 2, maps)(maps).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(patches.relu_features(filters), pooled, **CLOSE)
+    monkeypatch.setattr(patches_module, "CONVOLUTION_PRODUCTS", 1)
+    assert patches.convolves(len(filters))
+    torch.testing.assert_close(patches.relu_features(filters), pooled, **CLOSE)
+
+
+def test_a_pooling_that_is_not_linear_may_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(POOLINGS, LargestPooling.name, LargestPooling)
+    geometry = PatchGeometry(pooling="largest")
+    with pytest.raises(InputError, match="isn't linear"):
+        Patches(torch.ones(1, 1, 4, 4), geometry)
+
+
+@pytest.mark.usefixtures("centre")
+def test_an_unknown_pooling_is_told_all_names() -> None:
+    with pytest.raises(InputError, match=re.escape("""pooling must be "sum", "mean" or "centre"; got 'max'.""")):
+        PatchGeometry(pooling="max")
