@@ -513,7 +513,7 @@ def test_a_new_pooling_goes_all_the_way(
     sides: tuple[int, int], gates: object, penalty: str, activation: str, tmp_path: Path
 ) -> None:
     random = torch.Generator().manual_seed(0)
-    images, targets = normal(random, 8, 1, *sides), normal(random, 8, 2)
+    images, targets = normal(random, 8, 1, *sides), normal(random, 8, 1)
     block = ConvexConvBlock(
         kernel_size=2, pooling="centre", gates=gates, penalty=penalty, activation=activation, reg=0.5, solver="auto"
     )
