@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from cvxcnn import LayerwiseCNN
 from cvxcnn.arrangements import (
     GATES,
     EnumeratedGates,
+    GateSampler,
     GaussianGates,
     GradientGates,
     PatchGates,
@@ -23,6 +25,7 @@ from cvxcnn.arrangements import (
     whitening,
 )
 from cvxcnn.arrangements.base import draw_distinct
+from cvxcnn.commands import train
 from cvxcnn.errors import InputError
 from cvxcnn.ordinary import train_baseline
 from cvxcnn.patches import Patches, PatchGeometry
@@ -219,6 +222,22 @@ def test_every_kind_has_a_name():
     for name, kind in GATES.items():
         assert parse_gates(f"{name}:17") == kind(17)
         assert kind(17).count == 17
+
+
+def test_a_new_kind_needs_no_more_than_its_entry(monkeypatch, capsys):
+    @dataclass(frozen=True)
+    class BinaryGates(GateSampler):
+        count: int = 100
+
+        def sample(self, patches, count, generator):
+            return (2 * torch.randint(2, (count, patches.dim), generator=generator) - 1).to(patches.pool)
+
+    monkeypatch.setitem(GATES, "binary", BinaryGates)
+    assert parse_gates("binary:17") == BinaryGates(17)
+    (block, *_) = build_stack(Settings(gates="binary:4")).block
+    assert block.gates == BinaryGates(4)
+    assert train.main(["--help"]) == 0
+    assert "binary" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
