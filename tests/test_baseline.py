@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import cvxpy
 import numpy as np
 import pytest
 import torch
+from problems import noise_problem
 from torch import Tensor
 
 import cvxcnn.ordinary.network as network_module
@@ -20,13 +22,9 @@ from cvxcnn.ordinary.network import Network, rebalance
 from cvxcnn.ordinary.tuning import TUNING_FACTORS
 from cvxcnn.patches import Patches, PatchGeometry
 
-
-def problem(n: int = 24, *, bias: bool = True, pooling: str = "mean", cells: int = 2, seed: int = 0):
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(n, 2, 5, 5, generator=generator, dtype=torch.float64)
-    targets = torch.randn(n, 3, generator=generator, dtype=torch.float64)
-    geometry = PatchGeometry(kernel_size=2, pooling=pooling, pool_cells=cells, bias=bias)
-    return Patches(images, geometry), targets
+problem = partial(
+    noise_problem, n=24, side=5, channels=2, outputs=3, kernel_size=2, pooling="mean", pool_cells=2, bias=True
+)
 
 
 def points(values: Tensor) -> Patches:
@@ -71,7 +69,7 @@ def test_objective_is_eq1_of_the_returned_weights(connect, optimizer, pooling):
 @pytest.mark.parametrize("cells", [1, 2])
 @pytest.mark.parametrize("bias", [False, True])
 def test_gradients_agree_with_autograd(connect, cells, bias):
-    patches, targets = problem(7, cells=cells, bias=bias)
+    patches, targets = problem(n=7, pool_cells=cells, bias=bias)
     net = network(patches, targets, 13, connect)
     filters, readout = net.directions(3)
     rows = torch.tensor([5, 0, 3])
@@ -87,7 +85,7 @@ def test_gradients_agree_with_autograd(connect, cells, bias):
 
 
 def test_gradients_add_up_over_shares_and_pieces():
-    patches, targets = problem(70)
+    patches, targets = problem(n=70)
     net = network(patches, targets, 6, "dense")
     filters, readout = net.directions(0)
     rows = torch.arange(70)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
 from eq2 import eq2_block
+from problems import noise_patches, normal, seeded
 
 from cvxcnn import LayerwiseCNN
 from cvxcnn.arrangements import (
@@ -31,18 +33,11 @@ from cvxcnn.ordinary import train_baseline
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.runs.settings import Settings, build_stack
 
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
+random_patches = partial(noise_patches, n=12, side=6, channels=2, bias=True)
 
 
-def random_patches(n=12, channels=2, side=6, seed=0, dtype=torch.float64, **geometry):
-    images = torch.randn(n, channels, side, side, generator=seeded(seed), dtype=dtype)
-    return Patches(images, PatchGeometry(**{"kernel_size": 3, "bias": True, **geometry}))
-
-
-def labels(n=12, outputs=3, seed=1):
-    return torch.randn(n, outputs, generator=seeded(seed), dtype=torch.float64)
+def labels(n=12):
+    return normal(n, 3, seed=1)
 
 
 # Principal directions

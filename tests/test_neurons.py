@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from problems import normal
 from torch import Tensor, nn
 
 from cvxcnn.activations.neurons import GatedConv, Neurons, convolution, read_neurons, to_module
@@ -24,10 +25,6 @@ GEOMETRIES: list[dict[str, Any]] = [
     {"kernel_size": 2, "pool_cells": 3, "pooling": "mean"},
 ]
 every_geometry = pytest.mark.parametrize("geometry", GEOMETRIES)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def program(geometry: dict[str, Any], kind: str, intercept: bool = False, outputs: int = 2) -> tuple[Program, Tensor]:

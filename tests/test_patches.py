@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from problems import normal, seeded
 from torch import Tensor
 
 import cvxcnn.patches.patches as patches_module
@@ -40,21 +41,17 @@ def problems(draw: st.DrawFn, pooling: str | None = None) -> tuple[Patches, torc
         pool_cells=draw(st.integers(1, min(*sides, 3))),
         bias=draw(st.booleans()),
     )
-    random = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    random = seeded(draw(st.integers(0, 2**31)))
     shape = (draw(st.integers(1, 4)), draw(st.integers(1, 3)), height, width)
-    return Patches(torch.randn(shape, generator=random, dtype=torch.float64), geometry), random
-
-
-def normal(random: torch.Generator, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=random, dtype=torch.float64)
+    return Patches(normal(*shape, seed=random), geometry), random
 
 
 def fixed_problem(**changes: object) -> tuple[Patches, torch.Generator]:
     """Return five images with overlapping cells, a bias, and more than one channel."""
     options: dict[str, object] = {"kernel_size": 3, "padding": 1, "pooling": "mean", "pool_cells": 2, "bias": True}
-    random = torch.Generator().manual_seed(0)
+    random = seeded()
     geometry = PatchGeometry(**{**options, **changes})  # type: ignore[arg-type]
-    return Patches(normal(random, 5, 2, 7, 5), geometry), random
+    return Patches(normal(5, 2, 7, 5, seed=random), geometry), random
 
 
 def cells(patches: Patches) -> list[list[int]]:
@@ -156,7 +153,7 @@ def test_unfold_cuts_the_padded_image(problem: tuple[Patches, torch.Generator]) 
 @given(problems())
 def test_relu_features_equal_the_naive_loop(problem: tuple[Patches, torch.Generator]) -> None:
     patches, random = problem
-    filters = normal(random, 3, patches.dim)
+    filters = normal(3, patches.dim, seed=random)
     responses = (patches.unfold() @ filters.T).clamp(min=0)
     torch.testing.assert_close(patches.relu_features(filters), naive_pool(patches, responses), **CLOSE)
 
@@ -164,7 +161,7 @@ def test_relu_features_equal_the_naive_loop(problem: tuple[Patches, torch.Genera
 @given(problems(pooling="mean"))
 def test_mean_pooling_equals_adaptive_average_pooling(problem: tuple[Patches, torch.Generator]) -> None:
     patches, random = problem
-    filters = normal(random, 2, patches.dim)
+    filters = normal(2, patches.dim, seed=random)
     pooled = F.adaptive_avg_pool2d(patches.relu_maps(filters), patches.geometry.pool_cells)
     torch.testing.assert_close(patches.relu_features(filters), pooled.flatten(2).transpose(1, 2), **CLOSE)
 
@@ -172,7 +169,7 @@ def test_mean_pooling_equals_adaptive_average_pooling(problem: tuple[Patches, to
 @given(problems())
 def test_relu_maps_equal_conv2d(problem: tuple[Patches, torch.Generator]) -> None:
     patches, random = problem
-    filters = normal(random, 2, patches.dim)
+    filters = normal(2, patches.dim, seed=random)
     weight, bias = (filters[:, :-1], filters[:, -1]) if patches.geometry.bias else (filters, None)
     weight = weight.reshape(2, patches.images.shape[1], *patches.kernel)
     maps = F.conv2d(patches.images, weight, bias, stride=patches.stride, padding=patches.padding).relu()
@@ -182,7 +179,7 @@ def test_relu_maps_equal_conv2d(problem: tuple[Patches, torch.Generator]) -> Non
 @given(problems())
 def test_gated_features_equal_the_naive_loop(problem: tuple[Patches, torch.Generator]) -> None:
     patches, random = problem
-    gates = normal(random, 3, patches.dim)
+    gates = normal(3, patches.dim, seed=random)
     unfolded = patches.unfold()
     expected = [
         naive_pool(patches, unfolded * (unfolded @ gate >= 0).unsqueeze(-1).to(unfolded.dtype)) for gate in gates
@@ -194,7 +191,7 @@ def test_gated_features_equal_the_naive_loop(problem: tuple[Patches, torch.Gener
 @given(problems())
 def test_relu_features_pass_gradcheck(problem: tuple[Patches, torch.Generator]) -> None:
     patches, random = problem
-    filters = normal(random, 2, patches.dim)
+    filters = normal(2, patches.dim, seed=random)
     # Finite differences don't see a gradient across a kink. Patches of padding alone are exact zeros: no kink there.
     responses = patches.unfold() @ filters.T
     assume(not ((responses.abs() < 1e-4) & (responses != 0)).any())
@@ -203,9 +200,9 @@ def test_relu_features_pass_gradcheck(problem: tuple[Patches, torch.Generator]) 
 
 def test_relu_features_in_a_larger_graph() -> None:
     patches, random = fixed_problem()
-    filters = normal(random, 4, patches.dim).requires_grad_()
-    output = normal(random, 4, 4).requires_grad_()
-    targets = normal(random, 5)
+    filters = normal(4, patches.dim, seed=random).requires_grad_()
+    output = normal(4, 4, seed=random).requires_grad_()
+    targets = normal(5, seed=random)
     ours = (torch.einsum("ncm,cm->n", patches.relu_features(filters), output) - targets).square().sum()
     gradients = torch.autograd.grad(ours, (filters, output))
     pooled = torch.einsum("nkm,ck->ncm", (patches.unfold() @ filters.T).relu(), patches.pool)
@@ -220,7 +217,7 @@ def test_relu_features_in_a_larger_graph() -> None:
 @given(problems())
 def test_fold_is_the_adjoint_of_unfold(problem: tuple[Patches, torch.Generator]) -> None:
     patches, random = problem
-    other = normal(random, patches.n_images, patches.n_patches, patches.dim)
+    other = normal(patches.n_images, patches.n_patches, patches.dim, seed=random)
     linear = slice(0, patches.dim - int(patches.geometry.bias))
     left = inner(patches.unfold()[..., linear], other[..., linear])
     torch.testing.assert_close(left, inner(patches.images, patches.fold(other)), **CLOSE)
@@ -229,9 +226,9 @@ def test_fold_is_the_adjoint_of_unfold(problem: tuple[Patches, torch.Generator])
 @given(problems(), st.integers(1, 3), st.integers(1, 3))
 def test_gated_maps_are_adjoint(problem: tuple[Patches, torch.Generator], n_gates: int, outputs: int) -> None:
     patches, random = problem
-    gates = normal(random, n_gates, patches.dim)
-    weights = normal(random, n_gates, patches.n_cells, patches.dim, outputs)
-    dual = normal(random, patches.n_images, outputs)
+    gates = normal(n_gates, patches.dim, seed=random)
+    weights = normal(n_gates, patches.n_cells, patches.dim, outputs, seed=random)
+    dual = normal(patches.n_images, outputs, seed=random)
     features = patches.gated_features(gates)
     prediction = patches.gated_prediction(gates, weights)
     correlation = patches.gated_correlation(gates, dual)
@@ -244,7 +241,7 @@ def test_gated_maps_are_adjoint(problem: tuple[Patches, torch.Generator], n_gate
 @given(problems())
 def test_a_filter_in_its_own_cone_is_a_gated_filter(problem: tuple[Patches, torch.Generator]) -> None:
     patches, random = problem
-    filters = normal(random, 2, patches.dim)
+    filters = normal(2, patches.dim, seed=random)
     gated = torch.einsum("npcd,pd->ncp", patches.gated_features(filters), filters)
     torch.testing.assert_close(patches.relu_features(filters), gated, **CLOSE)
 
@@ -265,10 +262,10 @@ def test_pool_weights(problem: tuple[Patches, torch.Generator]) -> None:
 
 
 def everything(patches: Patches) -> list[Tensor]:
-    random = torch.Generator().manual_seed(1)
-    filters = normal(random, 3, patches.dim).to(patches.images.dtype).requires_grad_()
-    dual = normal(random, patches.n_images, 2).to(patches.images.dtype)
-    weights = normal(random, 3, patches.n_cells, patches.dim, 2).to(patches.images.dtype)
+    random = seeded(1)
+    filters = normal(3, patches.dim, seed=random).to(patches.images.dtype).requires_grad_()
+    dual = normal(patches.n_images, 2, seed=random).to(patches.images.dtype)
+    weights = normal(3, patches.n_cells, patches.dim, 2, seed=random).to(patches.images.dtype)
     gates = filters.detach()
     features = patches.relu_features(filters)
     return [
@@ -356,7 +353,7 @@ def test_astype_and_subset() -> None:
     patches, random = fixed_problem()
     assert patches.astype(torch.float64) is patches
     single = patches.astype(torch.float32)
-    filters = normal(random, 3, patches.dim)
+    filters = normal(3, patches.dim, seed=random)
     assert single.pool.dtype == single.unfold().dtype == torch.float32
     torch.testing.assert_close(
         single.relu_features(filters.float()).double(), patches.relu_features(filters), rtol=1e-5, atol=1e-5
@@ -512,8 +509,8 @@ def centre(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_new_pooling_goes_all_the_way(
     sides: tuple[int, int], gates: object, penalty: str, activation: str, tmp_path: Path
 ) -> None:
-    random = torch.Generator().manual_seed(0)
-    images, targets = normal(random, 8, 1, *sides), normal(random, 8, 1)
+    random = seeded()
+    images, targets = normal(8, 1, *sides, seed=random), normal(8, 1, seed=random)
     block = ConvexConvBlock(
         kernel_size=2, pooling="centre", gates=gates, penalty=penalty, activation=activation, reg=0.5, solver="auto"
     )
@@ -535,10 +532,10 @@ def test_a_new_pooling_goes_all_the_way(
 @pytest.mark.usefixtures("centre")
 @pytest.mark.parametrize("sides", [(6, 6), (7, 5)])
 def test_a_new_pooling_without_a_module_of_its_own(sides: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    random = torch.Generator().manual_seed(0)
-    patches = Patches(normal(random, 3, 2, *sides), PatchGeometry(3, 1, 1, "centre", 2))
+    random = seeded()
+    patches = Patches(normal(3, 2, *sides, seed=random), PatchGeometry(3, 1, 1, "centre", 2))
     torch.testing.assert_close(patches.pool.sum(dim=1), torch.ones(4, dtype=torch.float64))
-    filters = normal(random, 5, patches.dim)
+    filters = normal(5, patches.dim, seed=random)
     maps = patches.relu_maps(filters)
     pooled = CentrePooling().module(patches.map_shape, 2, maps)(maps).flatten(2).transpose(1, 2)
     torch.testing.assert_close(patches.relu_features(filters), pooled, **CLOSE)
