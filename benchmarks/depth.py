@@ -23,7 +23,7 @@ from sklearn.base import clone
 from cvxcnn import ConvexConvBlock, LayerwiseCNN, PricingOptions
 from cvxcnn.arrangements import PatchGates
 from cvxcnn.data import limit, load_data, one_hot
-from cvxcnn.models.stack import Stage
+from cvxcnn.models.stage import Stage
 
 BLOCK = ConvexConvBlock(
     kernel_size=5, padding=2, pooling="mean", pool_cells=2, bias=True, intercept=True, penalty="dense", tol=1e-3,

@@ -31,10 +31,14 @@ from torch import Tensor
 
 from cvxcnn.arrangements import GaussianGates, GradientGates, PatchGates, TrainedGates, resolve
 from cvxcnn.data import limit, load_data, one_hot, split
-from cvxcnn.fitting.priced import PricingOptions, solve_priced, solve_priced_gates
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.penalties import DensePenalty, GroupPenalty
+from cvxcnn.pricing.filter_master import FilterMaster
+from cvxcnn.pricing.gate_master import GateMaster
+from cvxcnn.pricing.options import PricingOptions
+from cvxcnn.pricing.solve import solve_priced
 from cvxcnn.program import Program, filter_program, gated_program
+from cvxcnn.program.problem import Problem
 from cvxcnn.solvers import get_solver
 
 HERE = Path(__file__).parent
@@ -116,9 +120,9 @@ def choices(kind: str, case: Case, data: Data, reg: float, seed: int) -> Iterato
             began = time.perf_counter()
             gates = resolve(sampler, data.patches, seed, data.targets).vectors
             yield name, count, gates, time.perf_counter() - began
-    solve, penalty = (solve_priced_gates, GroupPenalty()) if kind == "gated" else (solve_priced, DensePenalty())
-    solution = solve(
-        data.patches, data.targets, reg, penalty=penalty, intercept=True, tol=TOL,
+    master, penalty = (GateMaster, GroupPenalty()) if kind == "gated" else (FilterMaster, DensePenalty())
+    solution = solve_priced(
+        Problem(data.patches, data.targets, reg, penalty, intercept=True), master, tol=TOL,
         generator=torch.Generator().manual_seed(seed), options=PricingOptions(time_limit=case.seconds, prove_up_to=0),
     )  # fmt: skip
     order = solution.weights.flatten(1).norm(dim=1).argsort(descending=True)

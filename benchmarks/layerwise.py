@@ -32,7 +32,8 @@ from torch import Tensor, nn
 from cvxcnn.data import ImageSet, one_hot, split
 from cvxcnn.errors import InputError
 from cvxcnn.models.block import ConvexConvBlock
-from cvxcnn.models.stack import LayerwiseCNN, Stage
+from cvxcnn.models.stack import LayerwiseCNN
+from cvxcnn.models.stage import Stage
 from cvxcnn.ordinary import BaselineResult, default_learning_rate, train_baseline
 from cvxcnn.patches import Patches
 from cvxcnn.reports.report import plot_accuracy, plot_objective, results_table, write_metrics

@@ -15,7 +15,7 @@ import torch
 from cvxcnn import ConvexConvBlock, LayerwiseCNN, PricedGates
 from cvxcnn.activations.neurons import Neurons
 from cvxcnn.data import limit, load_data, one_hot
-from cvxcnn.models.stack import Stage
+from cvxcnn.models.stage import Stage
 from cvxcnn.ordinary import train_baseline
 from cvxcnn.patches import Patches
 

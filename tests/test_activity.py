@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cvxcnn import nonconvex_objective
-from cvxcnn.activations.neurons import GatedConv, convolution
+from cvxcnn.activations.gated_relu import GatedConv
+from cvxcnn.activations.neurons import convolution
 from cvxcnn.arrangements import gates_of, patterns
 from cvxcnn.errors import InputError
-from cvxcnn.fitting.priced import PricingOptions
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.patches import patches as patches_module
 from cvxcnn.patches.activity import active, on_hyperplane, tie_width
+from cvxcnn.pricing.options import PricingOptions
 from cvxcnn.program.cones import Cones
 
 NO_SEARCH = PricingOptions(starts=0)

@@ -19,7 +19,7 @@ from torch import nn
 from cvxcnn import ConvexConvBlock, nonconvex_objective
 from cvxcnn.arrangements import EnumeratedGates, PatchGates
 from cvxcnn.errors import InputError, SolverError
-from cvxcnn.fitting.priced import PricingOptions
+from cvxcnn.pricing.options import PricingOptions
 from cvxcnn.solvers import Progress
 
 NO_search = PricingOptions(starts=0)

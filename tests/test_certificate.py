@@ -16,13 +16,13 @@ from eq2 import eq2_block
 from problems import noise_arrays
 
 from cvxcnn import ConvexConvBlock, nonconvex_objective, reg_path
-from cvxcnn.fitting.priced import PricedGates, PricingOptions
 from cvxcnn.losses import LogisticLoss, Loss, SoftmaxLoss, SquaredLoss
 from cvxcnn.ordinary import train_baseline
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.penalties import DensePenalty, GroupPenalty
 from cvxcnn.pricing.branch_and_bound import bound_responses
 from cvxcnn.pricing.certificate import NETWORKS, Certificate, beyond, maxima, networks_of
+from cvxcnn.pricing.options import PricedGates, PricingOptions
 from cvxcnn.program import filter_program, gated_program
 from cvxcnn.reports.report import bound_notes, bounded_networks
 

@@ -27,9 +27,7 @@ def test_the_size_of_a_program_is_that_of_its_block() -> None:
     gated = gated_program(patches, filters, targets, 1.0)
     shape = (3, 8, 8)
     assert Size.of(dense) == Size.of_block(7, shape, GEOMETRY, blocks=5, outputs=2, image_itemsize=2)
-    expected = Size.of_block(
-        7, shape, GEOMETRY, blocks=5, outputs=2, activation="gated_relu", penalty="group", image_itemsize=2
-    )
+    expected = Size.of_block(7, shape, GEOMETRY, blocks=5, outputs=2, gated=True, separable=True, image_itemsize=2)
     assert Size.of(gated) == expected
     assert expected.columns == 5 * 4 * 76
 

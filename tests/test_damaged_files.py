@@ -31,7 +31,7 @@ from test_data import COLOUR, LABELS, parquet_table, write_cifar10, write_folder
 from cvxcnn import ConvexCNNClassifier, ConvexConvBlock, LayerwiseCNN, PricingOptions
 from cvxcnn.data import load_data
 from cvxcnn.errors import CvxcnnError, DataError, ModelFileError
-from cvxcnn.models.saving import CONFIG_FILE, WEIGHTS_FILE
+from cvxcnn.persistence import CONFIG_FILE, WEIGHTS_FILE
 from cvxcnn.persistence.files import config_checksum
 
 Damage = Callable[[Path], Any]

@@ -19,7 +19,7 @@ from cvxcnn.data import shifted
 from cvxcnn.data.hold_out import held_out
 from cvxcnn.errors import InputError, ModelFileError
 from cvxcnn.models.projection import PatchPCA
-from cvxcnn.models.stack import Stage
+from cvxcnn.models.stage import Stage
 
 BLOCK = eq2_block(
     kernel_size=3, padding=1, pooling="mean", pool_cells=2, bias=True, intercept=True, penalty="dense",

@@ -141,7 +141,8 @@ def test_maps_of_any_shape_pass_between_blocks() -> None:
     assert second.image_shape_ == maps.shape[1:]
     gates = RANDOM.normal(size=(3, wide.shape[1] * 9 + 1))
     turned = np.c_[gates[:, :-1].reshape(3, -1, 3, 3).swapaxes(2, 3).reshape(3, -1), gates[:, -1]]
-    behind = clone(BLOCK).set_params(gates=gates)._fit(wide, TARGETS, 0.01, None)
+    behind = clone(BLOCK).set_params(gates=gates)
+    behind.fit_task(behind.task(wide, TARGETS), True, 0.01)
     front = clone(BLOCK).set_params(gates=turned).fit(wide.swapaxes(2, 3), TARGETS)
     assert front.result_.objective == pytest.approx(behind.result_.objective, rel=1e-6)
 
@@ -184,7 +185,7 @@ def test_there_is_one_set_of_defaults() -> None:
     assert given == {**contract, "intercept": False, "max_iter": None, "pricing": None}
     main = build_stack(replace(Settings(), device="cpu")).block[0].get_params()
     # A block by itself searches until its gap is small; networks of several stop after three rounds each.
-    assert ConvexConvBlock()._priced() == PricingOptions()
+    assert ConvexConvBlock().priced_options() == PricingOptions()
     assert main == ConvexConvBlock(pricing=DEFAULT_SEARCH).get_params()
     for model in (LayerwiseCNN(), ConvexCNNClassifier(), ConvexCNNRegressor()):
         assert (model.block, model.reg_fraction) == (None, None)
@@ -225,7 +226,7 @@ def test_a_gated_block_with_the_default_penalty_is_the_nuclear_program() -> None
 def test_no_reg_is_a_hundredth_of_reg_max_and_stays_none(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cvxcnn.fitting.priced._INITIAL_STEPS", 20)
+    monkeypatch.setattr("cvxcnn.pricing.filter_master._INITIAL_STEPS", 20)
     block = ConvexConvBlock(**{"pricing": FAST, "kernel_size": 2, **options})
     first = clone(block).fit(IMAGES, TARGETS)
     assert first.reg is None

@@ -254,7 +254,7 @@ def test_other_texts_are_refused(text):
 def test_every_kind_trains_a_block(name, options):
     patches = random_patches(dtype=torch.float64)
     block = eq2_block(bias=True, gates=GATES[name](4), reg=0.1, pricing=None, **options)
-    block.set_params(pricing=block._priced(), tol=1e-4)
+    block.set_params(pricing=block.priced_options(), tol=1e-4)
     assert block.fit(patches.images, labels()).result_.status == "optimal"
     assert len(block.gates_) <= 4
 

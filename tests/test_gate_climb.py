@@ -14,14 +14,17 @@ from problems import dual_problem
 from scipy.optimize import linprog
 
 from cvxcnn.arrangements import EnumeratedGates
-from cvxcnn.fitting.priced import PricingOptions, solve_priced_gates
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.patches.activity import active, softly_active
 from cvxcnn.penalties import GroupPenalty, NuclearPenalty, Penalty
 from cvxcnn.pricing.gate_climb import GateClimb
+from cvxcnn.pricing.gate_master import GateMaster
+from cvxcnn.pricing.options import PricingOptions
 from cvxcnn.pricing.search import GateSearch
 from cvxcnn.pricing.separation import worst_direction
+from cvxcnn.pricing.solve import solve_priced
 from cvxcnn.program import gated_program
+from cvxcnn.program.problem import Problem
 from cvxcnn.solvers import get_solver
 
 PENALTIES: list[Penalty] = [GroupPenalty(), NuclearPenalty()]
@@ -144,7 +147,9 @@ def test_priced_gates_reach_the_optimum_over_all_cells_and_their_bound_is_below_
     program = gated_program(patches, every, targets, 0.3, penalty=penalty)
     with torch.no_grad():
         exact = get_solver("auto", program, tol=1e-7).solve(program)
-        priced = solve_priced_gates(patches, targets, 0.3, penalty=penalty, options=PricingOptions(starts=16, gap=1e-4))
+        priced = solve_priced(
+            Problem(patches, targets, 0.3, penalty), GateMaster, options=PricingOptions(starts=16, gap=1e-4)
+        )
     assert priced.global_bound <= exact.objective
     assert priced.converged
     assert priced.objective == pytest.approx(exact.objective, rel=2e-4)

@@ -10,7 +10,8 @@ import torch
 from problems import normal
 from torch import Tensor, nn
 
-from cvxcnn.activations.neurons import GatedConv, Neurons, convolution, read_neurons, to_module
+from cvxcnn.activations.gated_relu import GatedConv
+from cvxcnn.activations.neurons import Neurons, convolution, read_neurons, to_module
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.patches.pooling import CellSum, pooling
 from cvxcnn.penalties import DensePenalty

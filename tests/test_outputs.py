@@ -21,7 +21,8 @@ from cvxcnn.commands.predict import main
 from cvxcnn.errors import InputError
 from cvxcnn.explain import plot_explanations
 from cvxcnn.models.path import reg_path
-from cvxcnn.models.saving import save_model, write_atomically
+from cvxcnn.models.saving import save_model
+from cvxcnn.persistence import write_atomically
 from cvxcnn.reports.report import plot_accuracy, plot_objective, write_metrics
 from cvxcnn.runs.run_folder import OutputFolder
 
@@ -130,7 +131,7 @@ def test_standard_output_by_its_name(predicted: Writer, tmp_path: Path) -> None:
     predicted(tmp_path / "file")
     expected = (tmp_path / "file").read_bytes()
     script = (
-        "import sys; from cvxcnn.models.saving import write_output; from pathlib import Path\n"
+        "import sys; from cvxcnn.persistence import write_output; from pathlib import Path\n"
         "sys.stdout.buffer.write(b'before\\n'); sys.stdout.flush()\n"
         "write_output(Path('/dev/stdout'), Path(sys.argv[1]).read_bytes())"
     )

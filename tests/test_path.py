@@ -61,7 +61,7 @@ def test_features_that_are_not_kept_give_the_same_path(monkeypatch: pytest.Monke
     images, targets = data(outputs=2)
     block = eq2_block(kernel_size=2, gates=6, pricing=NO_SEARCH, activation="gated_relu", tol=1e-9)
     kept = reg_path(images, targets, block=block, points=4)
-    monkeypatch.setattr("cvxcnn.models.path._KEPT_BYTES", 0)
+    monkeypatch.setattr("cvxcnn.program.design.KEPT_BYTES", 0)
     assert_allclose(reg_path(images, targets, block=block, points=4).objective, kept.objective, rtol=1e-8)
 
 

@@ -18,13 +18,15 @@ from cvxcnn import PricedGates, nonconvex_objective
 from cvxcnn.arrangements import EnumeratedGates, distinct
 from cvxcnn.arrangements.neighbours import hyperplanes, neighbours
 from cvxcnn.errors import InputError
-from cvxcnn.fitting.priced import PricingOptions, solve_priced
 from cvxcnn.models.path import reg_path
 from cvxcnn.ordinary import train_baseline
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.penalties import DensePenalty, GroupPenalty
+from cvxcnn.pricing.options import PricingOptions
 from cvxcnn.pricing.search import FilterSearch, GateSearch, thinned
 from cvxcnn.pricing.separation import _diverse_starts
+from cvxcnn.pricing.solve import solve_priced
+from cvxcnn.program.problem import Problem
 
 QUICK = PricingOptions(starts=32, ascent_steps=20, additions=8, improvement_steps=30, initial_filters=16, max_rounds=12)
 
@@ -106,7 +108,7 @@ def test_objective_never_rises_from_round_to_round() -> None:
     images, targets = small_problem(seed=2, n=20, outputs=3)
     patches = Patches(images, PatchGeometry(2, padding=1, pool_cells=2, pooling="mean"))
     with torch.no_grad():
-        solution = solve_priced(patches, targets, 0.1, options=QUICK)
+        solution = solve_priced(Problem(patches, targets, 0.1), options=QUICK)
     objectives = [step.objective for step in solution.history]
     assert all(later <= earlier * (1 + 1e-9) for earlier, later in pairwise(objectives))
     assert (solution.filters.norm(dim=1) - 1).abs().max() < 1e-12
@@ -205,7 +207,7 @@ def test_pricing_from_thinned_patches_finds_what_is_there(monkeypatch: pytest.Mo
     )  # fmt: skip
     whole = block.fit(images, targets).certificate_
     monkeypatch.setattr("cvxcnn.pricing.separation._SEARCH_PATCHES", 1000)
-    monkeypatch.setattr("cvxcnn.fitting.priced._IMPROVE_PATCHES", 1000)
+    monkeypatch.setattr("cvxcnn.pricing.filter_master._IMPROVE_PATCHES", 1000)
     thin = block.fit(images, targets).certificate_
     nothing = 0.5 * float(targets.square().sum())
     assert thin.objective - whole.objective < 0.1 * (nothing - whole.objective)

@@ -16,10 +16,10 @@ from eq2 import eq2_block
 from problems import normal
 
 from cvxcnn.errors import CvxcnnError, InputError, SolverError, SolverUnavailableError
-from cvxcnn.fitting.priced import PricingOptions
 from cvxcnn.losses import get_loss
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.penalties import DensePenalty, GroupPenalty, NuclearPenalty
+from cvxcnn.pricing.options import PricingOptions
 from cvxcnn.program import Program, filter_program, gated_program, relu_program
 from cvxcnn.solvers import SOLVERS, Progress, SolveResult, Status, get_solver, working_set
 from cvxcnn.solvers.algebra.gram import FeatureForm

@@ -178,7 +178,7 @@ def test_a_rival_stands_in_the_last_blocks_place(problem: tuple[np.ndarray, np.n
         torch.zeros(outputs, dtype=torch.float64),
     )
     (_, _), (block, inputs) = stack.layer_inputs(images)
-    expected = rival.predict(block._patches(inputs))
+    expected = rival.predict(block.patches(inputs))
     torch.testing.assert_close(stack.to_torch(neurons=rival)(torch.as_tensor(images)), expected, rtol=0, atol=1e-10)
     with pytest.raises(InputError, match=r"neurons must have filters \(m, \d+\) and a readout"):
         stack.to_torch(0, neurons=rival)

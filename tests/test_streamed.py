@@ -12,10 +12,10 @@ from eq2 import eq2_block
 from problems import normal, seeded
 
 from cvxcnn.errors import InputError, SolverError
-from cvxcnn.fitting.priced import PricingOptions
 from cvxcnn.models.path import reg_path
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.penalties import DensePenalty, GroupPenalty, NuclearPenalty
+from cvxcnn.pricing.options import PricingOptions
 from cvxcnn.program import Program, filter_program, gated_program, relu_program
 from cvxcnn.program import design as design_module
 from cvxcnn.solvers import get_solver

@@ -71,7 +71,7 @@ BLOCKS: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def _short_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pricing begins with an ordinary training, of which a few steps tell as much here as a thousand."""
-    monkeypatch.setattr("cvxcnn.fitting.priced._INITIAL_STEPS", 5)
+    monkeypatch.setattr("cvxcnn.pricing.filter_master._INITIAL_STEPS", 5)
 
 
 def outcome(settings: dict[str, Any]) -> list[np.ndarray]:

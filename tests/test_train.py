@@ -354,7 +354,7 @@ BAD = [
     (["--limit-train", "5000"], "n must be from 10 (one image a class) to 1437"),
     (["--kernel-size", "11"], "layer 1: kernel_size (11, 11) is larger than the padded image"),
     (["--pool-cells", "9"], "layer 1: pool_cells=9 needs feature maps"),
-    (["--layers", "3", "--downsample", "9"], "have no pixels left after 1 layers"),
+    (["--layers", "3", "--downsample", "9"], "downsample=9 after layer 1 is larger than its 8 x 8 feature maps"),
     (["--output", "file"], "file is a file"),
     (["--output", "file/below"], "can't write to file/below: Not a directory"),
     (["--output", "full"], "full isn't empty: it holds note. Give another --output"),
@@ -478,7 +478,7 @@ def test_a_programming_error_is_not_hidden_and_leaves_nothing(monkeypatch: pytes
     def fail(*arguments: Any, **options: Any) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("cvxcnn.runs.run.check_maps", fail)
+    monkeypatch.setattr("cvxcnn.models.stack.plan_layers", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         main([*QUICK, "--no-baseline", "--output", "out"])
     assert os.listdir() == []

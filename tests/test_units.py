@@ -16,13 +16,13 @@ from torch import nn
 
 from cvxcnn import ConvexCNNRegressor, ConvexConvBlock, PricedGates, nonconvex_objective
 from cvxcnn.arrangements import PatchGates
-from cvxcnn.fitting.priced import PricingOptions
 from cvxcnn.losses import LogisticLoss, SquaredLoss
 from cvxcnn.models.path import reg_path
 from cvxcnn.models.polish import polish
 from cvxcnn.ordinary import train_baseline
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.pricing.certificate import Certificate
+from cvxcnn.pricing.options import PricingOptions
 from cvxcnn.program.cones import Cones
 from cvxcnn.program.design import FilterDesign
 from cvxcnn.program.units import Units, power_of_two, unit_rows

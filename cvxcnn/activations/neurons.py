@@ -6,17 +6,15 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..patches.activity import active
 from ..patches.geometry import PatchGeometry
 from ..patches.patches import Patches
 from ..patches.pooling import pooling
 from ..program.design import FilterDesign, SignedGatedDesign
 from ..program.program import Program
 
-__all__ = ["GatedConv", "Neurons", "read_neurons", "to_module"]
+__all__ = ["Neurons", "convolution", "read_neurons", "to_module"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,27 @@ class Neurons:
     def predict(self, patches: Patches) -> Tensor:
         """Return the outputs (n, outputs)."""
         return FilterDesign(patches, self.filters).predict(self.readout.unsqueeze(2)) + self.intercept
+
+    def norms(self) -> Tensor:
+        """Return how much each neuron contributes, shape (m,): ||u_i|| ||w_i||."""
+        lengths: Tensor = self.filters.norm(dim=1)
+        sizes: Tensor = lengths * self.readout.flatten(1).norm(dim=1)
+        return sizes
+
+    def to_module(
+        self, geometry: PatchGeometry, image_shape: tuple[int, int, int], *, intercept: bool
+    ) -> nn.Sequential:
+        """Return the torch network of these neurons, on images of a shape (C, H, W)."""
+        return to_module(self, geometry, image_shape, intercept=intercept)
+
+    @staticmethod
+    def layer_names(number: int) -> list[str]:
+        """Return the names in a deep network of the modules before pooling, flatten and linear."""
+        return [f"conv{number}", f"relu{number}"]
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all tensors by name."""
+        return {"filters": self.filters, "readout": self.readout, "intercept": self.intercept}
 
 
 def _balanced(directions: Tensor, readout: Tensor, intercept: Tensor) -> Neurons:
@@ -87,40 +106,6 @@ def read_neurons(program: Program, weights: Tensor, intercepts: Tensor | None = 
     readout = weights.new_zeros(len(blocks), *weights.shape[1::2])
     readout[torch.arange(len(blocks), device=blocks.device), cells, outputs] = amounts
     return _balanced(directions, readout, intercept)
-
-
-class GatedConv(nn.Module):
-    """Gated convolution 1[x . g_i >= 0] (x . z): not a ReLU network, and it says so. ``activity`` decides the gate.
-
-    Parameters
-    ----------
-    gates, filters : nn.Conv2d
-        ``filters`` has a multiple of the channels of ``gates``; consecutive ones share a gate.
-    """
-
-    def __init__(self, gates: nn.Conv2d, filters: nn.Conv2d) -> None:
-        super().__init__()
-        self.gates = gates
-        self.filters = filters
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return gated responses, one map a filter."""
-        repeats = self.filters.out_channels // self.gates.out_channels
-        responses: Tensor = self.filters(images)
-        opened = self._opened(images).transpose(1, 2).repeat_interleave(repeats, dim=1)
-        return responses * opened.view_as(responses)
-
-    def _opened(self, images: Tensor) -> Tensor:
-        """Return the patterns, shape (n, K, P), decided as they are for the program."""
-        gates = self.gates
-        # Never a word, as a Conv2d's may be.
-        padding = gates.padding if isinstance(gates.padding, tuple) else (0, 0)
-        patches = F.unfold(images, gates.kernel_size, padding=padding, stride=gates.stride).transpose(1, 2)
-        vectors = gates.weight.flatten(1)
-        if gates.bias is not None:
-            patches = F.pad(patches, (0, 1), value=1.0)
-            vectors = torch.cat([vectors, gates.bias[:, None]], dim=1)
-        return active(patches, vectors)
 
 
 def convolution(filters: Tensor, geometry: PatchGeometry, channels: int) -> nn.Conv2d:

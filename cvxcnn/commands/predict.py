@@ -18,8 +18,9 @@ from ..data.loading import load_data
 from ..data.readers import READERS, reading
 from ..data.readers.unlabelled import array_names, read_images
 from ..errors import InputError
-from ..models.saving import load_model, write_output
+from ..models.saving import load_model
 from ..models.stack import LayerwiseCNN
+from ..persistence import write_output
 from ..runs.progress import printable
 from ..runs.settings import NAMED, resolve_device
 from .cli import Parser, integer, one_of, run_command

@@ -68,6 +68,15 @@ def as_int(name: str, value: Any, least: int = 1, what: str = "") -> int:
     return int(scalar(value))
 
 
+def as_int_or_none(name: str, value: Any, least: int = 1) -> int | None:
+    """Return a parameter as an int or None, or raise InputError: it must be an int >= ``least``, or None."""
+    if value is None:
+        return None
+    if not is_int(value, least):
+        raise InputError(f"{name} must be an int >= {least}, or None; got {value!r}.")
+    return int(scalar(value))
+
+
 def as_number(name: str, value: Any, above: float = 0.0, below: float = math.inf) -> float:
     """Return a parameter as a float, or raise InputError: it must lie strictly between two numbers."""
     if not is_number(value, above, below):

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..activations.neurons import GatedConv
+from ..activations.gated_relu import GatedConv
 from ..core.checks import is_int
 from ..core.plainly import plainly
 from ..data.checks import check_images

@@ -21,8 +21,13 @@ from ..data.checks import check_images, check_labels, check_present, check_targe
 from ..data.images import one_hot
 from ..data.layout import check_layout, looks_channels_last
 from ..errors import InputError
-from .block import DTYPES, ConvexConvBlock
-from .stack import LayerwiseCNN, OfBlocks, given_blocks
+from ..fitting import DTYPES
+from ..persistence.checks import MisfitError
+from ..persistence.files import CONFIG_FILE
+from .block import ConvexConvBlock
+from .blocks import given_blocks
+from .estimator_state import EstimatorState, classes_of, label_config
+from .stack import LayerwiseCNN
 
 __all__ = ["ConvexCNNClassifier", "ConvexCNNRegressor"]
 
@@ -64,7 +69,7 @@ def _nearest_probabilities(outputs: NDArray[Any]) -> NDArray[Any]:
     return np.maximum(outputs - np.take_along_axis(shifts, support[:, None] - 1, axis=1), 0.0)
 
 
-class _ConvexCNN(OfBlocks):
+class _ConvexCNN(EstimatorState):
     """What both estimators share: settings, and images of every accepted shape."""
 
     def __init__(
@@ -108,7 +113,7 @@ class _ConvexCNN(OfBlocks):
             check_layout(images)
         like = self._blocks(flat=False)[0] if reset else self.stack_.blocks_[0]
         if like.dtype not in DTYPES:
-            like._check_parameters()
+            like.check_parameters()
         # On the processor: the stack moves images to its device when it has checked its parameters.
         inputs = check_images(images, dtype=DTYPES[like.dtype])
         if reset:
@@ -210,6 +215,15 @@ class ConvexCNNClassifier(ClassifierMixin, _ConvexCNN):
     ((2,), (2, 2))
     """
 
+    kind = "ConvexCNNClassifier"
+    classes_: NDArray[Any]
+
+    def own_config(self) -> dict[str, Any]:
+        return {"classes": label_config(self.classes_)}
+
+    def take_own(self, table: dict[str, Any]) -> None:
+        self.classes_ = classes_of(table, self.stack_)
+
     def fit(self, X: Any, y: Any) -> ConvexCNNClassifier:  # noqa: N803
         """Train on images X of any accepted shape and labels y (n,), numbers or strings."""
         inputs, flat = self._images(X, reset=True)
@@ -280,6 +294,12 @@ class ConvexCNNRegressor(RegressorMixin, _ConvexCNN):
     >>> model.fit(images, images.mean(axis=(1, 2))).predict(images).shape
     (20,)
     """
+
+    kind = "ConvexCNNRegressor"
+
+    def take_own(self, table: dict[str, Any]) -> None:
+        if {block.loss for block in self.stack_.blocks_} != {"squared"}:
+            raise MisfitError(f"{CONFIG_FILE} has a regressor of another loss than the squared one")
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

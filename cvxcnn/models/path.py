@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,20 +20,18 @@ from ..core.plainly import plainly
 from ..core.threads import coarse_threads
 from ..data.checks import are_flat
 from ..errors import InputError
-from ..fitting.priced import PricingOptions
-from ..patches.patches import Patches
-from ..program.design import Design
+from ..fitting import Fit, OverFixedGates, OverPricedGates, Task
+from ..pricing.options import PricingOptions
+from ..program.problem import Problem
 from ..solvers import Callback
 from .block import ConvexConvBlock
+from .door import check_given
 
 __all__ = ["RegPath", "reg_path"]
 
 logger = logging.getLogger(__name__)
 
 Array = np.ndarray
-
-# Features of fixed gates up to this many bytes are kept for the whole path.
-_KEPT_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +199,7 @@ def reg_path(
     """
     points, smallest = as_int("points", points, 2), as_number("smallest", smallest, 0, 1)
     settings = clone(block) if block is not None else ConvexConvBlock()
-    settings._at_the_door(images, targets)
+    check_given(images, targets, settings.loss)
     return _reg_path(images, targets, settings, points, smallest, validation, between, callback)
 
 
@@ -217,30 +215,24 @@ def _reg_path(
 ) -> RegPath:
     """Return ``reg_path`` of what has been checked at the door, or comes from a stack."""
     began = time.perf_counter()
-    patches, expected = settings._training_set(images, targets)
-    held_out = None if validation is None else _held_out(settings, patches, expected, validation)
-    flat, middle = are_flat(targets), _middle(expected)
-    search = settings._priced()
+    task = settings.task(images, targets)
+    held_out = None if validation is None else _held_out(settings, task.problem, validation)
+    flat, middle = are_flat(targets), _middle(task.problem.targets)
     blocks: list[ConvexConvBlock] = []
     scores: list[tuple[float, ...]] = []
     seconds: list[float] = []
     with torch.no_grad(), coarse_threads():
-        path: _Fixed | _Priced
-        if search is None:
-            path = _Fixed(settings, patches, expected)
-        else:
-            path = _Priced(settings, patches, expected, search, between or _light(search))
-        largest = path.reg_max()
+        points_at = _points(task, between)
+        largest = points_at.reg_max()
     if not largest > 0:
         raise InputError("reg_max is zero: targets (or images) are zero, so there is no path. Check the targets.")
     grid = largest * smallest ** (np.arange(points) / (points - 1))
     for index, reg in enumerate(grid.tolist()):
-        point = clone(settings).set_params(reg=reg)
         with torch.no_grad(), coarse_threads():
-            path.fit(point, reg, index == points - 1, flat)
+            point = clone(settings).set_params(reg=reg).keep(points_at.fit(reg, index == points - 1), flat)
             seconds.append(time.perf_counter() - began)
-            own = _scores(point, patches, expected, middle)
-            scores.append((*own, *(_scores(point, *held_out, middle) if held_out else (float("nan"),) * 2)))
+            own = _scores(point, task.problem, middle)
+            scores.append((*own, *(_scores(point, held_out, middle) if held_out else (float("nan"),) * 2)))
         blocks.append(point)
         logger.info("point %d of %d, reg %.4g: %s", index + 1, points, reg, point.certificate_)
         if callback is not None:
@@ -277,26 +269,25 @@ def choose_reg(
     callback : callable, optional
         Of the last solve.
     """
-    images, targets = training[0], training[1][:, 0] if flat else training[1]
-    if block._priced() is not None:
+    task = block.task(*training)
+    if task.priced:
+        images, targets = training[0], training[1][:, 0] if flat else training[1]
         held = held_out[0], held_out[1][:, 0] if flat else held_out[1]
         path = _reg_path(images, targets, clone(block), points, smallest, held)
         return path.blocks[int(np.argmin(path.validation_error))]
-    patches, expected = block._training_set(images, targets)
-    held_patches, held_targets = block._training_set(*held_out)
+    held_problem = block.task(*held_out).problem
     best: tuple[float, float, Tensor | None] = (float("inf"), 1.0, None)
     weights: Tensor | None = None
     with torch.no_grad(), coarse_threads():
-        program, gates = block._fixed_program(patches, expected)
-        solver = block._solver(program)
-        largest, worse = solver.reg_max(program), 0
+        fits = OverFixedGates(task)
+        program, solver = fits.program, fits.solver
+        largest, worse = fits.reg_max(), 0
         # From below reg_max, where weights are zero: a layer that does nothing is never chosen.
         for fraction in smallest ** (np.arange(1, points) / (points - 1)):
             point = replace(program, reg=float(largest * fraction))
             weights = solver.run(point, weights, lambda *_: None).weights
-            residual = (
-                program.design.on(held_patches).predict(weights) + solver.intercepts(program, weights) - held_targets
-            )
+            prediction = program.design.on(held_problem.patches).predict(weights)
+            residual = prediction + solver.intercepts(program, weights) - held_problem.targets
             error = float(all_sum(residual.double().square().sum()))
             logger.info("reg %.3g of reg_max: held-out squared error %.6g", fraction, error)
             worse = worse + 1 if error >= best[0] else 0
@@ -305,89 +296,59 @@ def choose_reg(
             if worse == 2:
                 break
         block.reg = best[1]
-        block._finish(replace(program, reg=block.reg), gates, solver, flat, start=best[2], callback=callback)
-    return block
+        return block.keep(fits.fit(best[1], start=best[2], callback=callback), flat)
 
 
-class _KeptDesign(Design):
-    """A design with its features kept as one matrix: a path multiplies by them hundreds of times."""
+class _Points(Protocol):
+    """Fits along a path, each from the one before."""
 
-    def __init__(self, design: Design, features: Tensor | None = None) -> None:
-        super().__init__(design.patches, design.vectors)
-        self.design = design
-        self.rows = design.rows
-        every = torch.arange(design.n_blocks, device=design.vectors.device)
-        self.features = design.columns(every) if features is None else features
+    def reg_max(self) -> float: ...
 
-    def subset(self, images: slice) -> _KeptDesign:
-        return _KeptDesign(self.design.subset(images), self.features[images])
+    def fit(self, reg: float, last: bool) -> Fit: ...
 
-    @staticmethod
-    def fits(design: Design) -> bool:
-        entries = design.patches.n_images * design.n_blocks * design.n_cells * design.rows
-        return entries * design.vectors.element_size() <= _KEPT_BYTES
 
-    def columns(self, blocks: Tensor) -> Tensor:
-        return self.features[:, blocks]
-
-    def predict(self, weights: Tensor) -> Tensor:
-        return self.features.flatten(1) @ weights.flatten(0, 2)
-
-    def correlate(self, dual: Tensor) -> Tensor:
-        return (self.features.flatten(1).T @ dual).view(self.shape(dual.shape[1]))
-
-    def double(self) -> Design:
-        return self.design.double()
+def _points(task: Task, between: PricingOptions | None) -> _Points:
+    return _Priced(task, between or _light(task.search)) if task.priced else _Fixed(task)
 
 
 class _Fixed:
-    """Points over fixed gates: one program whose reg is replaced, so that features and cones are shared."""
+    """Points over fixed gates: each solve begins with the weights of the point before."""
 
-    def __init__(self, block: ConvexConvBlock, patches: Patches, targets: Tensor) -> None:
-        self.patches = patches
-        self.search = block._search()
-        self.program, self.gates = block._fixed_program(patches, targets)
-        design = self.program.design
-        self.quick = replace(self.program, design=_KeptDesign(design)) if _KeptDesign.fits(design) else self.program
+    def __init__(self, task: Task) -> None:
+        self.fits = OverFixedGates(task, keep=True)
+        self.unsearched = replace(task.search, starts=0)
         self.weights: Tensor | None = None
-        self.solver = block._solver(self.quick)
 
     def reg_max(self) -> float:
-        return self.solver.reg_max(self.quick)
+        return self.fits.reg_max()
 
-    def fit(self, point: ConvexConvBlock, reg: float, last: bool, flat: bool) -> None:
-        result = self.solver.solve(replace(self.quick, reg=reg), start=self.weights)
-        program = replace(self.program, reg=reg)
-        search = self.search if last else replace(self.search, starts=0)
-        point._store(program, result, point._certify(program, self.gates, result, search), self.patches, flat)
-        point.n_duplicate_gates_, point.n_zero_gates_ = self.gates.n_duplicates, self.gates.n_zero
-        self.weights = result.weights
+    def fit(self, reg: float, last: bool) -> Fit:
+        found = self.fits.fit(reg, start=self.weights, search=None if last else self.unsearched)
+        self.weights = found.result.weights
+        return found
 
 
 class _Priced:
     """Points over priced filters or gates: each search begins with those of the point before."""
 
-    def __init__(
-        self, block: ConvexConvBlock, patches: Patches, targets: Tensor, search: PricingOptions, light: PricingOptions
-    ) -> None:
-        self.block, self.patches, self.targets = block, patches, targets
-        self.search, self.light = search, light
-        self.filters = patches.pool.new_zeros(0, patches.dim)
+    def __init__(self, task: Task, light: PricingOptions) -> None:
+        self.fits, self.light = OverPricedGates(task), light
+        self.filters = task.problem.patches.pool.new_zeros(0, task.problem.patches.dim)
         self.largest = float("inf")
 
     def reg_max(self) -> float:
-        self.largest = self.block._searched_reg_max(self.patches, self.targets, self.search)
+        self.largest = self.fits.reg_max()
         return self.largest
 
-    def fit(self, point: ConvexConvBlock, reg: float, last: bool, flat: bool) -> None:
-        options = self.search if last else self.light
+    def fit(self, reg: float, last: bool) -> Fit:
+        search = None if last else self.light
         if reg == self.largest:
             # Zero by the definition of reg_max; should this search find more, the bound says so.
-            options = replace(self.light, gap=float("inf"))
-        fitted = point._fit_priced(self.patches, self.targets, options, reg, start=self.filters)
-        point._store(*fitted, self.patches, flat)
-        filters = point.neurons_.filters
+            search = replace(self.light, gap=float("inf"))
+        found = self.fits.fit(reg, start=self.filters, search=search)
+        filters = found.neurons.filters
         self.filters = filters[filters.any(dim=1)]
+        return found
 
 
 def _light(options: PricingOptions) -> PricingOptions:
@@ -403,19 +364,18 @@ def _light(options: PricingOptions) -> PricingOptions:
     )
 
 
-def _held_out(
-    block: ConvexConvBlock, patches: Patches, targets: Tensor, validation: tuple[Any, Any]
-) -> tuple[Patches, Tensor]:
-    """Return validation images and targets as patches and columns, or raise InputError."""
+def _held_out(block: ConvexConvBlock, problem: Problem, validation: tuple[Any, Any]) -> Problem:
+    """Return the problem of validation images and targets, or raise InputError."""
     if not isinstance(validation, (tuple, list)) or len(validation) != 2:
         raise InputError("validation must be a pair (images, targets).")
-    held_out, expected = block._training_set(*validation)
-    if held_out.images.shape[1:] != patches.images.shape[1:] or expected.shape[1] != targets.shape[1]:
+    held = block.task(*validation).problem
+    own, other = problem.patches.images.shape[1:], held.patches.images.shape[1:]
+    if own != other or held.targets.shape[1] != problem.targets.shape[1]:
         raise InputError(
-            f"validation must have images and targets of the training shapes, {tuple(patches.images.shape[1:])} (c, h, "
-            f"w) and {targets.shape[1]} outputs; got {tuple(held_out.images.shape[1:])} and {expected.shape[1]}."
+            f"validation must have images and targets of the training shapes, {tuple(own)} (c, h, w) and "
+            f"{problem.targets.shape[1]} outputs; got {tuple(other)} and {held.targets.shape[1]}."
         )
-    return held_out, expected
+    return held
 
 
 def _middle(targets: Tensor) -> float | None:
@@ -427,12 +387,13 @@ def _middle(targets: Tensor) -> float | None:
     return float(low + high) / 2 if coded else None
 
 
-def _scores(block: ConvexConvBlock, patches: Patches, targets: Tensor, middle: float | None) -> tuple[float, float]:
+def _scores(block: ConvexConvBlock, problem: Problem, middle: float | None) -> tuple[float, float]:
     """Return mean ||f - y||^2 over images, and accuracy, NaN where the training targets encode no classes.
 
     Means are over the images of all processes: each must choose the same point of a path.
     """
-    prediction = block._predict(patches)
+    targets = problem.targets
+    prediction = block.neurons_.predict(problem.patches)
     error = (prediction - targets).square().sum(dim=1)
     if middle is None:
         right = torch.full_like(error, float("nan"))

@@ -18,11 +18,13 @@ from ..core.seeds import check_seed, seed_of
 from ..core.threads import coarse_threads
 from ..data.checks import check_images, check_targets
 from ..errors import InputError
-from ..fitting.priced import PricingOptions, solve_priced
 from ..losses import get_loss
 from ..patches.geometry import PatchGeometry
 from ..patches.patches import Patches
 from ..pricing.certificate import Certificate
+from ..pricing.options import PricingOptions
+from ..pricing.solve import solve_priced
+from ..program.problem import Problem
 from ..program.program import nonconvex_objective
 
 __all__ = ["Polished", "polish"]
@@ -133,10 +135,9 @@ def polish(
             f'the Linear layer has a bias, which needs loss="squared"; got {loss!r}. Use nn.Linear(..., bias=False).'
         )
     with torch.no_grad(), coarse_threads():
-        patches = Patches(inputs, geometry)
+        problem = Problem(Patches(inputs, geometry), expected, float(reg), loss=get_loss(loss), intercept=intercept)
         solution = solve_priced(
-            patches, expected, float(reg), loss=get_loss(loss), intercept=intercept, tol=as_tol(tol),
-            start=filters[filters.any(dim=1)],
+            problem, tol=as_tol(tol), start=filters[filters.any(dim=1)],
             generator=torch.Generator().manual_seed(seed_of(random_state)), options=pricing,
         )  # fmt: skip
         neurons = read_neurons(solution.program, solution.weights)

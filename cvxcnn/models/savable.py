@@ -1,18 +1,46 @@
-"""``save`` and ``load`` for everything that is fitted; ``persistence`` has the format."""
+"""``save`` and ``load`` for everything that is fitted; ``persistence`` has the files, each model its own state."""
 
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
+
+from ..persistence.state import State, StateReader, read_state, write_state
 
 __all__ = ["Savable"]
 
 Self = TypeVar("Self", bound="Savable")
 
+# The kinds of models that a folder may hold.
+KINDS = ("ConvexConvBlock", "LayerwiseCNN", "ConvexCNNClassifier", "ConvexCNNRegressor")
+
 
 class Savable:
     """Gives a class ``save(folder)`` and ``load(folder)``."""
+
+    kind: ClassVar[str]
+    extra_: dict[str, Any]
+
+    @abstractmethod
+    def state(self) -> State:
+        """Return what is written of this fitted model.
+
+        Raises
+        ------
+        NotFittedError
+            If it isn't fitted.
+        """
+
+    @classmethod
+    @abstractmethod
+    def from_state(cls: type[Self], reader: StateReader) -> Self:
+        """Return the model of a state that was read; every piece is checked."""
+
+    @abstractmethod
+    def check_device(self) -> None:
+        """Raise InputError if the device that this model was loaded onto isn't there."""
 
     def save(self, folder: str | os.PathLike[str], *, extra: Mapping[str, Any] | None = None) -> None:
         """Write this fitted model into a folder, as ``model.safetensors`` and ``config.json``.
@@ -33,13 +61,14 @@ class Savable:
         ModelFileError
             If the folder can't be written; nothing is left in it then.
         """
-        from .saving import save
-
-        save(self, folder, extra=extra)
+        write_state(self.state(), folder, getattr(self, "extra_", {}) if extra is None else extra)
 
     @classmethod
     def load(cls: type[Self], folder: str | os.PathLike[str], *, device: str = "cpu") -> Self:
         """Return the model that ``save`` wrote, with the same predictions to the last bit; no code is run.
+
+        The blocks hold no solver weights and no history (``result_.weights`` is empty). A block fitted on an array
+        of gates, or by a sampler, has its distinct gates for ``gates``, so that it can be fitted again.
 
         Parameters
         ----------
@@ -54,7 +83,8 @@ class Savable:
         InputError
             If the device isn't there.
         """
-        from .saving import load
-
-        model: Self = load(cls, folder, device=device)
+        model, extra = read_state(folder, cls.kind, KINDS, device, cls.from_state)
+        # After the file itself is known to be good, so that a missing device isn't taken for a damaged file.
+        model.check_device()
+        model.extra_ = extra
         return model

@@ -5,40 +5,39 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from sklearn.base import BaseEstimator, clone
-from sklearn.exceptions import NotFittedError
+from sklearn.base import clone
 from torch import Tensor, nn
 
-from ..activations.neurons import Neurons, convolution, to_module
-from ..core.checks import as_flag, as_int, is_int, is_number, scalar
+from ..activations import Neurons
+from ..core.checks import as_flag, as_int, as_int_or_none, is_int, is_number, scalar
 from ..core.distributed import rank, row_counts
 from ..core.plainly import plainly
 from ..core.seeds import seed_of
 from ..data.augmentation import moved, shifted
 from ..data.checks import are_flat, check_images, check_targets
 from ..data.hold_out import held_out
-from ..data.layout import check_same_shape
 from ..errors import InputError
-from ..patches.geometry import PatchGeometry
+from ..fitting import DTYPES
 from ..solvers import Progress
-from .block import DEFAULT_FRACTION, DEFAULT_SEARCH, DTYPES, ConvexConvBlock
+from .block import DEFAULT_FRACTION, ConvexConvBlock
+from .blocks import given_blocks
+from .door import check_given
 from .path import choose_reg
+from .plan import LayerPlan, plan_layers
 from .projection import PatchPCA
-from .savable import Savable
-from .stacked_module import StackedCNN
+from .stack_state import StackState
+from .stacked_module import StackedCNN, input_modules, map_modules, rival_head
+from .stage import Stage
 from .standardizer import Standardizer
 
-__all__ = ["LayerwiseCNN", "OfBlocks", "Seen", "Stage", "given_blocks"]
+__all__ = ["LayerwiseCNN"]
 
 logger = logging.getLogger(__name__)
-
-Self = TypeVar("Self", bound="OfBlocks")
 
 # Images whose maps are held at once, between two blocks.
 _IMAGES_AT_ONCE = 512
@@ -49,95 +48,13 @@ _PATH_POINTS = 10
 _SMALLEST_FRACTION = 1e-3
 
 
-def given_blocks(block: Any) -> list[ConvexConvBlock]:
-    """Return what ``block`` of a stack or an estimator stands for: one block for all layers, or one for each."""
-    if block is None:
-        return [ConvexConvBlock(pricing=DEFAULT_SEARCH)]
-    blocks = list(block) if isinstance(block, (list, tuple)) else [block]
-    if not blocks or not all(isinstance(one, ConvexConvBlock) for one in blocks):
-        raise InputError(f"block must be a ConvexConvBlock, one a layer, or None; got {block!r}.")
-    return blocks
-
-
 def _values(given: Any) -> list[Any]:
     """Return the values of a setting of each layer; the last one stands for all further layers."""
     given = scalar(given)
     return list(given) if isinstance(given, (Sequence, np.ndarray)) else [given]
 
 
-class OfBlocks(Savable, BaseEstimator):
-    """What a stack and the estimators share: parameters of the ``block`` that they are made of."""
-
-    block: Any
-
-    def set_params(self: Self, **params: Any) -> Self:
-        """Set parameters, ``block__reg`` and the like among them.
-
-        Those go to each block where ``block`` is a list, and where it is None to one of the defaults, which is made.
-        """
-        prefix = "block__"
-        nested = {name.removeprefix(prefix): params.pop(name) for name in list(params) if name.startswith(prefix)}
-        super().set_params(**params)
-        if nested:
-            self.block = given_blocks(None)[0] if self.block is None else self.block
-            for block in given_blocks(self.block):
-                block.set_params(**nested)
-        return self
-
-
-def mirrored(images: Tensor) -> Tensor:
-    """Return images (n, C, H, W), each followed by its mirror image: an order that all processes have in common."""
-    return torch.stack([images, images.flip(3)], dim=1).flatten(0, 1)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What a block was fitted on.
-
-    Attributes
-    ----------
-    inputs : Tensor, shape (n, C, H, W)
-        With ``mirror``, each image is followed by its mirror image.
-    targets : Tensor, shape (n, outputs)
-        What was left to fit: with ``residual``, the targets minus ``offset``.
-    offset : Tensor, shape (n, outputs)
-        The predictions of the layers before; zero without ``residual``.
-    prediction : Tensor, shape (n, outputs)
-        The block's own; zero before it is fitted.
-    """
-
-    inputs: Tensor
-    targets: Tensor
-    offset: Tensor
-    prediction: Tensor
-
-    def after(self, block: ConvexConvBlock) -> Stage:
-        """Return the stage with the prediction of its block."""
-        return replace(self, prediction=block.outputs(self.inputs).to(self.targets))
-
-    def remainder(self) -> Stage:
-        """Return what the block leaves to fit."""
-        return replace(self, targets=self.targets - self.prediction, offset=self.offset + self.prediction)
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What a block makes of images.
-
-    Attributes
-    ----------
-    inputs : Tensor, shape (n, C, H, W)
-        Its input; with ``mirror``, each image is followed by its mirror image.
-    offset, outputs : ndarray, shape (n, outputs)
-        The stack's predictions before it (zero without ``residual``) and with it.
-    """
-
-    inputs: Tensor
-    offset: np.ndarray
-    outputs: np.ndarray
-
-
-class LayerwiseCNN(OfBlocks):
+class LayerwiseCNN(StackState):
     """A deep CNN of convex blocks, each trained to its end before the next begins.
 
     Block j is a ``ConvexConvBlock`` fitted to the same targets; its ReLU feature maps, average-pooled and
@@ -237,13 +154,11 @@ class LayerwiseCNN(OfBlocks):
         self.validation = validation
         self.half_maps = half_maps
 
-    def _settings(self) -> list[ConvexConvBlock]:
+    def blocks_to_fit(self) -> list[ConvexConvBlock]:
         """Return the blocks to fit, after checking all settings."""
         layers = as_int("layers", self.layers)
         for name in ("project", "hand_on"):
-            value = getattr(self, name)
-            if value is not None and not is_int(value, 1):
-                raise InputError(f"{name} must be an int >= 1, or None; got {value!r}.")
+            as_int_or_none(name, getattr(self, name))
         for name in ("standardize", "residual", "mirror", "crop", "half_maps"):
             as_flag(name, getattr(self, name))
         if self.validation is not None and not (is_number(self.validation, above=0) and self.validation <= 0.5):
@@ -262,8 +177,7 @@ class LayerwiseCNN(OfBlocks):
                 raise InputError(f'half_maps=True needs blocks of dtype="float32"; got {block.dtype!r}.')
         settings = [clone(block) for block in blocks]
         for block in settings[1:] if self.project is not None else []:
-            block._check_parameters()
-            if PatchGeometry(block.kernel_size, block.stride)._sizes()[1] != (1, 1):
+            if block.check_parameters()._sizes()[1] != (1, 1):
                 raise InputError(f"project needs blocks of stride 1; got {block.stride!r}.")
             # The projection takes the patches.
             block.set_params(kernel_size=1, padding=0)
@@ -279,12 +193,21 @@ class LayerwiseCNN(OfBlocks):
                     "Leave one of them at None."
                 )
 
-    def _projected_kernel(self, layer: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Return kernel and padding of the patches that block ``layer`` sees projected."""
+    def plan(self, image_shape: tuple[int, int, int], counts: Sequence[int] | None = None) -> list[LayerPlan]:
+        """Return the shapes of all layers, for images of a shape (C, H, W) and so many neurons at most.
+
+        Raises
+        ------
+        InputError
+            If maps grow too small for a layer.
+        """
         blocks = given_blocks(self.block)
-        block = blocks[min(layer, len(blocks) - 1)]
-        kernel, _, padding = PatchGeometry(block.kernel_size, 1, block.padding)._sizes()
-        return kernel, padding
+        blocks = blocks * int(self.layers) if len(blocks) == 1 else blocks
+        return plan_layers(
+            image_shape, [block.check_parameters() for block in blocks],
+            [self.pooling_after(layer) for layer in range(len(blocks))],
+            counts=counts, hand_on=self.hand_on, project=self.project,
+        )  # fmt: skip
 
     def pooling_after(self, layer: int) -> int:
         """Return the average pooling between block ``layer`` (from 0) and the next."""
@@ -327,11 +250,11 @@ class LayerwiseCNN(OfBlocks):
             A stack of these settings, fitted on these images, whose blocks are the first of this one: they are kept
             as they are, and ``callback`` and ``on_layer`` hear nothing of them.
         """
-        settings = self._settings()
+        settings = self.blocks_to_fit()
         self.pooling_after(0)
         first = settings[0]
-        first._check_parameters()
-        first._at_the_door(images, targets)
+        first.check_parameters()
+        check_given(images, targets, first.loss)
         inputs = check_images(images, dtype=DTYPES[first.dtype], device=torch.device(first.device))
         expected = check_targets(targets, len(inputs), dtype=inputs.dtype, device=inputs.device)
         flat = are_flat(targets)
@@ -349,14 +272,14 @@ class LayerwiseCNN(OfBlocks):
         copies = shifted(inputs, seed, number) if self.crop else None
         if self.validation is not None:
             held = held_out(inputs, expected, float(self.validation), seed).to(inputs.device)
-            judging = self._first_stage(inputs[held], expected[held])
+            judging = Stage.first(inputs[held], expected[held], mirror=self.mirror)
             inputs, expected = inputs[~held], expected[~held]
             copies = None if copies is None else copies[~held]
         if copies is not None:
             # Each beside its image, so that the order doesn't depend on which process has which images.
             inputs = torch.stack([inputs, copies], dim=1).flatten(0, 1)
             expected = expected.repeat_interleave(2, dim=0)
-        training = self._first_stage(inputs, expected)
+        training = Stage.first(inputs, expected, mirror=self.mirror)
         del inputs, expected, copies
         for layer, block in enumerate(settings):
             known = layer < len(kept)
@@ -377,13 +300,6 @@ class LayerwiseCNN(OfBlocks):
                 training = training.remainder()
                 judging = None if judging is None else judging.after(block).remainder()
         return self
-
-    def _first_stage(self, images: Tensor, targets: Tensor) -> Stage:
-        """Return the first stage of a set of images: with ``mirror``, mirror images follow."""
-        if self.mirror:
-            images, targets = mirrored(images), targets.repeat_interleave(2, dim=0)
-        zero = torch.zeros_like(targets)
-        return Stage(images, targets, zero, zero)
 
     def _fit_block(
         self,
@@ -409,7 +325,7 @@ class LayerwiseCNN(OfBlocks):
             return choose_reg(
                 block, training_pair, held_pair, points=_PATH_POINTS, smallest=smallest, flat=flat, callback=report
             )
-        block._fit(training.inputs, targets, fraction, report)
+        block.fit_task(block.task(training.inputs, targets), flat, fraction, report)
         block.reg = block.reg_
         return block
 
@@ -426,7 +342,8 @@ class LayerwiseCNN(OfBlocks):
     def _standardizer(self, layer: int, inputs: Tensor) -> Standardizer | PatchPCA | None:
         """Return what the input of block ``layer`` goes through, from the input of the block before."""
         if layer and self.project is not None:
-            kernel, padding = self._projected_kernel(layer)
+            blocks = given_blocks(self.block)
+            kernel, _, padding = blocks[min(layer, len(blocks) - 1)].check_parameters()._sizes()
             generator = torch.Generator().manual_seed(layer)
             maps = self._hand_on(layer - 1, self._sampled(inputs, generator))
             return PatchPCA.of(maps, int(self.project), kernel, padding, generator)
@@ -436,78 +353,6 @@ class LayerwiseCNN(OfBlocks):
             return Standardizer.of(inputs)
         parts = torch.split(inputs, _IMAGES_AT_ONCE)
         return Standardizer.of_parts(self._hand_on(layer - 1, part) for part in parts)
-
-    @plainly
-    def _inputs(self, layer: int, inputs: Tensor) -> Tensor:
-        """Return the input of block ``layer`` from that of the block before, or from images for the first."""
-        if not layer:
-            return self._standardized(0, inputs)
-        return self._hand_on(layer - 1, inputs, layer)
-
-    def _standardized(self, layer: int, maps: Tensor) -> Tensor:
-        standardizer = self.standardizers_[layer]
-        return maps if standardizer is None else standardizer(maps)
-
-    def handed_on(self, layer: int) -> Tensor:
-        """Return the indices of the neurons of block ``layer`` (from 0) that hand their maps on, in their order."""
-        neurons = self.blocks_[layer].neurons_
-        count = len(neurons.filters)
-        if self.hand_on is None or self.hand_on >= count:
-            return torch.arange(count, device=neurons.filters.device)
-        lengths = self.blocks_[layer].neuron_norms()
-        return torch.argsort(lengths, descending=True, stable=True)[: int(self.hand_on)].sort().values
-
-    def _hand_on(self, layer: int, inputs: Tensor, following: int | None = None) -> Tensor:
-        """Return what block ``layer`` hands on from its input: pooled maps, or the input of the following block."""
-        block = self.blocks_[layer]
-        if not block.n_neurons_:
-            raise InputError(
-                f"layer {layer + 1} has no neurons at reg={block.reg_:g}, so it hands nothing on. "
-                "Use a smaller reg or reg_fraction, or fewer layers."
-            )
-        step, sides = self.pooling_after(layer), block.geometry_.map_shape(block.image_shape_[1:])
-        if step > min(sides):
-            raise InputError(
-                f"downsample={step} after layer {layer + 1} is larger than its {sides[0]} x {sides[1]} "
-                "feature maps. Use fewer layers, more padding, or less downsampling."
-            )
-
-        def then(maps: Tensor) -> Tensor:
-            pooled = maps if step == 1 else F.avg_pool2d(maps, step)
-            if following is None:
-                return pooled
-            values = self._standardized(following, pooled)
-            return values.half() if self.half_maps else values
-
-        return block.relu_maps(inputs, self.handed_on(layer), then)
-
-    def _check_fitted(self) -> None:
-        if not getattr(self, "blocks_", None):
-            raise NotFittedError("This LayerwiseCNN isn't fitted yet. Call fit first.")
-
-    def layer_inputs(self, images: Any) -> Iterator[tuple[ConvexConvBlock, Tensor]]:
-        """Yield (block, its input (n, C, H, W)) for each layer."""
-        self._check_fitted()
-        like = self.blocks_[0].neurons_.filters
-        inputs = check_images(images, dtype=like.dtype, device=like.device)
-        check_same_shape(inputs.shape, self.image_shape_, "stack")
-        # The list may grow while this goes on: a run evaluates each layer as it is finished.
-        for layer, block in enumerate(self.blocks_):
-            inputs = self._inputs(layer, inputs)
-            yield block, inputs
-
-    def seen(self, images: Any) -> Iterator[Seen]:
-        """Yield what each block makes of images, mirror images with them; also of blocks that are added meanwhile."""
-        self._check_fitted()
-        if self.mirror:
-            like = self.blocks_[0].neurons_.filters
-            images = mirrored(check_images(images, dtype=like.dtype, device=like.device))
-        outputs: np.ndarray | None = None
-        for block, inputs in self.layer_inputs(images):
-            own = block.outputs(inputs).cpu().numpy()
-            offset = outputs if outputs is not None and self.residual else np.zeros_like(own)
-            outputs = offset + own
-            yield Seen(inputs, offset, outputs)
 
     def staged_predict(self, images: Any, *, shift: int = 0) -> Iterator[np.ndarray]:
         """Yield each layer's predictions, shape (n,) or (n, outputs); for ``shift`` see ``predict``."""
@@ -522,12 +367,6 @@ class LayerwiseCNN(OfBlocks):
         for layer, seen in enumerate(zip(*(self.seen(view) for view in views), strict=True)):
             outputs = self.averaged(np.asarray(sum(view.outputs for view in seen) / len(views)))
             yield outputs[:, 0] if self.blocks_[layer].flat_targets_ else outputs
-
-    def averaged(self, predictions: np.ndarray) -> np.ndarray:
-        """Return predictions, the mean of those for images and their mirror images with ``mirror``."""
-        if not self.mirror:
-            return predictions
-        return np.asarray((predictions[0::2] + predictions[1::2]) / 2)
 
     def predict(self, images: Any, layer: int = -1, *, ensemble: bool = False, shift: int = 0) -> np.ndarray:
         """Return the predictions of a layer, shape (n,) or (n, outputs).
@@ -608,53 +447,23 @@ class LayerwiseCNN(OfBlocks):
             raise InputError(f"layer must be between 0 and {len(self.blocks_) - 1}; got {layer!r}.")
         last = int(layer) % len(self.blocks_)
         block = self.blocks_[last]
-        head = block.to_torch() if neurons is None else _rival(neurons, block)
+        head = block.to_torch() if neurons is None else rival_head(neurons, block)
+        inputs = [input_modules(part, number) for number, part in enumerate(self.standardizers_[: last + 1], 1)]
+        maps = [
+            map_modules(self.blocks_[j], self.handed_on(j), self.pooling_after(j), number=j + 1) for j in range(last)
+        ]
         if (self.residual or self.mirror) and not alone:
             return StackedCNN(
-                [nn.Sequential(self._input_modules(index)) for index in range(last + 1)],
+                [nn.Sequential(part) for part in inputs],
                 [*(block.to_torch() for block in self.blocks_[:last]), head],
-                [nn.Sequential(self._map_modules(index)) for index in range(last)],
+                [nn.Sequential(part) for part in maps],
                 add=self.residual,
                 mirror=self.mirror,
             )
         modules: OrderedDict[str, nn.Module] = OrderedDict()
-        for index in range(last):
-            modules.update(self._input_modules(index) | self._map_modules(index))
-        modules.update(self._input_modules(last))
-        gated = block.activation == "gated_relu" and neurons is None
-        names = [f"gated{last + 1}"] if gated else [f"conv{last + 1}", f"relu{last + 1}"]
+        for before, after in zip(inputs, maps, strict=False):
+            modules.update(before | after)
+        modules.update(inputs[last])
+        names = (block.neurons_ if neurons is None else neurons).layer_names(last + 1)
         modules.update(zip([*names, "pool", "flatten", "linear"], head, strict=True))
         return nn.Sequential(modules)
-
-    def _input_modules(self, layer: int) -> OrderedDict[str, nn.Module]:
-        """Return what the input of block ``layer`` goes through."""
-        standardizer, number = self.standardizers_[layer], layer + 1
-        if standardizer is None:
-            return OrderedDict()
-        if isinstance(standardizer, Standardizer):
-            return OrderedDict({f"standardize{number}": standardizer.to_torch()})
-        channels, patches = standardizer.to_torch()
-        return OrderedDict({f"channels{number}": channels, f"patches{number}": patches})
-
-    def _map_modules(self, layer: int) -> OrderedDict[str, nn.Module]:
-        """Return what block ``layer`` hands on, from its input."""
-        block, number = self.blocks_[layer], layer + 1
-        filters = block.neurons_.filters[self.handed_on(layer)]
-        modules: OrderedDict[str, nn.Module] = OrderedDict()
-        modules[f"conv{number}"] = convolution(filters, block.geometry_, block.image_shape_[0])
-        modules[f"relu{number}"] = nn.ReLU()
-        if self.pooling_after(layer) > 1:
-            modules[f"downsample{number}"] = nn.AvgPool2d(self.pooling_after(layer))
-        return modules
-
-
-def _rival(neurons: Neurons, block: ConvexConvBlock) -> nn.Sequential:
-    """Return the network of neurons in place of a block's own."""
-    own = block.neurons_
-    if neurons.filters.shape[1] != own.filters.shape[1] or neurons.readout.shape[1:] != own.readout.shape[1:]:
-        raise InputError(
-            f"neurons must have filters (m, {own.filters.shape[1]}) and a readout (m, {own.readout.shape[1]}, "
-            f"{own.readout.shape[2]}), as the block in their place; got {tuple(neurons.filters.shape)} and "
-            f"{tuple(neurons.readout.shape)}."
-        )
-    return to_module(neurons, block.geometry_, block.image_shape_, intercept=bool(neurons.intercept.any()))

@@ -1,13 +1,21 @@
-"""A stack whose layers' predictions are added, or averaged over mirror images, as one torch module."""
+"""A stack as torch modules: what its layers become, and the sum or the average of their predictions."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["StackedCNN"]
+from ..activations import Neurons
+from ..activations.neurons import convolution
+from ..errors import InputError
+from .block import ConvexConvBlock
+from .projection import PatchPCA
+from .standardizer import Standardizer
+
+__all__ = ["StackedCNN", "input_modules", "map_modules", "rival_head"]
 
 
 class StackedCNN(nn.Module):
@@ -57,3 +65,42 @@ class StackedCNN(nn.Module):
             return outputs
         straight, mirrored = outputs.tensor_split(2)
         return (straight + mirrored) / 2
+
+
+def input_modules(standardizer: Standardizer | PatchPCA | None, number: int) -> OrderedDict[str, nn.Module]:
+    """Return what the input of block ``number`` (from 1) goes through."""
+    if standardizer is None:
+        return OrderedDict()
+    if isinstance(standardizer, Standardizer):
+        return OrderedDict({f"standardize{number}": standardizer.to_torch()})
+    channels, patches = standardizer.to_torch()
+    return OrderedDict({f"channels{number}": channels, f"patches{number}": patches})
+
+
+def map_modules(block: ConvexConvBlock, kept: Tensor, step: int, number: int) -> OrderedDict[str, nn.Module]:
+    """Return what block ``number`` (from 1) hands on, from its input: the pooled maps of the neurons that are kept."""
+    filters = block.neurons_.filters[kept]
+    modules: OrderedDict[str, nn.Module] = OrderedDict()
+    modules[f"conv{number}"] = convolution(filters, block.geometry_, block.image_shape_[0])
+    modules[f"relu{number}"] = nn.ReLU()
+    if step > 1:
+        modules[f"downsample{number}"] = nn.AvgPool2d(step)
+    return modules
+
+
+def rival_head(neurons: Neurons, block: ConvexConvBlock) -> nn.Sequential:
+    """Return the network of neurons in place of a block's own.
+
+    Raises
+    ------
+    InputError
+        If they don't fit its inputs and outputs.
+    """
+    own = block.neurons_
+    if neurons.filters.shape[1] != own.filters.shape[1] or neurons.readout.shape[1:] != own.readout.shape[1:]:
+        raise InputError(
+            f"neurons must have filters (m, {own.filters.shape[1]}) and a readout (m, {own.readout.shape[1]}, "
+            f"{own.readout.shape[2]}), as the block in their place; got {tuple(neurons.filters.shape)} and "
+            f"{tuple(neurons.readout.shape)}."
+        )
+    return neurons.to_module(block.geometry_, block.image_shape_, intercept=bool(neurons.intercept.any()))

@@ -24,12 +24,13 @@ _BEYOND = {
 }
 
 
-def networks_of(activation: str, separable: bool, n_pairs: int) -> str:
+def networks_of(networks: str, separable: bool, n_pairs: int) -> str:
     """Return which networks the program of a block is exact for: a key of ``NETWORKS``.
 
     Parameters
     ----------
-    activation : str
+    networks : {"all", "gated"}
+        Of which its activation is.
     separable : bool
         Whether the penalty is a sum over (cell, output), as "group" is.
     n_pairs : int
@@ -37,12 +38,12 @@ def networks_of(activation: str, separable: bool, n_pairs: int) -> str:
 
     Examples
     --------
-    >>> networks_of("relu", True, 1), networks_of("relu", True, 40), networks_of("gated_relu", False, 40)
+    >>> networks_of("all", True, 1), networks_of("all", True, 40), networks_of("gated", False, 40)
     ('all', 'separate', 'gated')
     """
-    if activation == "gated_relu":
-        return "gated_separate" if separable and n_pairs > 1 else "gated"
-    return "separate" if separable and n_pairs > 1 else "all"
+    if separable and n_pairs > 1:
+        return {"all": "separate", "gated": "gated_separate"}[networks]
+    return networks
 
 
 def beyond(networks: str | None) -> str:

@@ -99,7 +99,7 @@ def networks_in(program: Program) -> str:
     """Return which networks a program is exact for: a key of ``certificate.NETWORKS``."""
     gated = isinstance(program.design, GatedDesign)
     pairs = program.design.patches.n_cells * program.n_outputs
-    return networks_of("gated_relu" if gated else "relu", program.penalty.separable, pairs)
+    return networks_of("gated" if gated else "all", program.penalty.separable, pairs)
 
 
 def best_directions(

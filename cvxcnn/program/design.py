@@ -15,12 +15,14 @@ from torch import Tensor
 
 from ..patches.patches import Patches
 
-__all__ = ["Design", "FilterDesign", "GatedDesign", "ScaledDesign", "SignedGatedDesign", "StackedDesign"]
+__all__ = ["Design", "FilterDesign", "GatedDesign", "KeptDesign", "ScaledDesign", "SignedGatedDesign", "StackedDesign"]
 
 
 # Features of so many bytes are held at once where a sum over images is formed in parts.
 PART_BYTES_CPU = 1 << 27
 PART_BYTES_GPU = 1 << 30
+# Features up to this many bytes are kept where a path needs them again and again.
+KEPT_BYTES = 1 << 30
 
 
 class Design(ABC):
@@ -43,6 +45,11 @@ class Design(ABC):
         self.vectors = vectors
         self.n_blocks = len(vectors)
         self.n_cells = patches.n_cells
+
+    @property
+    def directions(self) -> Tensor:
+        """The gates or filters, each once, shape (P, d)."""
+        return self.vectors
 
     @abstractmethod
     def columns(self, blocks: Tensor) -> Tensor:
@@ -124,11 +131,15 @@ class SignedGatedDesign(Design):
         self.rows = patches.dim
         self._unsigned = GatedDesign(patches, gates)
 
+    @property
+    def directions(self) -> Tensor:
+        return self.vectors[: self.n_gates]
+
     def double(self) -> SignedGatedDesign:
-        return SignedGatedDesign(self.patches.astype(torch.float64), self.vectors[: self.n_gates].double())
+        return SignedGatedDesign(self.patches.astype(torch.float64), self.directions.double())
 
     def on(self, patches: Patches) -> SignedGatedDesign:
-        return SignedGatedDesign(patches, self.vectors[: self.n_gates])
+        return SignedGatedDesign(patches, self.directions)
 
     def signs(self, blocks: Tensor) -> Tensor:
         """Return +1 for blocks of positive output weight and -1 for the others, float, shape (len(blocks),)."""
@@ -171,6 +182,42 @@ class FilterDesign(Design):
         for rows, part in self.parts():
             total += torch.einsum("ncm,no->mco", part.patches.relu_features(self.vectors), dual[rows])
         return total.unsqueeze(2)
+
+
+class KeptDesign(Design):
+    """Another design with its features kept as one matrix: a path multiplies by them hundreds of times."""
+
+    def __init__(self, design: Design, features: Tensor | None = None) -> None:
+        super().__init__(design.patches, design.vectors)
+        self.design = design
+        self.rows = design.rows
+        every = torch.arange(design.n_blocks, device=design.vectors.device)
+        self.features = design.columns(every) if features is None else features
+
+    @property
+    def directions(self) -> Tensor:
+        return self.design.directions
+
+    def subset(self, images: slice) -> KeptDesign:
+        return KeptDesign(self.design.subset(images), self.features[images])
+
+    @staticmethod
+    def fits(design: Design) -> bool:
+        """Return whether the features are few enough to be kept."""
+        entries = design.patches.n_images * design.n_blocks * design.n_cells * design.rows
+        return entries * design.vectors.element_size() <= KEPT_BYTES
+
+    def columns(self, blocks: Tensor) -> Tensor:
+        return self.features[:, blocks]
+
+    def predict(self, weights: Tensor) -> Tensor:
+        return self.features.flatten(1) @ weights.flatten(0, 2)
+
+    def correlate(self, dual: Tensor) -> Tensor:
+        return (self.features.flatten(1).T @ dual).view(self.shape(dual.shape[1]))
+
+    def double(self) -> Design:
+        return self.design.double()
 
 
 class ScaledDesign(Design):

@@ -12,7 +12,8 @@ from string import Template
 from typing import Any
 
 from ..errors import ModelFileError
-from ..models.saving import load_model, read_bytes, write_atomically
+from ..models.saving import load_model
+from ..persistence import read_bytes, write_atomically
 from ..persistence.files import ENCODING
 from ..runs.progress import one_line
 from ..runs.run_folder import SUMMARY_FILE

@@ -21,8 +21,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import InputError
-from ..models.saving import write_output
 from ..penalties import get_penalty
+from ..persistence import write_output
 from ..pricing.certificate import NETWORKS, beyond, networks_of
 
 if TYPE_CHECKING:

@@ -25,8 +25,9 @@ from ..explain.attribution import METHODS, allowed, attribute
 from ..explain.figures import plot_explanations, plot_sanity
 from ..explain.sanity import SanityStep, sanity_check
 from ..explain.sparsity import Interval, bootstrap_interval, gini, half_mass_share
-from ..models.saving import load_model, write_atomically
+from ..models.saving import load_model
 from ..models.stack import LayerwiseCNN
+from ..persistence import write_atomically
 from ..persistence.files import ENCODING, read_bytes, read_tensors
 from ..reports.html import write_report
 from ..reports.report import _name

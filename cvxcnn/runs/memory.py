@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+from ..activations import get_activation
 from ..arrangements import GateSampler
 from ..core.checks import is_int
 from ..core.distributed import size
 from ..errors import InputError
 from ..models.block import ConvexConvBlock
 from ..models.stack import LayerwiseCNN
-from ..patches.geometry import PatchGeometry
+from ..penalties import get_penalty
 from ..solvers.cost import Size, predict_memory
 
 __all__ = ["check_run_memory", "predict_run_memory"]
@@ -50,41 +51,31 @@ def predict_run_memory(
         (C, H, W).
     outputs : int
     """
-    blocks = stack._settings()
+    blocks = stack.blocks_to_fit()
+    counts = [_count(block) for block in blocks]
+    known = [count for count in counts if count is not None]
+    if len(known) < len(counts):
+        return None
     own = -(-n_train // size()) * (1 + int(stack.mirror)) * (1 + int(stack.crop))
-    shape, peak = image_shape, 0
-    count_before, side = 0, (0, 0)
     # Test images go through the layers as well.
     tested = -(-n_test // size()) * (1 + int(stack.mirror))
-    before = (own + tested) * _pixels(shape) * 4
-    for layer, block in enumerate(blocks):
-        count = _count(block)
-        if count is None:
-            return None
+    peak, before = 0, (own + tested) * _pixels(image_shape) * 4
+    for layer, (block, plan) in enumerate(zip(blocks, stack.plan(image_shape, known), strict=True)):
         item = 4 if block.dtype == "float32" else 8
-        stored = item
-        if layer:
-            channels = min(count_before, stack.hand_on or count_before)
-            step = stack.pooling_after(layer - 1)
-            maps = channels, side[0] // step, side[1] // step
-            shape = maps
-            if stack.project is not None:
-                kernel, padding = stack._projected_kernel(layer)
-                height, width = PatchGeometry(kernel, 1, padding).map_shape(maps[1:])
-                shape = min(stack.project, channels * kernel[0] * kernel[1]), height, width
-            stored = 2 if stack.half_maps else item
-        inputs = (own + tested) * _pixels(shape) * stored
-        geometry = block._check_parameters()
+        stored = 2 if layer and stack.half_maps else item
+        inputs = (own + tested) * _pixels(plan.inputs) * stored
+        penalty = block.program_penalty
+        count, gated = get_activation(block.activation).blocks(known[layer], penalty)
         program = predict_memory(
             Size.of_block(
-                own * size(), shape, geometry, blocks=count, outputs=outputs, activation=block.activation,
-                penalty=block.program_penalty, itemsize=item, image_itemsize=stored, processes=size(),
+                own * size(), plan.inputs, block.check_parameters(), blocks=count, outputs=outputs, gated=gated,
+                separable=get_penalty(penalty).separable, itemsize=item, image_itemsize=stored, processes=size(),
                 device=block.device,
             ),
             block.solver,
         )  # fmt: skip
-        peak = max(peak, before + inputs, program + tested * _pixels(shape) * stored)
-        before, count_before, side = inputs, count, geometry.map_shape(shape[1:])
+        peak = max(peak, before + inputs, program + tested * _pixels(plan.inputs) * stored)
+        before = inputs
     return _INTERPRETER + _WORKSPACE + (n_train // size() + n_test // size()) * _pixels(image_shape) * 8 + peak
 
 

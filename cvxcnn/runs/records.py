@@ -19,7 +19,8 @@ from ..core.version import __version__
 from ..data.fingerprint import fingerprint
 from ..data.images import ImageSet
 from ..models.block import ConvexConvBlock
-from ..models.stack import LayerwiseCNN, Seen, Stage
+from ..models.stack import LayerwiseCNN
+from ..models.stage import Seen, Stage
 from ..ordinary.baseline import BaselineResult, train_baseline
 from ..patches.patches import Patches
 from ..reports.history import Point, history_of

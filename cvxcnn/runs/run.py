@@ -26,7 +26,6 @@ from .run_folder import OutputFolder, default_output, hidden_folder
 from .settings import (
     Settings,
     build_stack,
-    check_maps,
     check_settings,
     find_again,
     load_sets,
@@ -146,7 +145,7 @@ def _run(settings: Settings, output: OutputFolder, state: State | None, console:
         settings = replace(settings, baseline=False)
     with output if rank() == 0 else nullcontext() as folder:
         train, test = load_sets(settings)
-        check_maps(stack, train.image_shape)
+        stack.plan(train.image_shape)
         data = describe(train, test, settings)
         predicted = predict_run_memory(stack, data["n_train"], data["n_test"], train.image_shape, len(train.classes))
         check_run_memory(predicted, settings.memory)

@@ -19,9 +19,9 @@ from ..data.images import ImageSet, limited_rows
 from ..data.loading import load_rows
 from ..data.readers import reading
 from ..errors import DataError, InputError
-from ..fitting.priced import PricingOptions
 from ..models.block import DEFAULT_SEARCH, ConvexConvBlock
 from ..models.stack import LayerwiseCNN
+from ..pricing.options import PricingOptions
 from ..solvers import SOLVERS
 
 __all__ = [
@@ -29,7 +29,6 @@ __all__ = [
     "RECIPES",
     "Settings",
     "build_stack",
-    "check_maps",
     "check_settings",
     "find_again",
     "full_path",
@@ -212,7 +211,7 @@ def build_stack(settings: Settings) -> LayerwiseCNN:
         for kernel, padding, gates in zip(*each, strict=True)
     ]
     for block in blocks:
-        block._check_parameters()
+        block.check_parameters()
     stack = LayerwiseCNN(
         layers=settings.layers,
         block=blocks,
@@ -226,7 +225,7 @@ def build_stack(settings: Settings) -> LayerwiseCNN:
         validation=settings.validation,
         half_maps=settings.half_maps,
     )
-    stack._settings()
+    stack.blocks_to_fit()
     stack.pooling_after(0)
     return stack
 
@@ -262,24 +261,6 @@ def resolve_device(name: str) -> str:
     if name == "cuda" and not found:
         raise InputError("device cuda was asked for, but torch finds no GPU. Use auto or cpu.")
     return "cuda" if found and name != "cpu" else "cpu"
-
-
-def check_maps(stack: LayerwiseCNN, image_shape: tuple[int, int, int]) -> None:
-    """Raise InputError if the images are too small for that many layers, before the first is trained."""
-    blocks: Any = stack.block
-    height, width = image_shape[1:]
-    for layer in range(stack.layers):
-        if min(height, width) < 1:
-            raise InputError(
-                f"images of {image_shape[1]} x {image_shape[2]} pixels have no pixels left after {layer} layers. "
-                "Use fewer layers, or less downsampling."
-            )
-        try:
-            height, width = blocks[layer]._check_parameters().map_shape((height, width))
-        except InputError as error:
-            raise InputError(f"layer {layer + 1}: {error}") from error
-        size = stack.pooling_after(layer)
-        height, width = height // size, width // size
 
 
 def full_path(source: str) -> str | None:

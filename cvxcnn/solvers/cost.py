@@ -138,30 +138,29 @@ class Size:
         *,
         blocks: int,
         outputs: int,
-        activation: str = "relu",
-        penalty: str = "dense",
+        gated: bool = False,
+        separable: bool = False,
         itemsize: int = 4,
         image_itemsize: int | None = None,
         processes: int = 1,
         device: str = "cpu",
     ) -> Size:
-        """Return the size of a block's program before there is one, with ``blocks`` gates."""
+        """Return the size of a block's program of so many ``blocks`` before there is one."""
         channels, height, width = image_shape
         kernel = geometry._sizes()[0]
         map_shape = geometry.map_shape((height, width))
         dim = channels * kernel[0] * kernel[1] + int(geometry.bias)
-        gated = penalty != "dense"
         return cls(
             images=images,
             patches=map_shape[0] * map_shape[1],
             dim=dim,
             pixels=channels * height * width,
-            blocks=2 * blocks if activation == "relu" and gated else blocks,
+            blocks=blocks,
             cells=geometry.pool_cells**2,
             rows=dim if gated else 1,
             outputs=outputs,
             gated=gated,
-            separable=penalty == "group",
+            separable=separable,
             itemsize=itemsize,
             image_itemsize=itemsize if image_itemsize is None else image_itemsize,
             processes=processes,

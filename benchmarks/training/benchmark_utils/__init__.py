@@ -14,9 +14,9 @@ from torch import Tensor
 from cvxcnn import ConvexConvBlock, nonconvex_objective
 from cvxcnn.activations.neurons import Neurons, to_module
 from cvxcnn.data import ImageSet, load_data
-from cvxcnn.fitting.priced import PricingOptions
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.penalties import DensePenalty
+from cvxcnn.pricing.options import PricingOptions
 from cvxcnn.pricing.separation import global_bound
 from cvxcnn.program import filter_program
 

@@ -8,7 +8,7 @@ import numpy as np
 from benchmark_utils import Levels, Task
 from benchopt import BaseSolver
 
-from cvxcnn.fitting.priced import PricingOptions
+from cvxcnn.pricing.options import PricingOptions
 
 _LEVELS = (1e-1, 1e-2, 1e-3, 1e-4)
 

@@ -1,17 +1,17 @@
-"""The kinds of models: each is written as a stack, with a table of its own for what a stack doesn't have."""
+"""What is written of an estimator beside its stack, and an estimator from what was written."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 
 from ..core.checks import is_int
 from ..errors import InputError
-from ..fitting.priced import PricedGates
 from ..persistence.checks import (
     MisfitError,
     entry,
@@ -24,40 +24,78 @@ from ..persistence.checks import (
     short,
 )
 from ..persistence.files import CONFIG_FILE
+from ..persistence.state import State, StateReader, plain
+from ..pricing.options import PricedGates
 from .block import ConvexConvBlock
-from .estimator import ConvexCNNClassifier, ConvexCNNRegressor
-from .reading import unfitted_block
-from .stack import LayerwiseCNN, given_blocks
-from .writing import block_settings, plain
+from .block_state import block_settings
+from .blocks import OfBlocks, given_blocks
+from .stack import LayerwiseCNN
 
-__all__ = ["KINDS", "estimator_config", "fitted_stack", "kind_of", "of_kind"]
+__all__ = ["EstimatorState", "classes_of", "label_config"]
 
-KINDS: dict[str, type[Any]] = {
-    kind.__name__: kind for kind in (ConvexConvBlock, LayerwiseCNN, ConvexCNNClassifier, ConvexCNNRegressor)
-}
+Self = TypeVar("Self", bound="EstimatorState")
+
 # Of the classes: those of numbers, and strings. Anything else has no JSON value that gives it back.
 LABEL_DTYPES = ("bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
 LABEL_DTYPES += ("float16", "float32", "float64", "str", "object")
 
 
-def kind_of(model: type[Any]) -> str:
-    """Return the kind of a class, that of its base if it is derived; empty if it is none."""
-    return next((name for name, kind in KINDS.items() if issubclass(model, kind)), "")
+class EstimatorState(OfBlocks):
+    """What both estimators write of themselves, and are made of again."""
+
+    stack_: LayerwiseCNN
+    layers: int
+    standardize: bool
+    n_features_in_: int
+
+    def own_config(self) -> dict[str, Any]:
+        """Return what one kind of estimator alone has to write."""
+        return {}
+
+    def take_own(self, table: dict[str, Any]) -> None:
+        """Check and take what one kind of estimator alone has written."""
+
+    def check_device(self) -> None:
+        self.stack_.check_device()
+
+    def state(self) -> State:
+        if not hasattr(self, "stack_"):
+            raise NotFittedError(f"This {type(self).__name__} isn't fitted yet. Call fit first.")
+        stack = self.stack_.state()
+        given: Any = self.block
+        if given is not None:
+            # Others come back from the tensors, one a layer.
+            single = isinstance(given, ConvexConvBlock)
+            priced = single and (is_int(given.gates) or isinstance(given.gates, (str, PricedGates)))
+            given = block_settings(given) if priced else "layers"
+        names = getattr(self, "feature_names_in_", None)
+        table = {
+            **{name: plain(getattr(self, name)) for name in ("layers", "downsample", "reg_fraction", "image_shape")},
+            "standardize": bool(self.standardize),
+            "block": given,
+            "own_reg": any(one.reg is not None for one in given_blocks(self.block)),
+            "feature_names_in": None if names is None else [str(name) for name in names],
+            **self.own_config(),
+        }
+        return State(self.kind, {**stack.config, "estimator": table}, stack.tensors)
+
+    @classmethod
+    def from_state(cls: type[Self], reader: StateReader) -> Self:
+        stack = LayerwiseCNN.from_state(reader)
+        table = entry(reader.config, "estimator", is_table, "an object", "")
+        model: Self = cls(**_settings(table, stack))
+        model.stack_ = stack
+        model.n_features_in_ = math.prod(stack.image_shape_)
+        names = entry(table, "feature_names_in", _is_names, "a list of texts or null", "estimator.")
+        if names is not None:
+            if len(names) != model.n_features_in_:
+                raise MisfitError(f"estimator.feature_names_in in {CONFIG_FILE} has {len(names)} names")
+            model.feature_names_in_ = np.array(names, dtype=object)
+        model.take_own(table)
+        return model
 
 
-def fitted_stack(model: Any) -> LayerwiseCNN | None:
-    """Return a model as a stack, or None if it isn't fitted."""
-    if isinstance(model, ConvexConvBlock):
-        if not hasattr(model, "neurons_"):
-            return None
-        stack = LayerwiseCNN(layers=1, standardize=False)
-        stack.blocks_, stack.standardizers_, stack.image_shape_ = [model], [None], model.image_shape_
-        return stack
-    fitted: LayerwiseCNN | None = model if isinstance(model, LayerwiseCNN) else getattr(model, "stack_", None)
-    return fitted if getattr(fitted, "blocks_", None) else None
-
-
-def _label_config(classes: NDArray[Any]) -> dict[str, Any]:
+def label_config(classes: NDArray[Any]) -> dict[str, Any]:
     dtype = "str" if classes.dtype.kind == "U" else classes.dtype.name
     values = classes.tolist()
     if dtype not in LABEL_DTYPES or not all(isinstance(value, (bool, int, float, str)) for value in values):
@@ -66,50 +104,6 @@ def _label_config(classes: NDArray[Any]) -> dict[str, Any]:
             "Fit the classifier to strings or numbers."
         )
     return {"dtype": dtype, "values": values}
-
-
-def estimator_config(model: ConvexCNNClassifier | ConvexCNNRegressor) -> dict[str, Any]:
-    """Return what the stack of a fitted estimator doesn't say of it."""
-    block = model.block
-    given: Any = block
-    if block is not None:
-        # Others come back from the tensors, one a layer.
-        given = "layers"
-        if isinstance(block, ConvexConvBlock) and (is_int(block.gates) or isinstance(block.gates, (str, PricedGates))):
-            given = block_settings(block)
-    names = getattr(model, "feature_names_in_", None)
-    return {
-        **{name: plain(getattr(model, name)) for name in ("layers", "downsample", "reg_fraction", "image_shape")},
-        "standardize": bool(model.standardize),
-        "block": given,
-        "own_reg": any(one.reg is not None for one in given_blocks(block)),
-        "feature_names_in": None if names is None else [str(name) for name in names],
-        **({"classes": _label_config(model.classes_)} if isinstance(model, ConvexCNNClassifier) else {}),
-    }
-
-
-def of_kind(kind: str, stack: LayerwiseCNN, config: dict[str, Any]) -> Any:
-    """Return a stack that was read as the kind of model that was written."""
-    if kind == "LayerwiseCNN":
-        return stack
-    if kind == "ConvexConvBlock":
-        if len(stack.blocks_) != 1 or stack.standardize:
-            raise MisfitError(f"{CONFIG_FILE} has the layers of a stack for a single block")
-        return stack.blocks_[0]
-    table = entry(config, "estimator", is_table, "an object", "")
-    model = KINDS[kind](**_settings(table, stack))
-    model.stack_ = stack
-    model.n_features_in_ = math.prod(stack.image_shape_)
-    names = entry(table, "feature_names_in", _is_names, "a list of texts or null", "estimator.")
-    if names is not None:
-        if len(names) != model.n_features_in_:
-            raise MisfitError(f"estimator.feature_names_in in {CONFIG_FILE} has {len(names)} names")
-        model.feature_names_in_ = np.array(names, dtype=object)
-    if isinstance(model, ConvexCNNClassifier):
-        model.classes_ = _classes(table, stack)
-    elif {block.loss for block in stack.blocks_} != {"squared"}:
-        raise MisfitError(f"{CONFIG_FILE} has a regressor of another loss than the squared one")
-    return model
 
 
 def _is_names(value: Any) -> bool:
@@ -150,14 +144,14 @@ def _settings(table: dict[str, Any], stack: LayerwiseCNN) -> dict[str, Any]:
     if settings["block"] == "layers":
         settings["block"] = [clone(block) for block in stack.blocks_]
     elif settings["block"] is not None:
-        settings["block"] = unfitted_block(settings["block"], f"{where}block.")
+        settings["block"] = ConvexConvBlock.unfitted(settings["block"], f"{where}block.")
     if settings["block"] is not None and not own:
         for block in given_blocks(settings["block"]):
             block.reg = None
     return settings
 
 
-def _classes(table: dict[str, Any], stack: LayerwiseCNN) -> NDArray[Any]:
+def classes_of(table: dict[str, Any], stack: LayerwiseCNN) -> NDArray[Any]:
     labels = entry(table, "classes", is_table, "an object", "estimator.")
     where = "estimator.classes."
 

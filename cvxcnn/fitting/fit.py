@@ -1,0 +1,46 @@
+"""One way from a task to its fit."""
+
+from __future__ import annotations
+
+import torch
+
+from ..core.threads import coarse_threads
+from ..solvers import Callback
+from .fixed import OverFixedGates
+from .priced import OverPricedGates
+from .task import Fit, Task
+
+__all__ = ["fit", "over", "share_of"]
+
+
+def over(task: Task, *, keep: bool = False) -> OverFixedGates | OverPricedGates:
+    """Return what fits a task at any reg; ``keep`` says that there will be many fits."""
+    return OverPricedGates(task) if task.priced else OverFixedGates(task, keep=keep)
+
+
+def share_of(fraction: float, largest: float) -> float:
+    """Return this share of reg_max; where that is zero the solution is zero whatever reg is.
+
+    Examples
+    --------
+    >>> share_of(0.01, 50.0), share_of(0.01, 0.0)
+    (0.5, 1.0)
+    """
+    return fraction * largest if largest > 0 else 1.0
+
+
+def fit(task: Task, fraction: float, callback: Callback | None = None) -> Fit:
+    """Return the fit of a task; without a reg of its own, at a share of reg_max.
+
+    Parameters
+    ----------
+    task : Task
+    fraction : float
+        In (0, 1).
+    callback : callable, optional
+        Called with a ``Progress`` now and then.
+    """
+    with torch.no_grad(), coarse_threads():
+        fits = over(task)
+        reg = share_of(fraction, fits.reg_max()) if task.reg is None else task.reg
+        return fits.fit(reg, callback=callback)

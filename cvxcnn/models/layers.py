@@ -1,0 +1,114 @@
+"""The layers of a stack: what each of them sees and hands on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.exceptions import NotFittedError
+from torch import Tensor
+
+from ..core.plainly import plainly
+from ..data.checks import check_images
+from ..data.layout import check_same_shape
+from ..errors import InputError
+from .block import ConvexConvBlock
+from .plan import LayerPlan
+from .projection import PatchPCA
+from .stage import Seen, mirrored
+from .standardizer import Standardizer
+
+__all__ = ["Layers"]
+
+
+class Layers:
+    """What ``LayerwiseCNN`` does with the blocks that it has so far."""
+
+    blocks_: list[ConvexConvBlock]
+    standardizers_: list[Standardizer | PatchPCA | None]
+    image_shape_: tuple[int, ...]
+    residual: bool
+    mirror: bool
+    half_maps: bool
+    hand_on: int | None
+
+    def pooling_after(self, layer: int) -> int:
+        """Return the average pooling between block ``layer`` (from 0) and the next."""
+        raise NotImplementedError
+
+    @plainly
+    def _inputs(self, layer: int, inputs: Tensor) -> Tensor:
+        """Return the input of block ``layer`` from that of the block before, or from images for the first."""
+        if not layer:
+            return self._standardized(0, inputs)
+        return self._hand_on(layer - 1, inputs, layer)
+
+    def _standardized(self, layer: int, maps: Tensor) -> Tensor:
+        standardizer = self.standardizers_[layer]
+        return maps if standardizer is None else standardizer(maps)
+
+    def handed_on(self, layer: int) -> Tensor:
+        """Return the indices of the neurons of block ``layer`` (from 0) that hand their maps on, in their order."""
+        neurons = self.blocks_[layer].neurons_
+        count = len(neurons.filters)
+        if self.hand_on is None or self.hand_on >= count:
+            return torch.arange(count, device=neurons.filters.device)
+        lengths = self.blocks_[layer].neuron_norms()
+        return torch.argsort(lengths, descending=True, stable=True)[: int(self.hand_on)].sort().values
+
+    def _hand_on(self, layer: int, inputs: Tensor, following: int | None = None) -> Tensor:
+        """Return what block ``layer`` hands on from its input: pooled maps, or the input of the following block."""
+        block = self.blocks_[layer]
+        if not block.n_neurons_:
+            raise InputError(
+                f"layer {layer + 1} has no neurons at reg={block.reg_:g}, so it hands nothing on. "
+                "Use a smaller reg or reg_fraction, or fewer layers."
+            )
+        step = self.pooling_after(layer)
+        LayerPlan.of(block.image_shape_, block.geometry_, step).check(layer)
+
+        def then(maps: Tensor) -> Tensor:
+            pooled = maps if step == 1 else F.avg_pool2d(maps, step)
+            if following is None:
+                return pooled
+            values = self._standardized(following, pooled)
+            return values.half() if self.half_maps else values
+
+        return block.relu_maps(inputs, self.handed_on(layer), then)
+
+    def _check_fitted(self) -> None:
+        if not getattr(self, "blocks_", None):
+            raise NotFittedError("This LayerwiseCNN isn't fitted yet. Call fit first.")
+
+    def layer_inputs(self, images: Any) -> Iterator[tuple[ConvexConvBlock, Tensor]]:
+        """Yield (block, its input (n, C, H, W)) for each layer."""
+        self._check_fitted()
+        like = self.blocks_[0].neurons_.filters
+        inputs = check_images(images, dtype=like.dtype, device=like.device)
+        check_same_shape(inputs.shape, self.image_shape_, "stack")
+        # The list may grow while this goes on: a run evaluates each layer as it is finished.
+        for layer, block in enumerate(self.blocks_):
+            inputs = self._inputs(layer, inputs)
+            yield block, inputs
+
+    def seen(self, images: Any) -> Iterator[Seen]:
+        """Yield what each block makes of images, mirror images with them; also of blocks that are added meanwhile."""
+        self._check_fitted()
+        if self.mirror:
+            like = self.blocks_[0].neurons_.filters
+            images = mirrored(check_images(images, dtype=like.dtype, device=like.device))
+        outputs: np.ndarray | None = None
+        for block, inputs in self.layer_inputs(images):
+            own = block.outputs(inputs).cpu().numpy()
+            offset = outputs if outputs is not None and self.residual else np.zeros_like(own)
+            outputs = offset + own
+            yield Seen(inputs, offset, outputs)
+
+    def averaged(self, predictions: np.ndarray) -> np.ndarray:
+        """Return predictions, the mean of those for images and their mirror images with ``mirror``."""
+        if not self.mirror:
+            return predictions
+        return np.asarray((predictions[0::2] + predictions[1::2]) / 2)
