@@ -36,10 +36,13 @@ from cvxcnn.models.stack import LayerwiseCNN
 from cvxcnn.models.stage import Stage
 from cvxcnn.ordinary import BaselineResult, default_learning_rate, train_baseline
 from cvxcnn.patches import Patches
-from cvxcnn.reports.report import plot_accuracy, plot_objective, results_table, write_metrics
+from cvxcnn.reports.figures import plot_accuracy, plot_objective
+from cvxcnn.reports.metrics import write_metrics
+from cvxcnn.reports.summary import RunSummary
+from cvxcnn.reports.table import results_table
 from cvxcnn.runs.checkpoint import read_state
 from cvxcnn.runs.progress import Reporter
-from cvxcnn.runs.records import LayerRecords, accuracy
+from cvxcnn.runs.records import LayerRecords, accuracy, describe
 from cvxcnn.runs.settings import RECIPES, Settings, build_stack, check_maps, load_sets, recorded_settings
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -60,12 +63,14 @@ class TimedRecords(LayerRecords):
         """Note the wall time of the layer, everything since the one before included, and go on."""
         self.convex_seconds = self.given[layer] if self.given else time.perf_counter() - self.began
         super().on_layer(layer, block, stage)
-        self.summaries[-1]["convex"]["seconds"] = self.convex_seconds
+        entry = self.summaries[-1]
+        self.summaries[-1] = replace(entry, convex=replace(entry.convex, seconds=self.convex_seconds))
         self.began = time.perf_counter()
 
-    def _train_baseline(
+    def train_rival(
         self, layer: int, block: ConvexConvBlock, stage: Stage, patches: Patches, connect: str
     ) -> BaselineResult:
+        """Train the rival at the best of some learning rates, for a multiple of the convex layer's wall time."""
         width = max(block.n_neurons_, 1)
         some = torch.arange(0, len(stage.inputs), 8)
         few, few_targets = patches.subset(some), stage.targets[some]
@@ -221,8 +226,8 @@ def main() -> None:
     train, test = load_sets(settings)
     check_maps(stack, train.image_shape)
     records = TimedRecords(
-        settings, finished or stack, train, test, Reporter(console, settings.tol), None, (len(train), len(test)),
-        patience=options.patience, began=time.perf_counter(),
+        settings, finished or stack, train, test, Reporter(console, settings.tol), None,
+        describe(train, test, settings), patience=options.patience, began=time.perf_counter(),
     )  # fmt: skip
     if finished is None:
         stack.fit(train.images, one_hot(train.labels, len(train.classes)), on_layer=records.on_layer)
@@ -230,7 +235,7 @@ def main() -> None:
         records.given = tuple(options.seconds or [entry["convex"]["seconds"] for entry in state.summary["layers"]])
         for layer, stage in enumerate(stages(finished, train)):
             records.on_layer(layer, finished.blocks_[layer], stage)
-    summary = records.state().summary
+    summary = RunSummary.from_json(records.state().summary)
     options.output.mkdir(parents=True, exist_ok=True)
     name = f"layerwise-{train.name.lower().replace(' ', '-')}"
     plot_objective(summary, options.output / f"{name}-objective.png")
@@ -238,7 +243,7 @@ def main() -> None:
     write_metrics(summary, options.output / f"{name}.csv")
     console.print(results_table(summary))
     if settings.baseline and not options.no_whole:
-        seconds = sum(entry["convex"]["seconds"] for entry in summary["layers"])
+        seconds = sum(entry.convex.seconds or 0.0 for entry in summary.layers)
         console.print(end_to_end(records.stack, train, test, seconds))
 
 

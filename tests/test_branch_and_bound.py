@@ -18,7 +18,9 @@ from cvxcnn.errors import InputError
 from cvxcnn.losses import SquaredLoss
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.penalties import DensePenalty, GroupPenalty, NuclearPenalty
-from cvxcnn.pricing.branch_and_bound import _Cones, _Tree, bound_responses
+from cvxcnn.pricing.branch_and_bound import bound_responses
+from cvxcnn.pricing.simplicial import SimplicialCones
+from cvxcnn.pricing.tree import Tree
 from cvxcnn.program import relative_gap
 from cvxcnn.program.cones import Cones
 
@@ -139,13 +141,13 @@ def test_no_point_of_a_cone_is_above_its_bound(m, width):
     generator = torch.Generator().manual_seed(0)
     random = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
     points = random(40, 4)
-    tree = _Tree(points, random(40, m))
+    tree = Tree(points, random(40, m))
     for _ in range(30):
         # A cone around a patch's hyperplane, where its bound is worst.
         centre = F.normalize(random(4), dim=0)
         centre = centre - (centre @ points[0]) * points[0] / points[0].square().sum()
         corners = F.normalize(centre + width * random(4, 4), dim=1)
-        cone = _Cones(
+        cone = SimplicialCones(
             corners[None],
             points.new_zeros(1, 4, m),
             torch.arange(40)[None],

@@ -24,7 +24,8 @@ from cvxcnn.pricing.branch_and_bound import bound_responses
 from cvxcnn.pricing.certificate import NETWORKS, Certificate, beyond, maxima, networks_of
 from cvxcnn.pricing.options import PricedGates, PricingOptions
 from cvxcnn.program import filter_program, gated_program
-from cvxcnn.reports.report import bound_notes, bounded_networks
+from cvxcnn.reports.bounds import bound_notes, bounded_networks
+from cvxcnn.reports.summary import ConvexNumbers, RunSummary
 
 KERNELS = (((1, 2), False), ((1, 2), True), ((1, 3), False), ((2, 2), False), ((1, 3), True))
 PENALTIES, LOSSES, CELLS, OUTPUTS = ("dense", "group"), ("squared", "logistic", "softmax"), (1, 2), (1, 2, 3)
@@ -356,10 +357,10 @@ def test_every_program_has_its_class_of_networks_in_every_report(
 ) -> None:
     assert networks_of(activation, separable, pairs) == networks
     settings = {"activation": activation, "penalty": "group" if separable else "nuclear", "pool_cells": 1}
-    older = {"settings": settings, "data": {"n_classes": pairs}, "layers": []}
-    assert bounded_networks(older, {}) == networks
+    older = RunSummary(settings=settings, data={"n_classes": pairs})
+    assert bounded_networks(older, ConvexNumbers()) == networks
     layer = {"layer": 1, "convex": {"certificate": "searched", "networks": networks}}
-    first, *others = bound_notes({"layers": [layer]})
+    first, *others = bound_notes(RunSummary.from_json({"layers": [layer]}))
     assert first.startswith(f"searched: {NETWORKS[networks]}, with any number of neurons") and "not proof" in first
     assert [note[1:-1] for note in others] == ([beyond(networks)[1:]] if beyond(networks) else [])
     for kind in ("proved", "searched"):

@@ -15,8 +15,8 @@ from torch import Tensor
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.penalties import DensePenalty, GroupPenalty
 from cvxcnn.pricing.climb import _Climb, _nearest, climbed
+from cvxcnn.pricing.maxima import expected_unseen
 from cvxcnn.pricing.search import FilterSearch
-from cvxcnn.pricing.separation import expected_unseen
 
 
 def directions(patches: Patches, count: int, seed: int = 0) -> Tensor:

@@ -20,11 +20,26 @@ from PIL import Image
 
 from cvxcnn import LayerwiseCNN, load_model, save_model
 from cvxcnn.errors import ModelFileError
+from cvxcnn.reports import words
 from cvxcnn.reports.history import Point, read_history, write_history
-from cvxcnn.reports.html import headline, write_report
+from cvxcnn.reports.html import write_report
 from cvxcnn.reports.page_figures import filter_tiles, gaps, plot_gaps, shares
-from cvxcnn.reports.words import at_most, certainty, comparison, percent
+from cvxcnn.reports.summary import LayerSummary, RunSummary
+from cvxcnn.reports.words import at_most, percent
 from cvxcnn.runs.run import Settings, run
+
+
+def headline(summary: dict[str, Any]) -> str:
+    return words.headline(RunSummary.from_json(summary))
+
+
+def comparison(entry: dict[str, Any], n_test: int) -> list[str]:
+    return words.comparison(LayerSummary.from_json(entry), n_test)
+
+
+def certainty(entry: dict[str, Any], **options: Any) -> list[str]:
+    return words.certainty(LayerSummary.from_json(entry), **options)
+
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 

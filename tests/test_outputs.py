@@ -11,7 +11,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,14 +21,16 @@ from cvxcnn.errors import InputError
 from cvxcnn.explain import plot_explanations
 from cvxcnn.models.path import reg_path
 from cvxcnn.models.saving import save_model
-from cvxcnn.persistence import write_atomically
-from cvxcnn.reports.report import plot_accuracy, plot_objective, write_metrics
+from cvxcnn.persistence.files import write_atomically
+from cvxcnn.reports.figures import plot_accuracy, plot_objective
+from cvxcnn.reports.metrics import write_metrics
+from cvxcnn.reports.summary import RunSummary
 from cvxcnn.runs.run_folder import OutputFolder
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="links, pipes and devices of POSIX")
 
 CONVEX = {"objective": 2.0, "dual_bound": 1.9, "relative_gap": 0.05, "train_accuracy": 0.9, "test_accuracy": 0.8}
-SUMMARY: dict[str, Any] = {"data": {"name": "toy"}, "layers": [{"layer": 1, "convex": CONVEX}]}
+SUMMARY = RunSummary.from_json({"data": {"name": "toy"}, "layers": [{"layer": 1, "convex": CONVEX}]})
 Writer = Callable[[Path], object]
 
 

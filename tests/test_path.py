@@ -16,8 +16,8 @@ from sklearn.base import clone
 
 from cvxcnn import ConvexConvBlock, PricedGates, PricingOptions, RegPath, nonconvex_objective, reg_path
 from cvxcnn.arrangements import EnumeratedGates
+from cvxcnn.drawing.path import plot_path
 from cvxcnn.errors import InputError
-from cvxcnn.reports.report import plot_path
 
 NO_SEARCH = PricingOptions(starts=0)
 QUICK = PricedGates(starts=16, ascent_steps=15, improvement_steps=15, initial_filters=16, max_rounds=4, prove_up_to=0)

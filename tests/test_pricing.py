@@ -22,9 +22,9 @@ from cvxcnn.models.path import reg_path
 from cvxcnn.ordinary import train_baseline
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.penalties import DensePenalty, GroupPenalty
+from cvxcnn.pricing.exploration import _diverse_starts
 from cvxcnn.pricing.options import PricingOptions
 from cvxcnn.pricing.search import FilterSearch, GateSearch, thinned
-from cvxcnn.pricing.separation import _diverse_starts
 from cvxcnn.pricing.solve import solve_priced
 from cvxcnn.program.problem import Problem
 
@@ -168,7 +168,7 @@ def test_a_search_on_some_images_is_scored_on_all(monkeypatch: pytest.MonkeyPatc
     search = PricingOptions(prove_up_to=0)
     block = eq2_block(kernel_size=2, padding=1, gates=10, reg=0.5, pricing=search)
     everything = block.fit(images, targets).certificate_.sampled_bound
-    monkeypatch.setattr("cvxcnn.pricing.separation._SEARCH_PATCHES", 90)
+    monkeypatch.setattr("cvxcnn.pricing.exploration._SEARCH_PATCHES", 90)
     some = block.fit(images, targets).certificate_
     assert some.kind == "searched"
     assert some.global_bound <= some.sampled_bound == everything
@@ -206,7 +206,7 @@ def test_pricing_from_thinned_patches_finds_what_is_there(monkeypatch: pytest.Mo
         padding=1, pooling="mean", pool_cells=2, bias=True, gates="priced", penalty="dense", reg=0.05, pricing=options
     )  # fmt: skip
     whole = block.fit(images, targets).certificate_
-    monkeypatch.setattr("cvxcnn.pricing.separation._SEARCH_PATCHES", 1000)
+    monkeypatch.setattr("cvxcnn.pricing.exploration._SEARCH_PATCHES", 1000)
     monkeypatch.setattr("cvxcnn.pricing.filter_master._IMPROVE_PATCHES", 1000)
     thin = block.fit(images, targets).certificate_
     nothing = 0.5 * float(targets.square().sum())

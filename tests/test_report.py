@@ -4,17 +4,64 @@ from __future__ import annotations
 
 import copy
 import csv
+import io
+import json
+import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from rich.console import Console
+from rich.table import Table
 
+from cvxcnn import ConvexConvBlock
+from cvxcnn.drawing.style import new_figure, save_png
 from cvxcnn.errors import InputError
-from cvxcnn.reports.report import METRICS, plot_accuracy, plot_objective, render_text, results_table, write_metrics
+from cvxcnn.reports import figures, metrics, table
+from cvxcnn.reports.summary import LayerSummary, RunSummary
+from cvxcnn.reports.table import render_text
+from cvxcnn.runs.run import Settings
+from cvxcnn.runs.run import run as training
+
+# The columns of metrics.csv after layer and method: those that scripts of others read.
+METRICS = (
+    "objective",
+    "dual_bound",
+    "relative_gap",
+    "global_bound",
+    "global_gap",
+    "certificate",
+    "networks",
+    "status",
+    "solver",
+    "n_neurons",
+    "train_accuracy",
+    "test_accuracy",
+    "seconds",
+)
+
+
+def results_table(content: Any) -> Table:
+    return table.results_table(RunSummary.from_json(content))
+
+
+def write_metrics(content: Any, path: Path) -> None:
+    metrics.write_metrics(RunSummary.from_json(content), path)
+
+
+def plot_objective(content: Any, path: Path) -> None:
+    figures.plot_objective(RunSummary.from_json(content), path)
+
+
+def plot_accuracy(content: Any, path: Path) -> None:
+    figures.plot_accuracy(RunSummary.from_json(content), path)
 
 
 def run(objective: float, accuracy: float, neurons: int, **more: Any) -> dict[str, Any]:
@@ -196,8 +243,9 @@ def test_summary_of_another_kind(bad, tmp_path):
 
 def test_import_leaves_matplotlib_alone_and_figures_leave_pyplot_alone(small, tmp_path):
     code = (
-        "import sys; import cvxcnn.reports.report as report; assert 'matplotlib' not in sys.modules; "
-        f"report.plot_objective({small!r}, {str(tmp_path / 'figure.png')!r}); "
+        "import sys; from cvxcnn.reports import figures, summary; assert 'matplotlib' not in sys.modules; "
+        f"run = summary.RunSummary.from_json({small!r}); "
+        f"figures.plot_objective(run, {str(tmp_path / 'figure.png')!r}); "
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -206,10 +254,100 @@ def test_import_leaves_matplotlib_alone_and_figures_leave_pyplot_alone(small, tm
 @pytest.mark.parametrize(("backend", "kept"), [("of_a_notebook", False), ("svg", True)])
 def test_figures_need_no_backend_and_leave_one_that_works(backend, kept, small, tmp_path):
     code = (
-        f"import os; from cvxcnn.reports.report import plot_objective; "
-        f"plot_objective({small!r}, {str(tmp_path / 'figure.png')!r}); "
+        "import os; from cvxcnn.reports import figures, summary; "
+        f"run = summary.RunSummary.from_json({small!r}); "
+        f"figures.plot_objective(run, {str(tmp_path / 'figure.png')!r}); "
         "import captum.attr, matplotlib; "
         f"assert (matplotlib.rcParams._get_backend_or_none() == {backend!r}) == {kept}; "
         f"assert os.environ['MPLBACKEND'] == {backend!r}"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "MPLBACKEND": backend})
+
+
+def test_the_records_are_what_the_file_has(summary):
+    for entry in RunSummary.from_json(summary).layers:
+        assert LayerSummary.from_json(entry.to_json()) == entry
+    content = {
+        "layer": 2, "reg": 0.5, "convex": convex(61.23, None, "none", 1.0, 33), "nonconvex": run(63.9, 0.999, 202),
+    }  # fmt: skip
+    written = LayerSummary.from_json(content).to_json()
+    assert list(written) == ["layer", "reg", "convex", "nonconvex"]
+    # What an older version didn't know is null; what a newer one knows is kept.
+    content["convex"]["of_tomorrow"] = 7.5
+    written = LayerSummary.from_json(content).to_json()
+    assert written["convex"]["networks"] is None and list(written["convex"])[-1] == "of_tomorrow"
+    for method in ("convex", "nonconvex"):
+        assert {name: written[method][name] for name in content[method]} == content[method]
+    assert "dense_test_accuracy" not in written["nonconvex"]
+    content["nonconvex"]["dense_test_accuracy"] = 0.9
+    assert LayerSummary.from_json(content).to_json()["nonconvex"]["dense_test_accuracy"] == 0.9
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("objective", "2", "objective of a layer must be a number or null; got '2'"),
+        ("n_neurons", 2.5, "n_neurons of a layer must be an int or null; got 2.5"),
+        ("status", 3, "status of a layer must be a string or null; got 3"),
+        ("seconds", True, "seconds of a layer must be a number or null; got True"),
+    ],
+)
+def test_a_record_is_of_the_types_that_it_says(name, value, message, small):
+    small["layers"][0]["convex"][name] = value
+    with pytest.raises(ValueError, match=message):
+        RunSummary.from_json(small)
+    small["layers"][0]["convex"] = [1.0]
+    with pytest.raises(ValueError, match=r"numbers of a layer must be an object; got \[1.0\]"):
+        RunSummary.from_json(small)
+
+
+def test_a_diagnostic_is_one_function_and_one_line(tmp_path):
+    def channels(block: ConvexConvBlock, images: torch.Tensor) -> float:
+        assert tuple(images.shape[1:]) == block.image_shape_
+        return float(images.shape[1]) if images.shape[1] > 1 else math.nan
+
+    def draw(summary: RunSummary, path: Any, *, width: float = 3.0) -> None:
+        figure = new_figure(width, 2.0)
+        figure.suptitle(summary.name)
+        save_png(figure, path)
+
+    show = metrics.decimal(".2f", " maps")
+    toy = metrics.Metric("toy", metrics.Column("Toy\nmaps"), metrics.Column("Toy maps", show), measure=channels)
+    picture = figures.RunFigure("toy.png", draw, "A toy figure.", lambda summary: f"Toy of {summary.name}")
+    folder, console = tmp_path / "run", Console(file=io.StringIO(), width=120)
+    metrics.METRICS.append(toy)
+    figures.FIGURES.append(picture)
+    try:
+        settings = Settings(layers=2, limit_train=40, reg=2.0, gates=8, baseline_width=4, baseline_epochs=1)
+        summary = training(replace(settings, output=str(folder)), console)
+    finally:
+        metrics.METRICS.remove(toy)
+        figures.FIGURES.remove(picture)
+    first, second = summary["layers"]
+    count = float(first["convex"]["n_neurons"])
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert (first["convex"]["toy"], second["convex"]["toy"]) == (None, count) and "toy" not in second["nonconvex"]
+    with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["layer", "method", *METRICS, "toy"]
+    assert [row["toy"] for row in rows] == ["", "", str(count), ""]
+    shown = [line.split() for line in console.file.getvalue().splitlines()]
+    assert [line[-1] for line in shown if "Bound" in line] == ["Toy"]
+    assert f"{count:.4g}" == next(line[-1] for line in shown if line[:2] == ["2", "convex"])
+    assert next(line[-1] for line in shown if line[:2] == ["1", "convex"]) == "-"
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert '<th scope="col">Toy maps</th></tr>' in page and page.count(f"<td>{count:.2f} maps</td></tr>") == 1
+    assert (folder / "toy.png").is_file() and 'alt="Toy of digits"' in page and "A toy figure." in page
+    # Who doesn't know it keeps it.
+    assert [entry.to_json() for entry in RunSummary.from_json(summary).layers] == summary["layers"]
+    write_metrics(summary, tmp_path / "metrics.csv")
+    assert "toy" not in (tmp_path / "metrics.csv").read_text()
+
+
+def test_a_diagnostic_that_fails_is_missing_and_an_error_in_the_log(monkeypatch, caplog):
+    def fail(block: ConvexConvBlock, images: torch.Tensor) -> float:
+        raise KeyError("gates")
+
+    monkeypatch.setattr(metrics, "METRICS", [metrics.Metric("bad", measure=fail), metrics.METRICS[0]])
+    assert metrics.measured(ConvexConvBlock(), torch.zeros(1, 1, 2, 2)) == {"bad": None}
+    assert caplog.messages == ["bad can't be measured: KeyError: 'gates'"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from cvxcnn.errors import InputError, ModelFileError
 from cvxcnn.models.saving import load_model
 from cvxcnn.reports.history import read_history
 from cvxcnn.reports.html import write_report
-from cvxcnn.runs.run import Settings, resume, run
+from cvxcnn.runs.run import Settings, drawings, resume, run
 from cvxcnn.runs.run_folder import hidden_folder
 
 QUICK = Settings(layers=2, limit_train=40, reg=2.0, gates=8, baseline_width=4, baseline_epochs=1, output="out")
@@ -180,7 +181,7 @@ def test_a_run_that_fails_at_its_very_end_is_only_written(whole: str, monkeypatc
 
 
 DRAWN = ("accuracy.png", "explanations_quick.png", "objective.png", "report.html")
-STEPS = ("run.plot_objective", "run.plot_accuracy", "explain.runs.explain_quickly", "run.write_report")
+STEPS = ("objective.png", "accuracy.png", "explanations_quick.png", "report.html")
 
 
 def failing(error: BaseException) -> Any:
@@ -188,6 +189,12 @@ def failing(error: BaseException) -> Any:
         raise error
 
     return fail
+
+
+def failing_at(patched: pytest.MonkeyPatch, steps: Sequence[str], error: BaseException) -> None:
+    """Make the drawing of some files fail."""
+    whole = drawings()
+    patched.setattr(cvxcnn.runs.run, "drawings", lambda: {**whole, **dict.fromkeys(steps, failing(error))})
 
 
 def train_quickly(*more: str) -> int:
@@ -208,8 +215,7 @@ def test_no_figure_that_fails_loses_a_training(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     with monkeypatch.context() as patched:
-        for step in steps:
-            patched.setattr(f"cvxcnn.{step}", failing(error))
+        failing_at(patched, steps, error)
         # Quiet too says what went wrong.
         assert train_quickly("--quiet") == 0
     shown = capsys.readouterr()
@@ -231,7 +237,7 @@ def test_no_figure_that_fails_loses_a_training(
 def test_without_matplotlib_there_are_the_numbers_and_a_page(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("cvxcnn.reports.report.import_matplotlib", failing(ImportError("no matplotlib")))
+    monkeypatch.setattr("cvxcnn.drawing.style.import_matplotlib", failing(ImportError("no matplotlib")))
     assert train_quickly() == 0
     shown = capsys.readouterr().out
     assert shown.count("ImportError: no matplotlib") == 5  # three figures, and two parts of the page
@@ -245,7 +251,7 @@ def test_a_run_interrupted_while_it_is_drawn_has_its_numbers(
     step: str, whole: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(f"cvxcnn.{step}", failing(KeyboardInterrupt()))
+        failing_at(patched, [step], KeyboardInterrupt())
         assert train_quickly() == 130
     assert capsys.readouterr().err == (
         "cvxcnn.train: interrupted; the model and its numbers are in out; draw the rest by --resume out.\n"

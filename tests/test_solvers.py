@@ -68,13 +68,13 @@ def mosek_has_a_licence() -> bool:
 # Everything else must be solved.
 REFUSED = {
     ("relu", "nuclear"): 'penalty="nuclear" is a gated program',
-    ("relu", "group", "working_set"): 'the cones need solver="cone_working_set"',
+    ("relu", "group", "working_set"): "it knows no cones",
     ("relu", "group", "fista"): "it knows no cones",
     ("relu", "group", "streamed"): "it knows no cones",
     ("relu", "dense", "cone_working_set"): "it is for programs with cones",
     ("gated_relu", "group", "cone_working_set"): "it is for programs with cones",
     ("gated_relu", "nuclear", "cone_working_set"): "it is for programs with cones",
-    ("gated_relu", "nuclear", "working_set"): "the nuclear penalty has no fixed groups",
+    ("gated_relu", "nuclear", "working_set"): "it needs a penalty of fixed groups, and 'nuclear' says none",
     ("relu", "group", "proximal_newton"): "the squared loss is quadratic already",
     ("relu", "dense", "proximal_newton"): "the squared loss is quadratic already",
     ("gated_relu", "group", "proximal_newton"): "the squared loss is quadratic already",

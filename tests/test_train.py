@@ -466,7 +466,7 @@ def test_a_run_that_fails_before_a_layer_is_finished_leaves_nothing(
         assert any(name.endswith(".partial") for name in os.listdir("new"))
         raise error
 
-    monkeypatch.setattr(f"cvxcnn.{step}", fail)
+    monkeypatch.setattr(f"cvxcnn.runs.{step}", fail)
     arguments = [*QUICK, "--baseline-epochs", "1", "--baseline-width", "4", "--output", "new/out"]
     assert main(arguments) == code
     shown = capsys.readouterr().err

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..penalties import Penalty
 from ..pricing.certificate import Certificate, networks_of
 from ..pricing.loop import PricedSolution
 from ..pricing.options import PricingOptions
@@ -117,7 +118,7 @@ class Activation(ABC):
         return Neurons(state["filters"], state["readout"], state["intercept"])
 
     @abstractmethod
-    def blocks(self, gates: int, penalty: str) -> tuple[int, bool]:
+    def blocks(self, gates: int, penalty: Penalty) -> tuple[int, bool]:
         """Return how many blocks the program over so many gates has, and whether they are of gated patches."""
 
     def decompose(self, neurons: Neurons, problem: Problem) -> Neurons:

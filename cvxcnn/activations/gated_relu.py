@@ -14,6 +14,7 @@ from ..patches.activity import active
 from ..patches.geometry import PatchGeometry
 from ..patches.patches import Patches
 from ..patches.pooling import pooling
+from ..penalties import Penalty
 from ..pricing.gate_master import GateMaster
 from ..pricing.loop import PricedSolution
 from ..pricing.options import PricingOptions
@@ -66,6 +67,9 @@ class GatedNeurons(Neurons):
         """Return how much each filter contributes, shape (m,): ||z_i||."""
         lengths: Tensor = (self.weights if len(self.gates) else self.readout).flatten(1).norm(dim=1)
         return lengths
+
+    def effects(self) -> Tensor | None:
+        return None
 
     def to_module(
         self, geometry: PatchGeometry, image_shape: tuple[int, int, int], *, intercept: bool
@@ -154,7 +158,7 @@ class GatedRelu(Activation):
             raise ValueError(f"{len(filters)} filters for {len(gates)} gates")
         return GatedNeurons(filters, state["readout"], state["gated_intercept"], gates, weights)
 
-    def blocks(self, gates: int, penalty: str) -> tuple[int, bool]:
+    def blocks(self, gates: int, penalty: Penalty) -> tuple[int, bool]:
         return gates, True
 
     def decompose(self, neurons: Neurons, problem: Problem) -> Neurons:

@@ -48,6 +48,10 @@ class Neurons:
         sizes: Tensor = lengths * self.readout.flatten(1).norm(dim=1)
         return sizes
 
+    def effects(self) -> Tensor | None:
+        """Return how much each neuron moves each output, averaged over the cells, (m, outputs); None if unknown."""
+        return self.readout.mean(dim=1)
+
     def to_module(
         self, geometry: PatchGeometry, image_shape: tuple[int, int, int], *, intercept: bool
     ) -> nn.Sequential:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..penalties import Penalty
 from ..pricing.filter_master import FilterMaster
 from ..pricing.loop import PricedSolution
 from ..pricing.options import PricingOptions
@@ -33,7 +34,7 @@ class Relu(Activation):
         return ""
 
     def program(self, problem: Problem, gates: Tensor) -> Program:
-        if problem.penalty.name == "dense":
+        if problem.penalty.group_axes == ():
             return problem.over_filters(unit_rows(gates))
         return problem.over_patterns(gates)
 
@@ -65,8 +66,8 @@ class Relu(Activation):
         squares = float(kept.filters.square().sum() + kept.readout.square().sum())
         return exact.loss.value(kept.predict(exact.design.patches), exact.targets) + 0.5 * program.reg * squares
 
-    def blocks(self, gates: int, penalty: str) -> tuple[int, bool]:
-        return (gates, False) if penalty == "dense" else (2 * gates, True)
+    def blocks(self, gates: int, penalty: Penalty) -> tuple[int, bool]:
+        return (gates, False) if penalty.group_axes == () else (2 * gates, True)
 
     def decompose(self, neurons: Neurons, problem: Problem) -> Neurons:
         raise InputError('decompose is for activation="gated_relu"; this block is a ReLU network already.')

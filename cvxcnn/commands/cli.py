@@ -18,9 +18,9 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.logging import RichHandler
 
+from ..core.text import printable
 from ..core.version import __version__
 from ..errors import CvxcnnError, DataWarning, InputError, ModelFileError
-from ..runs.progress import printable
 
 __all__ = ["Parser", "fraction", "integer", "one_of", "positive", "run_command"]
 

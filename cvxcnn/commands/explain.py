@@ -9,12 +9,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ..core.text import printable
+from ..drawing.style import LABELS
 from ..explain.attribution import METHODS
 from ..explain.figures import METHOD_NAMES
 from ..reports.html import REPORT_FILE
-from ..reports.report import LABELS
 from ..runs.explaining import FILES, explain_run
-from ..runs.progress import printable
 from .cli import Parser, integer, one_of, run_command
 
 PROGRAM = "python -m cvxcnn.explain"

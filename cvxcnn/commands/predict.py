@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from ..core.text import printable
 from ..data.loading import load_data
 from ..data.readers import READERS, reading
 from ..data.readers.unlabelled import array_names, read_images
 from ..errors import InputError
 from ..models.saving import load_model
 from ..models.stack import LayerwiseCNN
-from ..persistence import write_output
-from ..runs.progress import printable
+from ..persistence.files import write_output
 from ..runs.settings import NAMED, resolve_device
 from .cli import Parser, integer, one_of, run_command
 

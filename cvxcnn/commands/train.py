@@ -8,8 +8,10 @@ from typing import Any
 
 from rich.console import Console
 
+from ..activations import ACTIVATIONS
 from ..arrangements import GATES, parse_gates
 from ..errors import InputError
+from ..penalties import PENALTIES
 from ..runs.run import resume, run
 from ..runs.settings import RECIPES, Settings
 from ..solvers import SOLVERS
@@ -94,7 +96,7 @@ def build_parser(prog: str = PROGRAM) -> Parser:
     add(model, "--intercept", action="store_true", help="an unregularised output intercept")
 
     program = parser.add_argument_group("convex program")
-    activations, penalties = ("relu", "gated_relu"), ("dense", "group", "nuclear")
+    activations, penalties = tuple(ACTIVATIONS), ("dense", *sorted(set(PENALTIES) - {"dense"}))
     add(program, "--activation", metavar="|".join(activations), type=one_of(*activations), help="of the blocks")
     program.add_argument(
         "--penalty", metavar="|".join(penalties), type=one_of(*penalties),
@@ -147,8 +149,6 @@ def build_parser(prog: str = PROGRAM) -> Parser:
 def settings_of(options: Mapping[str, Any]) -> Settings:
     """Return the settings of parsed arguments."""
     values = dict(options)
-    if values["activation"] == "gated_relu":
-        values.setdefault("penalty", "nuclear")
     values.pop("recipe", None)
     for name in ("kernel_size", "padding", "gates", "reg_fraction", "downsample", "augment"):
         if isinstance(values.get(name), list):

@@ -23,9 +23,9 @@ from ..activations.gated_relu import GatedConv
 from ..core.checks import is_int
 from ..core.plainly import plainly
 from ..data.checks import check_images
+from ..drawing.style import import_matplotlib
 from ..errors import InputError
 from ..patches.pooling import CellSum
-from ..reports.report import import_matplotlib
 
 __all__ = ["METHODS", "attribute"]
 

@@ -8,8 +8,8 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..drawing.style import COLOURS, LABELS, MARKERS, literal, new_figure, save_png, tidy
 from ..errors import InputError
-from ..reports.report import _COLOURS, _MARKERS, LABELS, _plain, new_figure, save_png
 from .sanity import SanityStep
 from .sparsity import bootstrap_interval
 
@@ -43,7 +43,7 @@ def _picture(image: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _short(name: str) -> str:
-    return _plain(name if len(name) <= _NAME_LENGTH else name[: _NAME_LENGTH - 3] + "...")
+    return literal(name if len(name) <= _NAME_LENGTH else name[: _NAME_LENGTH - 3] + "...")
 
 
 def plot_explanations(
@@ -132,7 +132,7 @@ def plot_explanations(
             ticks = [-largest, 0.0, largest] if signed else [0.0, largest]
             _bar(figure, drawn, grid[:, first : first + len(networks)], ticks)
     if title:
-        figure.suptitle(_plain(title), fontsize=11)
+        figure.suptitle(literal(title), fontsize=11)
     save_png(figure, path)
 
 
@@ -206,8 +206,8 @@ def plot_sanity(
                 np.arange(len(found)) + 0.08 * (shift - 0.5),
                 mean,
                 [mean - low, high - mean],
-                color=_COLOURS.get(network),
-                marker=_MARKERS.get(network, "o"),
+                color=COLOURS.get(network),
+                marker=MARKERS.get(network, "o"),
                 markersize=5,
                 linewidth=1,
                 capsize=2,
@@ -220,9 +220,7 @@ def plot_sanity(
         axes.set_xticks(range(len(ticks)), ["none", *(f"+ {tick}" for tick in ticks[1:])], rotation=30, fontsize=8)
         axes.set_title(METHOD_NAMES.get(method, method), fontsize=10)
         axes.axhline(0.0, color="0.6", linewidth=0.8)
-        axes.grid(axis="y", color="0.9")
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidy(axes)
         if number % across == 0:
             axes.set_ylabel("rank correlation\nwith the trained map", fontsize=9)
     panels[0].set_ylim(lowest, 1.08)
@@ -230,5 +228,5 @@ def plot_sanity(
     handles, labels_ = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels_, loc="outside upper right", ncols=2, frameon=False, fontsize=9)
     if title:
-        figure.suptitle(_plain(title), fontsize=11, x=0.01, ha="left")
+        figure.suptitle(literal(title), fontsize=11, x=0.01, ha="left")
     save_png(figure, path)

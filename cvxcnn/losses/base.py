@@ -27,6 +27,8 @@ class Loss(ABC):
     name: str
     separable: bool = True
     """Whether l is a sum over outputs too."""
+    quadratic: bool = False
+    """Whether l is 1/2 ||f - y||^2, of which a Gram matrix says all, and in which an intercept is a mean."""
 
     def check_targets(self, targets: Tensor) -> None:  # noqa: B027 - most losses take any numbers
         """Raise InputError if (n, outputs) targets are none of this loss."""

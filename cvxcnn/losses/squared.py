@@ -40,6 +40,7 @@ class SquaredLoss(Loss):
     """
 
     name = "squared"
+    quadratic = True
 
     def tensor(self, prediction: Tensor, targets: Tensor) -> Tensor:
         return 0.5 * (prediction - targets).square().sum()

@@ -19,6 +19,7 @@ from ..core.distributed import all_mean, all_sum
 from ..core.plainly import plainly
 from ..core.threads import coarse_threads
 from ..data.checks import are_flat
+from ..drawing.path import plot_path
 from ..errors import InputError
 from ..fitting import Fit, OverFixedGates, OverPricedGates, Task
 from ..pricing.options import PricingOptions
@@ -135,8 +136,6 @@ class RegPath:
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw objective with bounds, gap, neurons, and accuracy or error against reg, as a PNG."""
-        from ..reports.report import plot_path
-
         plot_path(self, path)
 
 

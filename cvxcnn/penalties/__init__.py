@@ -1,4 +1,4 @@
-"""Penalties: value, prox and dual norm; a new penalty is one new file and one entry here."""
+"""Penalties: their groups, or value, prox and dual norm; a new penalty is one new file and one entry here."""
 
 from __future__ import annotations
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from .base import Penalty
 
 __all__ = ["DensePenalty"]
@@ -17,15 +14,4 @@ class DensePenalty(Penalty):
     """
 
     name = "dense"
-    separable = False
-
-    def value(self, weights: Tensor) -> float:
-        return float(weights.flatten(1).norm(dim=1).sum())
-
-    def prox(self, weights: Tensor, step: float) -> Tensor:
-        norms: Tensor = weights.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-        return weights * (1 - step / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_min(0.0)
-
-    def dual_norms(self, correlation: Tensor) -> Tensor:
-        norms: Tensor = correlation.flatten(1).norm(dim=1)
-        return norms
+    group_axes = ()

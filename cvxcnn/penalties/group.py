@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from .base import Penalty
 
 __all__ = ["GroupPenalty"]
@@ -17,15 +14,4 @@ class GroupPenalty(Penalty):
     """
 
     name = "group"
-    separable = True
-
-    def value(self, weights: Tensor) -> float:
-        return float(weights.norm(dim=2).sum())
-
-    def prox(self, weights: Tensor, step: float) -> Tensor:
-        norms: Tensor = weights.norm(dim=2, keepdim=True)
-        return weights * (1 - step / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_min(0.0)
-
-    def dual_norms(self, correlation: Tensor) -> Tensor:
-        norms: Tensor = correlation.norm(dim=2)
-        return norms
+    group_axes = ("cell", "output")

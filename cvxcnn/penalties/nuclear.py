@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ class NuclearPenalty(Penalty):
     """
 
     name = "nuclear"
-    separable = False
+    spectral = True
 
     @staticmethod
     def matrices(weights: Tensor) -> Tensor:
@@ -36,3 +38,14 @@ class NuclearPenalty(Penalty):
     def dual_norms(self, correlation: Tensor) -> Tensor:
         norms: Tensor = torch.linalg.svdvals(self.matrices(correlation)).amax(dim=1)
         return norms
+
+    def expression(self, weights: Any, shape: tuple[int, int, int, int]) -> Any:
+        import cvxpy as cp
+
+        blocks, cells, rows, _ = shape
+        size = cells * rows
+        total = 0
+        for block in range(blocks):
+            part = weights[block * size : (block + 1) * size]
+            total = total + cp.normNuc(cp.hstack([part[cell * rows : (cell + 1) * rows] for cell in range(cells)]))
+        return total

@@ -103,7 +103,7 @@ def _finished(gram: Floats, linear: Floats, most: Floats, weights: Floats) -> Fl
 
 
 class _Climb:
-    """Some directions at once, each with the (cell, output) that it keeps to if the penalty is separable."""
+    """Some directions at once, each with the (cell, output) that it keeps to if there are pairs."""
 
     def __init__(self, patches: Patches, dual: Tensor, pairs: Tensor | None) -> None:
         self.points = patches.unfold().flatten(0, 1).double()

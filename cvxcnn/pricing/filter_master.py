@@ -33,6 +33,9 @@ class FilterMaster(Master):
     # The local improvement that follows moves every filter anyway.
     hasty = True
 
+    def over(self, directions: Tensor) -> Program:
+        return self.problem.over_filters(directions)
+
     def first(self, start: Tensor | None, last: bool) -> Point:
         filters = self._trained() if start is None else start.to(self.problem.targets)
         return Point.of(*self._solved(filters))
@@ -56,14 +59,14 @@ class FilterMaster(Master):
     def _solved(self, filters: Tensor) -> tuple[Program, Tensor]:
         """Solve over filters, made unit in float64, and keep those with a readout."""
         filters = unit_rows(filters)
-        program = self.problem.over_filters(filters)
+        program = self.over(filters)
         if not len(filters):
             return program, program.zeros()
         # With a coarser one than the gap over all filters, filters that it misses would be priced and never kept.
         accuracy = max(min(self.tol, _SHARE * self.options.gap), LEAST_GAP)
         weights = get_solver("auto", program, tol=accuracy).solve(program).weights
         active = weights.flatten(1).any(dim=1)
-        return self.problem.over_filters(filters[active]), weights[active]
+        return self.over(filters[active]), weights[active]
 
     def grown(self, point: Point, met: Worst, converged: bool, last: bool) -> Point | None:
         if converged:

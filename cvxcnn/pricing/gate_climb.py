@@ -2,7 +2,7 @@
 
 A gate sees of the patches only on which side of each hyperplane it is. With coefficients C_k of the patches x_k, one
 number for each (cell, output), M(g) = sum_k D_k(g) x_k C_k^T is constant in each cell of their arrangement, and its
-largest singular value (the length of one column for a separable penalty) is to be maximised. Two moves are exact:
+largest singular value (the length of one column where groups are columns) is to be maximised. Two moves are exact:
 
 - along a great circle through g: with v^T M w the value at g, crossing a hyperplane changes v^T M w by a number, and
   running sums of those numbers, in the order of the angles, are at most the values of the cells that the circle meets;

@@ -23,12 +23,15 @@ _SHARE = 0.1
 class GateMaster(Master):
     """The gated program over gates."""
 
+    def over(self, directions: Tensor) -> Program:
+        return self.problem.over_gates(directions)
+
     def first(self, start: Tensor | None, last: bool) -> Point:
         patches = self.problem.patches
         if start is None or not len(start):
             start = GaussianGates(1).sample(patches, _FIRST_GATES, self.generator)
         self.accuracy = self.tol if last else max(self.tol, _ROUGH)
-        program = self.problem.over_gates(distinct(patches, start).vectors)
+        program = self.over(distinct(patches, start).vectors)
         return self._solved(program, program.zeros())
 
     def _solved(self, program: Program, start: Tensor) -> Point:
@@ -53,9 +56,9 @@ class GateMaster(Master):
         gap = relative_gap(point.objective, met.bound)
         self.accuracy = self.tol if ended or last else max(self.tol, _SHARE * gap)
         start = torch.cat([weights, weights.new_zeros(len(merged) - len(gates), *weights.shape[1:])])
-        return self._solved(self.problem.over_gates(merged), start)
+        return self._solved(self.over(merged), start)
 
     def finished(self, point: Point) -> Point:
         active = point.weights.flatten(1).any(dim=1)
-        program = self.problem.over_gates(point.program.design.vectors[active])
+        program = self.over(point.program.design.vectors[active])
         return Point(program, point.weights[active], point.prediction, point.objective)

@@ -28,7 +28,7 @@ from ..program.units import Units
 from ..solvers import Callback, Progress
 from .certificate import Certificate
 from .options import PricingOptions
-from .separation import Worst, check_search, worst_direction
+from .separation import Worst, check_search, check_searchable, worst_direction
 
 __all__ = ["Master", "Point", "PricedSolution", "price", "solve_over"]
 
@@ -146,7 +146,12 @@ class Master(ABC):
         self.problem, self.options, self.generator = problem, options, generator
         self.tol = as_tol(tol)
         check_search(options)
+        check_searchable(self.over(problem.patches.pool.new_zeros(0, problem.patches.dim)))
         self.quick = problem.patches.astype(torch.float32)
+
+    @abstractmethod
+    def over(self, directions: Tensor) -> Program:
+        """Return the program over directions (m, d)."""
 
     @abstractmethod
     def first(self, start: Tensor | None, last: bool) -> Point:

@@ -37,11 +37,14 @@ class PatternMaster(Master):
     neurons; until no pattern is new.
     """
 
+    def over(self, directions: Tensor) -> Program:
+        return self.problem.over_patterns(directions)
+
     def first(self, start: Tensor | None, last: bool) -> Point:
         patches = self.problem.patches
         start = patches.pool.new_zeros(0, patches.dim) if start is None else start
         self.normals = hyperplanes(patches)
-        program = self.problem.over_patterns(self._grown(start[:0], start))
+        program = self.over(self._grown(start[:0], start))
         return self._solved(program, program.zeros())
 
     def _grown(self, gates: Tensor, directions: Tensor) -> Tensor:
@@ -69,4 +72,4 @@ class PatternMaster(Master):
         if len(distinct(self.problem.patches, torch.cat([known, merged])).vectors) == len(known):
             return None
         start = torch.cat([signed, signed.new_zeros(2, len(merged) - len(gates), *signed.shape[2:])], dim=1)
-        return self._solved(self.problem.over_patterns(merged), start.flatten(0, 1))
+        return self._solved(self.over(merged), start.flatten(0, 1))

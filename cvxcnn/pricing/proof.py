@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..program.design import GatedDesign
 from ..program.program import Program
 from .branch_and_bound import ResponseBound, bound_responses
 
@@ -34,7 +33,7 @@ class Proof:
 
 
 def prove(program: Program, dual: Tensor, candidates: Tensor, tol: float) -> Proof | None:
-    """Return a proved bound over all ReLU networks of the penalty's kind, or None if it was not tight in time.
+    """Return a proved bound over all ReLU networks of the penalty's kind, or None if there is none, or not in time.
 
     With m >= max_u ||nu^T pooled (R u)_+||, the multiple reg / m of nu is feasible for the dual of Eq. 1. All in
     float64, whatever the dtype of the program.
@@ -50,7 +49,7 @@ def prove(program: Program, dual: Tensor, candidates: Tensor, tol: float) -> Pro
     tol : float
         How far m may be above the largest value, relative to it.
     """
-    if isinstance(program.design, GatedDesign):
+    if program.design.directions_are != "filters" or program.penalty.group_axes is None:
         return None
     program, dual = program.double(), dual.double()
     found: ResponseBound = bound_responses(

@@ -16,7 +16,7 @@ from ..penalties import Penalty
 from .climb import climbed
 from .gate_climb import GateClimb
 
-__all__ = ["FilterSearch", "GateSearch", "Search", "thinned"]
+__all__ = ["SEARCHES", "FilterSearch", "GateSearch", "Search", "thinned"]
 
 # Of the ascent over filters: lengths on the unit sphere. Chosen on 40 digits, where they found violations three
 # times as large as a monotone line search of the same cost.
@@ -69,13 +69,19 @@ class Search(ABC):
     dual : Tensor, shape (n, outputs)
         nu.
     penalty : Penalty
-        Its dual norm is what is maximised; if it is separable, each start keeps to one (cell, output).
+        Its dual norm is what is maximised; where its groups are columns, each start keeps to one (cell, output).
     """
 
     def __init__(self, patches: Patches, dual: Tensor, penalty: Penalty) -> None:
         self.patches = patches
         self.dual = dual.to(patches.dtype)
         self.penalty = penalty
+
+    @classmethod
+    def knows(cls, penalty: Penalty, pairs: int) -> bool:
+        """Return whether the dual norm of a penalty is what is maximised here, for so many cells times outputs."""
+        # The matrix of a single pair is a column, of which every grouping makes one group.
+        return penalty.columnwise or penalty.spectral or (pairs == 1 and penalty.group_axes is not None)
 
     @abstractmethod
     def correlation(self, directions: Tensor) -> Tensor:
@@ -89,7 +95,7 @@ class Search(ABC):
     def climb(self, directions: Tensor, steps: int, pairs: Tensor | None) -> Tensor:
         """Return unit directions at a local maximum that each of those given leads to; none gets worse.
 
-        ``pairs`` (m, cells * outputs) is one-hot, the (cell, output) that each makes large, for a separable penalty.
+        ``pairs`` (m, cells * outputs) is one-hot, the (cell, output) that each makes large, where groups are columns.
         """
 
     def starts(self, count: int, generator: torch.Generator) -> Tensor:
@@ -106,8 +112,8 @@ class Search(ABC):
         return F.normalize(torch.cat([gaussian.to(drawn), drawn + noise]), dim=1)
 
     def _pairs(self, points: Tensor, pairs: int) -> Tensor | None:
-        """Deal the starts out over the (cell, output) pairs of a separable penalty: one-hot (m, pairs)."""
-        if not self.penalty.separable:
+        """Deal the starts out over the (cell, output) pairs where groups are columns: one-hot (m, pairs)."""
+        if not self.penalty.columnwise:
             return None
         dealt = torch.arange(len(points), device=points.device) % pairs
         return F.one_hot(dealt, pairs).to(points)
@@ -115,6 +121,10 @@ class Search(ABC):
 
 class FilterSearch(Search):
     """Pricing of ReLU filters: features(u) = pooled (R u)_+, maximised by steps along the gradient."""
+
+    @classmethod
+    def knows(cls, penalty: Penalty, pairs: int) -> bool:
+        return penalty.group_axes == () or super().knows(penalty, pairs)
 
     def correlation(self, directions: Tensor) -> Tensor:
         return torch.einsum("ncm,no->mco", self.patches.relu_features(directions), self.dual).unsqueeze(2)
@@ -224,3 +234,7 @@ def _along(correlation: Tensor, pairs: Tensor | None) -> tuple[Tensor, Tensor, T
         return pull.norm(dim=1), F.normalize(pull, dim=1), pairs
     left, values, right = torch.linalg.svd(matrices, full_matrices=False)
     return values[:, 0], left[:, :, 0], right[:, 0]
+
+
+SEARCHES: dict[str, type[Search]] = {"filters": FilterSearch, "gates": GateSearch}
+"""What is looked for, by ``Design.directions_are``."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +38,10 @@ class Design(ABC):
     """
 
     rows: int
+    directions_are: ClassVar[str] = "filters"
+    """What pricing looks for where there are not enough of them: an entry of ``pricing.search.SEARCHES``."""
+    networks: ClassVar[str] = "all"
+    """The kind of networks that it is of: "all" or "gated" (``pricing.certificate.NETWORKS``)."""
     rows_per_image: int = 1
     """Rows of the prediction that an image has."""
 
@@ -101,6 +106,9 @@ class Design(ABC):
 
 class GatedDesign(Design):
     """Gated patches phi = sum_k P_ck D_jk^i x_jk; a block is a gate."""
+
+    directions_are = "gates"
+    networks = "gated"
 
     def __init__(self, patches: Patches, gates: Tensor) -> None:
         super().__init__(patches, gates)

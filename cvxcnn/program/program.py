@@ -128,14 +128,14 @@ class Program:
             raise InputError(f"reg must be a positive, finite number; got {self.reg!r}.")
         object.__setattr__(self, "reg", float(self.reg))
         self.loss.check_targets(self.targets)
-        if self.intercept and not isinstance(self.loss, SquaredLoss):
+        if self.intercept and not self.loss.quadratic:
             raise InputError(f'intercept=True needs loss="squared"; got {self.loss.name!r}.')
-        if self.cones is not None and not isinstance(self.penalty, GroupPenalty):
+        if self.cones is not None and not self.penalty.columnwise:
             raise InputError(
                 f'The ReLU program over gates needs penalty="group"; got {self.penalty.name!r}. '
                 'Use penalty="dense" for filters, or activation="gated_relu".'
             )
-        if size() > 1 and (self.cones is not None or not isinstance(self.loss, SquaredLoss)):
+        if size() > 1 and (self.cones is not None or not self.loss.quadratic):
             given = "the ReLU program over gates" if self.cones is not None else f"loss={self.loss.name!r}"
             raise InputError(
                 f"several processes share the images only for squared loss and no cones; got {given}. Use one process, "
@@ -208,9 +208,10 @@ class Program:
     def cone_norms(self, correlation: Tensor, floor: float) -> Tensor:
         """Return max {a . u : ||u|| <= 1, u in cone} for each column a of A^T nu: (blocks, cells, outputs).
 
-        Values below ``floor`` may be replaced by an upper bound that is also below it.
+        Without cones it is the dual norm of each group, as ``Penalty.group_norms`` lays them out. Values below
+        ``floor`` may be replaced by an upper bound that is also below it.
         """
-        norms = self.penalty.dual_norms(correlation)
+        norms = self.penalty.group_norms(correlation)
         if self.cones is None:
             return norms
         count = len(self.cones.gates)
@@ -284,7 +285,7 @@ class Program:
     def reg_max(self) -> float:
         """Return the smallest reg at which zero weights are optimal."""
         correlation = self.correlate(self.dual_point(torch.zeros_like(self.targets)))
-        norms = self.penalty.dual_norms(correlation)
+        norms = self.penalty.group_norms(correlation)
         if self.cones is None:
             return float(norms.max())
         peak = 0.0

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..losses import Loss, SquaredLoss
+from ..losses import Loss
 from ..patches.patches import Patches
 
 __all__ = ["Units", "power_of_two", "unit_rows"]
@@ -70,8 +70,7 @@ class Units:
     def of(cls, patches: Patches, targets: Tensor, loss: Loss) -> Units:
         """Return the units in which images and targets (n, outputs) are near one."""
         images = 1.0 if patches.geometry.bias else power_of_two(_typical(patches.images))
-        squared = isinstance(loss, SquaredLoss)
-        return cls(images, power_of_two(_typical(targets)) if squared else 1.0)
+        return cls(images, power_of_two(_typical(targets)) if loss.quadratic else 1.0)
 
     @property
     def objective(self) -> float:

@@ -11,15 +11,13 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from ..core.text import one_line
 from ..errors import ModelFileError
 from ..models.saving import load_model
-from ..persistence import read_bytes, write_atomically
-from ..persistence.files import ENCODING
-from ..runs.progress import one_line
-from ..runs.run_folder import SUMMARY_FILE
+from ..persistence.files import ENCODING, read_bytes, write_atomically
 from . import page
 from .history import HISTORY_FILE, read_history
-from .report import _name
+from .summary import SUMMARY_FILE, RunSummary
 from .words import headline
 
 __all__ = ["QUICK_FILE", "REPORT_FILE", "headline", "write_report"]
@@ -52,26 +50,26 @@ def write_report(folder: str | os.PathLike[str]) -> None:
         If the report can't be written.
     """
     source = Path(folder)
-    summary = _read_json(source / SUMMARY_FILE)
-    if summary is None:
+    content = _read_json(source / SUMMARY_FILE)
+    if content is None:
         raise ModelFileError(f"There is no {SUMMARY_FILE} in {source}. Give the folder of a finished run.")
     found = _read_json(source / "explanations.json")
     pictures = {key: path.read_bytes() for key, name in PICTURES.items() if (path := source / name).is_file()}
     try:
-        content = _page(summary, source, pictures, found)
+        written = _page(RunSummary.from_json(content), source, pictures, found)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ModelFileError(
             f"{source / SUMMARY_FILE} is damaged: {type(error).__name__} {error}. Train the run again."
         ) from error
-    write_atomically(source / REPORT_FILE, content.encode())
+    write_atomically(source / REPORT_FILE, written.encode())
 
 
-def _page(summary: dict[str, Any], source: Path, pictures: dict[str, bytes], found: dict[str, Any] | None) -> str:
-    data = summary["data"]
+def _page(summary: RunSummary, source: Path, pictures: dict[str, bytes], found: dict[str, Any] | None) -> str:
+    data = summary.data
     channels, height, width = data["image_shape"]
     history, model = read_history(source / HISTORY_FILE), load_model(source)
     return Template(files(__package__).joinpath("template.html").read_text(encoding="utf-8")).substitute(
-        title=page.text(f"{_name(summary)}: convex and ordinary training, layer by layer"),
+        title=page.text(f"{summary.name}: convex and ordinary training, layer by layer"),
         data=page.text(
             f"{data['n_train']} training and {data['n_test']} test images of {height} x {width} pixels, "
             f"{'1 channel' if channels == 1 else f'{channels} channels'}, {data['n_classes']} classes"
@@ -85,7 +83,7 @@ def _page(summary: dict[str, Any], source: Path, pictures: dict[str, bytes], fou
         filters=_drawn("filters", lambda: page.filters(model)),
         explanations=_drawn("explanations", lambda: page.explanations(pictures, found)),
         settings=page.settings(summary),
-        footer=page.text(f"Written by cvxcnn {summary['version']} from the files beside it."),
+        footer=page.text(f"Written by cvxcnn {summary.version} from the files beside it."),
     )
 
 

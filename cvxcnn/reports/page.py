@@ -4,31 +4,23 @@ from __future__ import annotations
 
 import base64
 import io
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from ..activations import get_activation
+from ..core.text import printable
+from ..drawing.style import LABELS
 from ..models.stack import LayerwiseCNN
-from ..runs.progress import printable
+from .bounds import bound_heading, bound_notes, bounded_networks
+from .figures import FIGURES
 from .history import Point
+from .metrics import METRICS, decimal
 from .page_figures import WIDTH, Tile, filter_tiles, gaps, input_norms, plot_gaps, shares
-from .report import (
-    _MISSING,
-    LABELS,
-    _bound_heading,
-    _format,
-    _number,
-    _rows,
-    _series,
-    bound_notes,
-    bounded_networks,
-    plot_accuracy,
-    plot_objective,
-)
+from .summary import RunSummary
 from .words import certainty, comparable, comparison, percent
 
 __all__ = ["certainties", "comparisons", "convergence", "explanations", "filters", "overview", "results", "settings"]
@@ -39,8 +31,6 @@ MOST_FILTERS = 24
 DENSITY = 150 / 85
 # Shown on narrow screens alone, which hide their scroll bars.
 HINT = '<p class="note hint">Wider than a narrow screen: slide it sideways.</p>'
-
-Summary = Mapping[str, Any]
 
 
 def text(value: Any) -> str:
@@ -83,24 +73,24 @@ def _wide(png: bytes, alt: str, caption: str) -> str:
 # Words.
 
 
-def comparisons(summary: Summary) -> str:
+def comparisons(summary: RunSummary) -> str:
     """Return what each layer's two trainings reached."""
-    same, n_test = comparable(summary), int(summary["data"]["n_test"])
+    same, n_test = comparable(summary), int(summary.data["n_test"])
     return bullets(
         [
-            f"<strong>Layer {text(entry['layer'])}.</strong> {text(' '.join(comparison(entry, n_test, same)))}"
-            for entry in summary["layers"]
+            f"<strong>Layer {entry.layer}.</strong> {text(' '.join(comparison(entry, n_test, same)))}"
+            for entry in summary.layers
         ]
     )
 
 
-def certainties(summary: Summary) -> str:
+def certainties(summary: RunSummary) -> str:
     """Return the certificate of each layer in words, and what it doesn't say."""
     same = comparable(summary)
     layers = [
-        f"<strong>Layer {text(entry['layer'])}.</strong> "
-        + text(" ".join(certainty(entry, same, bounded_networks(summary, entry["convex"]))))
-        for entry in summary["layers"]
+        f"<strong>Layer {entry.layer}.</strong> "
+        + text(" ".join(certainty(entry, same, bounded_networks(summary, entry.convex))))
+        for entry in summary.layers
     ]
     limits = (
         "Every bound is of one layer, on the inputs that the layers below hand to it and with the same architecture "
@@ -114,20 +104,17 @@ def certainties(summary: Summary) -> str:
 
 # The table.
 
-_HEADINGS = (
-    "Layer", "Training", "Objective (Eq. 1)", "Bound over own gates", "Gap", "{}", "Certificate",
-    "Gap", "Training accuracy", "Test accuracy", "Neurons", "Seconds", "Status",
-)  # fmt: skip
 
-
-def results(summary: Summary) -> str:
-    """Return all numbers as a table."""
-    over = _bound_heading(summary)
-    head = "".join(f'<th scope="col">{text(heading.format(over))}</th>' for heading in _HEADINGS)
+def results(summary: RunSummary) -> str:
+    """Return all numbers as a table: the columns of ``metrics.METRICS`` that have one here."""
+    shown = [(metric, metric.page) for metric in METRICS if metric.page]
+    bound = bound_heading(summary)
+    headings = ["Layer", "Training", *(column.heading.replace("{bound}", bound) for _, column in shown)]
+    head = "".join(f'<th scope="col">{text(heading)}</th>' for heading in headings)
     groups: dict[int, list[str]] = {}
-    for layer, method, values in _rows(summary):
-        cells = "".join(f"<td>{cell}</td>" for cell in _cells(values))
-        first = f'<th scope="row">{text(layer)}</th><th scope="row">{LABELS[method]}</th>'
+    for layer, method, numbers in summary.rows():
+        cells = "".join(f"<td>{text(column.show(metric.of(numbers), numbers))}</td>" for metric, column in shown)
+        first = f'<th scope="row">{layer}</th><th scope="row">{LABELS[method]}</th>'
         groups.setdefault(layer, []).append(f"<tr>{first}{cells}</tr>")
     body = "\n".join(f'<tbody class="group">{"".join(rows)}</tbody>' for rows in groups.values())
     notes = [f'<p class="note">{text(note)}</p>' for note in bound_notes(summary)]
@@ -139,45 +126,16 @@ def results(summary: Summary) -> str:
     )
 
 
-def _cells(values: Mapping[str, Any]) -> Iterator[str]:
-    yield _format(values.get("objective"), ".6g")
-    for bound, gap in (("dual_bound", "relative_gap"), ("global_bound", "global_gap")):
-        known = math.isfinite(_number(values.get(bound)))
-        yield _format(values.get(bound), ".6g")
-        if bound == "global_bound":
-            yield text(values.get("certificate") or _MISSING)
-        yield _format(100 * _number(values.get(gap)), ".3g") + " %" if known else _MISSING
-    for key in ("train_accuracy", "test_accuracy"):
-        known = math.isfinite(_number(values.get(key)))
-        yield _format(100 * _number(values.get(key)), ".1f") + " %" if known else _MISSING
-    yield _format(values.get("n_neurons"), ".0f")
-    yield _format(values.get("seconds"), ".1f")
-    yield text(values.get("status") or _MISSING)
-
-
 # Figures.
 
 
-def overview(summary: Summary) -> str:
-    """Return the figures of objective and accuracy by layer."""
+def overview(summary: RunSummary) -> str:
+    """Return the figures of a run by layer."""
     parts = []
-    for draw, key, scale, caption in (
-        (
-            plot_objective, "objective", 1.0,
-            "Training objective; below, how far it is above the bound, in per cent of the bound (gaps elsewhere are in "
-            "per cent of the objective).",
-        ),
-        (plot_accuracy, "test_accuracy", 100.0, "Training and test accuracy, in per cent."),
-    ):  # fmt: skip
+    for figure in FIGURES:
         buffer = io.BytesIO()
-        draw(summary, buffer, width=WIDTH)
-        said = [
-            f"{LABELS[method]} {', '.join(f'{value:.4g}' for value in _series(summary, method, key, scale)[1])}"
-            for method in LABELS
-            if _series(summary, method, key)[0]
-        ]
-        name = key.replace("_", " ").capitalize()
-        parts.append(_figure(buffer.getvalue(), f"{name} by layer: {'; '.join(said)}.", caption))
+        figure.draw(summary, buffer, width=WIDTH)
+        parts.append(_figure(buffer.getvalue(), figure.alt(summary), figure.caption))
     return f'<div class="pair">{"".join(parts)}</div>'
 
 
@@ -239,16 +197,9 @@ def filters(model: LayerwiseCNN) -> str:
         # The channels of the next layer, as the filters that hand their maps on are sorted here.
         channel = {int(neuron): place for place, neuron in enumerate(model.handed_on(layer - 1).tolist())}
         above = np.array([channel[int(neuron)] for neuron in order if int(neuron) in channel], dtype=np.int64)
-    gated = any(block.activation == "gated_relu" for block in model.blocks_)
+    kinds = dict.fromkeys(get_activation(block.activation).contribution for block in model.blocks_)
     note = (
-        "Sorted by contribution, the percentage below each: the norm of a gate's weights as a share of the sum of all. "
-        "The pictures are the gates. "
-        if gated
-        else "Sorted by contribution, the percentage below each: the norm of the filter times that of its output "
-        "weights, as a share of the sum over all. The class is the one whose output the filter moves most, averaged "
-        "over the pooling cells. "
-    )
-    note += (
+        f"Sorted by contribution, the percentage below each: {' '.join(kinds)} "
         "Red entries are positive, blue ones negative (colour images: around grey), each filter on its own scale, "
         "without its bias. Filters of deeper layers have a kernel for every map of the layer before; shown is the "
         "strongest, with the number of that map's filter above."
@@ -298,14 +249,15 @@ def explanations(pictures: Mapping[str, bytes], found: Mapping[str, Any] | None)
     return f'{_wide(pictures["quick"], said, said)}\n<p class="note">A first look; {command}</p>'
 
 
-def settings(summary: Summary) -> str:
+def settings(summary: RunSummary) -> str:
     """Return the settings of a run."""
     rows = []
-    for name, value in dict(summary.get("settings", {})).items():
+    for name, value in summary.settings.items():
         rows.append(f"<div><dt>{text(str(name).replace('_', ' '))}</dt><dd>{text(_setting(value))}</dd></div>")
-    for entry in summary["layers"]:
-        label = f"reg (lambda) of layer {text(entry['layer'])}"
-        rows.append(f"<div><dt>{label}</dt><dd>{_format(entry.get('reg'), '.6g')}</dd></div>")
+    show = decimal(".6g")
+    for entry in summary.layers:
+        label = f"reg (lambda) of layer {entry.layer}"
+        rows.append(f"<div><dt>{label}</dt><dd>{show(entry.reg, entry.convex)}</dd></div>")
     return f'<dl class="settings">{"".join(rows)}</dl>'
 
 

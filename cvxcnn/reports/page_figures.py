@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..drawing.style import COLOURS, LABELS, MARKERS, logarithmic, new_figure, save_png, tidy
 from ..models.block import ConvexConvBlock
 from ..program.program import relative_gap
 from .history import Point
-from .report import _COLOURS, _MARKERS, LABELS, _logarithmic, new_figure, save_png
 
 __all__ = ["WIDTH", "Tile", "filter_tiles", "gaps", "input_norms", "plot_gaps", "shares"]
 
@@ -71,8 +70,8 @@ def plot_gaps(points: Sequence[Point]) -> bytes | None:
     for method, found in lines.items():
         seconds, values = zip(*found, strict=True)
         axes.plot(
-            seconds, [100 * value for value in values], label=LABELS[method], color=_COLOURS[method],
-            marker=_MARKERS[method], markersize=4, linewidth=1.2, linestyle="-" if method == "convex" else "--",
+            seconds, [100 * value for value in values], label=LABELS[method], color=COLOURS[method],
+            marker=MARKERS[method], markersize=4, linewidth=1.2, linestyle="-" if method == "convex" else "--",
         )  # fmt: skip
     over = next(p.bound_over for p in points if p.method == "convex")
     axes.set_ylabel(textwrap.fill(f"gap over {over} (%)", _AXIS_WIDTH))
@@ -80,12 +79,10 @@ def plot_gaps(points: Sequence[Point]) -> bytes | None:
     axes.set_xlim(left=0)
     drawn = [gap for found in lines.values() for _, gap in found]
     if max(drawn) < 1e3 * min(drawn):
-        _logarithmic(axes)
+        logarithmic(axes)
     else:
         axes.set_yscale("log")
-    axes.grid(axis="y", color="0.9")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes)
     axes.legend(frameon=False, fontsize=9)
     buffer = io.BytesIO()
     save_png(figure, buffer)
@@ -122,14 +119,7 @@ class Tile:
 
 def shares(block: ConvexConvBlock) -> NDArray[np.float64]:
     """Return the share of each filter, shape (m,): ||u_i|| ||w_i|| over their sum; of a gate, by its weights' norm."""
-    neurons = block.neurons_
-    if block.activation == "gated_relu":
-        sizes = block.gated_weights_.flatten(1).norm(dim=1)
-        if not len(sizes):
-            sizes = torch.zeros(len(neurons.filters))
-    else:
-        sizes = neurons.filters.norm(dim=1) * neurons.readout.flatten(1).norm(dim=1)
-    values = sizes.double().cpu().numpy()
+    values = block.neurons_.norms().double().cpu().numpy()
     return np.asarray(values / max(float(values.sum()), np.finfo(float).tiny))
 
 
@@ -138,7 +128,7 @@ def _kernels(block: ConvexConvBlock) -> NDArray[np.float64]:
     geometry = block.geometry_
     filters = block.neurons_.filters.double().cpu().numpy()
     weights = filters[:, :-1] if geometry.bias else filters
-    return np.asarray(weights.reshape(len(filters), block.image_shape_[0], *geometry._sizes()[0]))
+    return np.asarray(weights.reshape(len(filters), block.image_shape_[0], *np.broadcast_to(geometry.kernel_size, 2)))
 
 
 def filter_tiles(block: ConvexConvBlock, order: NDArray[np.int64]) -> list[Tile]:
@@ -152,15 +142,18 @@ def filter_tiles(block: ConvexConvBlock, order: NDArray[np.int64]) -> list[Tile]
     """
     kernels, share = _kernels(block), shares(block)
     channels = kernels.shape[1]
-    readout = block.neurons_.readout.double().cpu().numpy().mean(axis=1)
+    effects = block.neurons_.effects()
+    readout = None if effects is None else effects.double().cpu().numpy()
     tiles = []
     for row in order:
         kernel, channel = kernels[row], None
         if channels not in (1, 3):
             channel = int(np.square(kernel).sum(axis=(1, 2)).argmax())
             kernel = kernel[channel : channel + 1]
-        output = None if block.activation == "gated_relu" else int(np.abs(readout[row]).argmax())
-        sign = 0 if output is None else int(np.sign(readout[row, output]))
+        output, sign = None, 0
+        if readout is not None:
+            output = int(np.abs(readout[row]).argmax())
+            sign = int(np.sign(readout[row, output]))
         tiles.append(Tile(_kernel_png(kernel), float(share[row]), output, sign, channel))
     return tiles
 

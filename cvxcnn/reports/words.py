@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
 
 from scipy.stats import binomtest
 
+from ..activations import ACTIVATIONS, Relu
 from ..pricing.certificate import beyond, maxima
 from ..program.program import relative_gap
-from .report import _number, bounded_words
+from .bounds import bounded_words
+from .summary import ConvexNumbers, LayerSummary, NonconvexNumbers, RunSummary, number
 
 __all__ = ["certainty", "comparison", "headline", "percent"]
-
-Entry = Mapping[str, Any]
 
 # A difference in right answers is called one if chance alone gives it less often than this.
 LEVEL = 0.05
@@ -47,42 +46,40 @@ def at_most(share: float) -> str:
     return f"{math.ceil(value / unit - 1e-9) * unit:.3g} %" if value < 999 else f"{math.ceil(value)} %"
 
 
-def _accuracy(share: Any) -> str:
-    return "unknown" if not math.isfinite(_number(share)) else f"{100 * share:.1f} %"
+def _accuracy(share: float | None) -> str:
+    return f"{100 * number(share):.1f} %" if math.isfinite(number(share)) else "unknown"
 
 
-def _gain(entry: Entry) -> float:
+def _gain(entry: LayerSummary) -> float:
     """Return by which share the convex objective is below the other one; 0 where both read the same, NaN for none."""
-    convex, rival = (_number((entry.get(method) or {}).get("objective")) for method in ("convex", "nonconvex"))
+    convex, rival = number(entry.convex.objective), number(entry.nonconvex.objective if entry.nonconvex else None)
     if format(convex, ".6g") == format(rival, ".6g"):
         return 0.0
     return (rival - convex) / abs(rival) if math.isfinite(convex - rival) and rival else math.nan
 
 
-def comparable(summary: Mapping[str, Any]) -> bool:
+def comparable(summary: RunSummary) -> bool:
     """Return whether both methods minimise the same objective: a gated network's isn't that of a ReLU network."""
-    return dict(summary.get("settings", {})).get("activation") != "gated_relu"
+    return ACTIVATIONS.get(str(summary.settings.get("activation")), Relu).ordinary
 
 
-def _p_value(rival: Mapping[str, Any]) -> float:
+def _p_value(rival: NonconvexNumbers) -> float:
     """Return how often chance would split the images that one method alone gets right at least as unevenly."""
-    counts = [rival.get(f"only_{method}_right") for method in ("convex", "nonconvex")]
-    if any(count is None for count in counts):
+    first, second = rival.only_convex_right, rival.only_nonconvex_right
+    if first is None or second is None:
         return math.nan
-    first, second = (int(count) for count in counts if count is not None)
     return float(binomtest(first, first + second).pvalue) if first + second else 1.0
 
 
-def headline(summary: Mapping[str, Any]) -> str:
+def headline(summary: RunSummary) -> str:
     """Return the result of a run in two or three sentences.
 
     Parameters
     ----------
-    summary : dict
-        As in ``summary.json``.
+    summary : RunSummary
     """
-    layers = summary["layers"]
-    both = [entry for entry in layers if entry.get("convex") and entry.get("nonconvex")]
+    layers = summary.layers
+    both = [(entry, entry.nonconvex) for entry in layers if entry.nonconvex]
     if not both:
         return (
             f"{_count(len(layers), 'layer')} trained by convex optimisation, without ordinary training beside it, so "
@@ -90,7 +87,7 @@ def headline(summary: Mapping[str, Any]) -> str:
         )
     said = []
     if comparable(summary):
-        said.append(_winners({entry["layer"]: _gain(entry) for entry in both}))
+        said.append(_winners({entry.layer: _gain(entry) for entry, _ in both}))
     else:
         said.append("The two objectives are of different networks (gated and ReLU), so they name no winner.")
     said.append(_accuracies(both))
@@ -112,7 +109,7 @@ def _winners(gains: Mapping[int, float]) -> str:
     return text[0].upper() + text[1:]
 
 
-def _at(layers: Mapping[int, Any] | Sequence[int], count: int) -> str:
+def _at(layers: Collection[int], count: int) -> str:
     names = [str(layer) for layer in layers]
     if count == 1:
         return "its only layer"
@@ -121,7 +118,7 @@ def _at(layers: Mapping[int, Any] | Sequence[int], count: int) -> str:
     return f"layer {names[0]}" if len(names) == 1 else f"layers {', '.join(names[:-1])} and {names[-1]}"
 
 
-def _span(shares: Any) -> str:
+def _span(shares: Collection[float]) -> str:
     low, high = percent(min(shares)), percent(max(shares))
     return low if low == high else f"{low} to {high}"
 
@@ -130,11 +127,8 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _accuracies(both: Sequence[Entry]) -> str:
-    signs = {
-        entry["layer"]: _number(entry["convex"].get("test_accuracy")) - _number(entry["nonconvex"].get("test_accuracy"))
-        for entry in both
-    }
+def _accuracies(both: Sequence[tuple[LayerSummary, NonconvexNumbers]]) -> str:
+    signs = {entry.layer: number(entry.convex.test_accuracy) - number(rival.test_accuracy) for entry, rival in both}
     if not any(signs.values()):
         return f"Test accuracy is the same at {_at(signs, len(signs))}."
     parts = [
@@ -146,7 +140,7 @@ def _accuracies(both: Sequence[Entry]) -> str:
         )
         if where
     ]
-    chances = {entry["layer"]: _p_value(entry["nonconvex"]) for entry in both}
+    chances = {entry.layer: _p_value(rival) for entry, rival in both}
     beyond = [layer for layer, chance in chances.items() if chance < LEVEL]
     text = f"Test accuracy is {' and '.join(parts)}"
     if any(math.isnan(chance) for chance in chances.values()):
@@ -156,26 +150,25 @@ def _accuracies(both: Sequence[Entry]) -> str:
     return f"{text}; the difference is more than chance gives at {_at(beyond, len(signs))}."
 
 
-def comparison(entry: Entry, n_test: int, same_objective: bool = True) -> list[str]:
+def comparison(entry: LayerSummary, n_test: int, same_objective: bool = True) -> list[str]:
     """Return sentences on a layer: the objectives, then the accuracies.
 
     Parameters
     ----------
-    entry : dict
-        One of ``summary["layers"]``.
+    entry : LayerSummary
     n_test : int
         Test images.
     same_objective : bool
         See ``comparable``.
     """
-    convex, rival = entry["convex"], entry.get("nonconvex")
-    reached = format(_number(convex.get("objective")), ".6g")
-    if not rival:
+    convex, rival = entry.convex, entry.nonconvex
+    reached = format(number(convex.objective), ".6g")
+    if rival is None:
         return [
-            f"Convex training reached the training objective {reached} and {_accuracy(convex.get('test_accuracy'))} "
+            f"Convex training reached the training objective {reached} and {_accuracy(convex.test_accuracy)} "
             "test accuracy. Ordinary training was left out."
         ]
-    other = format(_number(rival.get("objective")), ".6g")
+    other = format(number(rival.objective), ".6g")
     gain = _gain(entry)
     if not same_objective:
         first = f"Training objective {reached} for the gated network, {other} for the ReLU network: not comparable."
@@ -190,8 +183,8 @@ def comparison(entry: Entry, n_test: int, same_objective: bool = True) -> list[s
     return [first, _test_sentence(convex, rival, n_test)]
 
 
-def _test_sentence(convex: Mapping[str, Any], rival: Mapping[str, Any], n_test: int) -> str:
-    scores = [_number(part.get("test_accuracy")) for part in (convex, rival)]
+def _test_sentence(convex: ConvexNumbers, rival: NonconvexNumbers, n_test: int) -> str:
+    scores = [number(part.test_accuracy) for part in (convex, rival)]
     if not all(map(math.isfinite, scores)):
         return "Test accuracy is missing."
     difference = round((scores[0] - scores[1]) * n_test)
@@ -203,10 +196,9 @@ def _test_sentence(convex: Mapping[str, Any], rival: Mapping[str, Any], n_test: 
             f"Test accuracy: {_accuracy(scores[0])} with convex, {_accuracy(scores[1])} with ordinary training; "
             f"{winner} is right on {_count(abs(difference), 'image')} more of {n_test}."
         )
-    chance = _p_value(rival)
-    if math.isnan(chance):
+    chance, first, second = _p_value(rival), rival.only_convex_right, rival.only_nonconvex_right
+    if first is None or second is None:
         return text
-    first, second = rival["only_convex_right"], rival["only_nonconvex_right"]
     if not first + second:
         return f"{text} They are the same images."
     text += f" Right with one method alone: {first} with convex, {second} with ordinary training"
@@ -217,41 +209,40 @@ def _test_sentence(convex: Mapping[str, Any], rival: Mapping[str, Any], n_test: 
     return f"{text}. Chance alone gives as large a difference {often}: {verdict}."
 
 
-def certainty(entry: Entry, same_objective: bool = True, networks: str | None = None) -> list[str]:
+def certainty(entry: LayerSummary, same_objective: bool = True, networks: str | None = None) -> list[str]:
     """Return sentences on how far from optimal a layer is, and how sure that is: no more than its certificate says.
 
     Parameters
     ----------
-    entry : dict
-        One of ``summary["layers"]``.
+    entry : LayerSummary
     same_objective : bool
         Whether the ordinary network's objective can be held against the bound.
     networks : str, optional
         Of which networks the bound is, a key of ``certificate.NETWORKS``; that of the entry if it says.
     """
-    convex, rival = entry["convex"], entry.get("nonconvex") or {}
-    objective, bound = _number(convex.get("objective")), _number(convex.get("global_bound"))
-    own = _lower(objective, _number(convex.get("dual_bound")))
+    convex = entry.convex
+    objective, bound = number(convex.objective), number(convex.global_bound)
+    own = _lower(objective, number(convex.dual_bound))
     said = [f"Over its own gates, the best network is {own} (proved)." if own else "No bound over its own gates."]
-    room, kind = _lower(objective, bound), convex.get("certificate")
+    room, kind = _lower(objective, bound), convex.certificate
     if not room or kind not in ("proved", "searched"):
         return [*said, "It was not compared with other gates: networks with other gates may be better by any amount."]
-    networks = networks or convex.get("networks")
+    networks = networks or convex.networks
     best = f"Of {bounded_words(networks)}, with any number of neurons, the best is {room}"
     if kind == "proved":
         said.append(f"{best} (proved).")
     else:
         said.append(
-            f"{best}, unless a direction that the search from {convex.get('n_searched')} starts missed is worse than "
+            f"{best}, unless a direction that the search from {convex.n_searched} starts missed is worse than "
             "those it found (searched: evidence, not proof)."
         )
-        met = maxima(int(convex.get("n_distinct") or 0), _number(convex.get("expected_unseen")))
+        met = maxima(convex.n_distinct or 0, number(convex.expected_unseen))
         if met:
             said.append(f"The search met {met}.")
     other = beyond(networks)
     if other:
         said.append(f"{other[0].upper()}{other[1:]}.")
-    value = _number(rival.get("objective"))
+    value = number(entry.nonconvex.objective if entry.nonconvex else None)
     if same_objective and math.isfinite(value):
         if value >= bound - 1e-9 * abs(bound):
             # Its rival is trained as a network of the same kind.

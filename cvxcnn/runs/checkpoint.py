@@ -18,7 +18,7 @@ from ..models.saving import load_model, save_model
 from ..models.stack import LayerwiseCNN
 from ..persistence.files import ENCODING, read_bytes, read_tensors
 from ..reports.history import HISTORY_FILE, Point, read_history, write_history
-from .run_folder import SUMMARY_FILE
+from ..reports.summary import SUMMARY_FILE, LayerSummary
 
 __all__ = [
     "BASELINE_FILE",
@@ -89,7 +89,7 @@ def read_state(folder: Path) -> State:
         summary = json.loads(read_bytes(path).decode(ENCODING))
         count, settings = len(summary["layers"]), dict(summary["settings"])
         for entry in summary["layers"]:
-            _ = float(entry["reg"]), dict(entry["convex"]), dict(entry["nonconvex"] or {})
+            _ = float(entry["reg"]), LayerSummary.from_json(entry)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelFileError(f"{path} is damaged: {type(error).__name__}: {error}. Train the run again.") from error
     if not count:

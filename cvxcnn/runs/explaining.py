@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..activations.neurons import Neurons
+from ..core.text import brief, one_line
 from ..core.version import __version__
 from ..data.fingerprint import UNKNOWN, differing, fingerprint, in_words, whereabouts
 from ..data.images import ImageSet
@@ -27,14 +28,11 @@ from ..explain.sanity import SanityStep, sanity_check
 from ..explain.sparsity import Interval, bootstrap_interval, gini, half_mass_share
 from ..models.saving import load_model
 from ..models.stack import LayerwiseCNN
-from ..persistence import write_atomically
-from ..persistence.files import ENCODING, read_bytes, read_tensors
+from ..persistence.files import ENCODING, read_bytes, read_tensors, write_atomically
 from ..reports.html import write_report
-from ..reports.report import _name
+from ..reports.summary import SUMMARY_FILE
 from .checkpoint import BASELINE_FILE
-from .progress import one_line
 from .records import finite
-from .run_folder import SUMMARY_FILE
 from .settings import Settings, find_again, full_path, load_sets, resolve_device
 
 __all__ = ["explain_run", "load_networks"]
@@ -308,7 +306,8 @@ def explain_run(
         "sparsity": sparsity,
         "sanity": {"n_images": len(sample), "steps": _sanity_rows(steps, seed)},
     }  # fmt: skip
-    title = f"{_name(summary)}, layer {layer}: what the output for {asked} rests on"
+    where = f"{brief(str(summary['data']['name']))}, layer {layer}"
+    title = f"{where}: what the output for {asked} rests on"
     shown = {method: {name: part[rows] for name, part in by_network.items()} for method, by_network in maps.items()}
     table = io.StringIO(newline="")
     writer = csv.DictWriter(table, COLUMNS)
@@ -319,7 +318,7 @@ def explain_run(
             plot_explanations, test.images[rows], test.labels[rows], test.classes, shown, predictions, title=title
         ),
         "sparsity.csv": table.getvalue().encode(),
-        "sanity.png": _png(plot_sanity, steps, title=f"{_name(summary)}, layer {layer}", seed=seed),
+        "sanity.png": _png(plot_sanity, steps, title=where, seed=seed),
         "explanations.json": json.dumps(found, indent=2, allow_nan=False).encode() + b"\n",
     }
     failures = []
@@ -364,5 +363,5 @@ def explain_quickly(folder: str | os.PathLike[str], test: ImageSet, path: str | 
         for method in QUICK_METHODS
     }
     predictions = {name: _predictions(network, some.images, model) for name, network in networks.items()}
-    title = f"{_name({'data': {'name': test.name}})}, layer {layer}"
+    title = f"{brief(test.name)}, layer {layer}"
     plot_explanations(some.images, some.labels, some.classes, maps, predictions, os.fspath(path), title=title)

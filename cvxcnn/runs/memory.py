@@ -64,12 +64,12 @@ def predict_run_memory(
         item = 4 if block.dtype == "float32" else 8
         stored = 2 if layer and stack.half_maps else item
         inputs = (own + tested) * _pixels(plan.inputs) * stored
-        penalty = block.program_penalty
+        penalty = get_penalty(block.program_penalty)
         count, gated = get_activation(block.activation).blocks(known[layer], penalty)
         program = predict_memory(
             Size.of_block(
                 own * size(), plan.inputs, block.check_parameters(), blocks=count, outputs=outputs, gated=gated,
-                separable=get_penalty(penalty).separable, itemsize=item, image_itemsize=stored, processes=size(),
+                separable=penalty.separable, itemsize=item, image_itemsize=stored, processes=size(),
                 device=block.device,
             ),
             block.solver,

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from ..errors import CvxcnnError
+from ..core.text import printable
 from ..program.program import relative_gap
 from ..solvers import Progress as SolverProgress
 
-__all__ = ["Reporter", "one_line", "printable"]
+__all__ = ["Reporter"]
 
 # Lines of a log that nobody watches: one in this many seconds.
 LOG_EVERY = 10.0
@@ -83,22 +83,3 @@ class Reporter:
             self.update(f"layer {layer + 1} in torch", epoch / epochs, f"epoch {epoch}, objective {objective:.6g}")
 
         return show
-
-
-def printable(text: str) -> str:
-    """Return text that any console can show: names of files may hold bytes that are no characters."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def one_line(error: BaseException) -> str:
-    """Return what an error says, and its kind where that says more, on one line without a full stop.
-
-    Examples
-    --------
-    >>> one_line(OSError(28, "No space left on device")), one_line(KeyError("dpi")), one_line(MemoryError())
-    ('No space left on device', "KeyError: 'dpi'", 'MemoryError')
-    """
-    text = " ".join(str(getattr(error, "strerror", None) or error).split()).rstrip(".")
-    if text and isinstance(error, (CvxcnnError, OSError)):
-        return printable(text)
-    return printable(": ".join(part for part in (type(error).__name__, text) if part))

@@ -24,6 +24,8 @@ from ..models.stage import Seen, Stage
 from ..ordinary.baseline import BaselineResult, train_baseline
 from ..patches.patches import Patches
 from ..reports.history import Point, history_of
+from ..reports.metrics import measured
+from ..reports.summary import ConvexNumbers, LayerSummary, NonconvexNumbers, number
 from .checkpoint import State, write_checkpoint
 from .progress import Reporter
 from .settings import Settings, full_path, resolve_device
@@ -36,7 +38,7 @@ class LayerRecords:
     """Takes each layer as it is finished: judges it, and trains its rival on the same inputs.
 
     ``train`` and ``test`` are this process's shares of the images that ``data`` describes; the first process alone has
-    ``partial``.
+    ``partial``. A class of its own may train the rivals in another way: see ``train_rival``.
     """
 
     settings: Settings
@@ -46,7 +48,7 @@ class LayerRecords:
     reporter: Reporter
     partial: Path | None
     data: dict[str, Any]
-    summaries: list[dict[str, Any]] = field(default_factory=list)
+    summaries: list[LayerSummary] = field(default_factory=list)
     rivals: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     history: list[Point] = field(default_factory=list)
     saved: int = 0
@@ -64,14 +66,14 @@ class LayerRecords:
         convex = self._convex(block, stage, tested)
         self.reporter.say(
             f"layer {layer + 1}: objective {block.result_.objective:.6g}, {block.n_neurons_} neurons, "
-            f"{_percent(convex['test_accuracy'])} test accuracy, {block.result_.seconds:.1f} s"
+            f"{_percent(number(convex.test_accuracy))} test accuracy, {block.result_.seconds:.1f} s"
         )
         nonconvex, rival = None, None
         if self.settings.baseline:
             nonconvex, rival = self._nonconvex(layer, block, stage, tested)
             self.rivals.append((rival.filters, rival.readout))
         self.history += history_of(layer + 1, block, rival)
-        self.summaries.append({"layer": layer + 1, "reg": float(block.reg_), "convex": convex, "nonconvex": nonconvex})
+        self.summaries.append(LayerSummary(layer + 1, float(block.reg_), convex, nonconvex))
         self.checkpoint()
         self.saved = len(self.summaries)
 
@@ -99,32 +101,33 @@ class LayerRecords:
             "data": self.train.name,
             "fingerprint": self.data["fingerprint"],
             "targets": "one-hot, 0 and 1",
-            "reg": [float(entry["reg"]) for entry in self.summaries],
+            "reg": [number(entry.reg) for entry in self.summaries],
         }
 
-    def _convex(self, block: ConvexConvBlock, stage: Stage, tested: Seen) -> dict[str, Any]:
+    def _convex(self, block: ConvexConvBlock, stage: Stage, tested: Seen) -> ConvexNumbers:
         result, certificate = block.result_, block.certificate_
         outputs = (stage.offset + stage.prediction).cpu().numpy()
         loss = 0.5 * all_sum((stage.targets.double() - stage.prediction.double()).square().sum())
-        return {
-            "objective": finite(result.objective),
-            "dual_bound": finite(result.dual_bound),
-            "relative_gap": finite(result.relative_gap),
-            "status": str(result.status),
-            "solver": str(result.solver),
-            "n_neurons": int(block.n_neurons_),
-            "train_loss": finite(float(loss)),
-            "train_accuracy": accuracy(self.stack.averaged(outputs), self._train_labels(stage)),
-            "test_accuracy": accuracy(self.stack.averaged(tested.outputs), self.test.labels),
-            "seconds": finite(result.seconds),
-            "global_bound": finite(certificate.global_bound),
-            "global_gap": finite(certificate.global_gap),
-            "certificate": certificate.kind,
-            "n_searched": int(certificate.n_searched),
-            "networks": certificate.networks,
-            "n_distinct": int(certificate.n_distinct),
-            "expected_unseen": finite(certificate.expected_unseen),
-        }
+        return ConvexNumbers(
+            objective=finite(result.objective),
+            dual_bound=finite(result.dual_bound),
+            relative_gap=finite(result.relative_gap),
+            status=str(result.status),
+            solver=str(result.solver),
+            n_neurons=int(block.n_neurons_),
+            train_loss=finite(float(loss)),
+            train_accuracy=accuracy(self.stack.averaged(outputs), self._train_labels(stage)),
+            test_accuracy=accuracy(self.stack.averaged(tested.outputs), self.test.labels),
+            seconds=finite(result.seconds),
+            global_bound=finite(certificate.global_bound),
+            global_gap=finite(certificate.global_gap),
+            certificate=certificate.kind,
+            n_searched=int(certificate.n_searched),
+            networks=certificate.networks,
+            n_distinct=int(certificate.n_distinct),
+            expected_unseen=finite(certificate.expected_unseen),
+            measures=measured(block, stage.inputs),
+        )
 
     def _train_labels(self, stage: Stage) -> np.ndarray:
         """Return the labels of the images that were trained on: all but those held out."""
@@ -133,41 +136,56 @@ class LayerRecords:
 
     def _nonconvex(
         self, layer: int, block: ConvexConvBlock, stage: Stage, tested: Seen
-    ) -> tuple[dict[str, Any], BaselineResult]:
+    ) -> tuple[NonconvexNumbers, BaselineResult]:
         patches, test_patches = Patches(stage.inputs, block.geometry_), Patches(tested.inputs, block.geometry_)
         connect = "group" if block.penalty == "group" else "dense"
         # The same path beside it, what the convex layers before predict, and the same intercept: that of no neurons.
         mean = stage.targets.mean(dim=0) * float(block.intercept)
         stage = replace(stage, targets=stage.targets - mean, offset=stage.offset + mean)
         before = tested.offset + mean.cpu().numpy()
-        result = self._train_baseline(layer, block, stage, patches, connect)
+        result = self.train_rival(layer, block, stage, patches, connect)
         own = self.stack.averaged(tested.outputs).argmax(axis=1) == self.test.labels
         outputs = self.stack.averaged(before + predict(result, test_patches))
         other = outputs.argmax(axis=1) == self.test.labels
         trained = stage.offset.cpu().numpy() + predict(result, patches)
-        found: dict[str, Any] = {
-            "objective": finite(result.objective),
-            "n_neurons": int(result.filters.any(dim=1).sum()),
-            "train_accuracy": accuracy(self.stack.averaged(trained), self._train_labels(stage)),
-            "test_accuracy": accuracy(outputs, self.test.labels),
-            "seconds": finite(result.seconds),
+        found = NonconvexNumbers(
+            objective=finite(result.objective),
+            n_neurons=int(result.filters.any(dim=1).sum()),
+            train_accuracy=accuracy(self.stack.averaged(trained), self._train_labels(stage)),
+            test_accuracy=accuracy(outputs, self.test.labels),
+            seconds=finite(result.seconds),
             # How sure it is that one is better rests on the images where they differ.
-            "only_convex_right": int((own & ~other).sum()),
-            "only_nonconvex_right": int((other & ~own).sum()),
-        }
+            only_convex_right=int((own & ~other).sum()),
+            only_nonconvex_right=int((other & ~own).sum()),
+        )
         self.reporter.say(
-            f"layer {layer + 1} in torch: objective {result.objective:.6g}, {found['n_neurons']} neurons, "
-            f"{_percent(found['test_accuracy'])} test accuracy, {result.seconds:.1f} s"
+            f"layer {layer + 1} in torch: objective {result.objective:.6g}, {found.n_neurons} neurons, "
+            f"{_percent(number(found.test_accuracy))} test accuracy, {result.seconds:.1f} s"
         )
         if connect == "group":
-            dense = self._train_baseline(layer, block, stage, patches, "dense")
+            dense = self.train_rival(layer, block, stage, patches, "dense")
             outputs = self.stack.averaged(before + predict(dense, test_patches))
-            found["dense_test_accuracy"] = accuracy(outputs, self.test.labels)
+            found = replace(found, dense_test_accuracy=accuracy(outputs, self.test.labels))
         return found, result
 
-    def _train_baseline(
+    def train_rival(
         self, layer: int, block: ConvexConvBlock, stage: Stage, patches: Patches, connect: str
     ) -> BaselineResult:
+        """Train the rival of a block: the same architecture, on the same inputs, by minibatches in torch.
+
+        Parameters
+        ----------
+        layer : int
+            From 0.
+        block : ConvexConvBlock
+            Fitted.
+        stage : Stage
+            What it was fitted on.
+        patches : Patches
+            Of ``stage.inputs``.
+        connect : {"group", "dense"}
+            Whether a neuron feeds one cell and output, or all.
+        """
         settings = self.settings
         width = max(settings.baseline_width, block.n_neurons_)
         if connect == "group":
@@ -241,5 +259,5 @@ def summarise(records: LayerRecords) -> dict[str, Any]:
             "torch": str(torch.__version__),
             "numpy": str(np.__version__),
         },
-        "layers": list(records.summaries),
+        "layers": [entry.to_json() for entry in records.summaries],
     }

@@ -13,14 +13,18 @@ from typing import Any
 from rich.console import Console
 
 from ..core.distributed import process_group, rank, size
+from ..core.text import one_line
 from ..data.fingerprint import UNKNOWN, differing, in_words, whereabouts
 from ..data.images import ImageSet, one_hot
 from ..errors import CvxcnnError, InputError, ModelFileError
+from ..reports.figures import FIGURES, RunFigure
 from ..reports.html import QUICK_FILE, REPORT_FILE, write_report
-from ..reports.report import plot_accuracy, plot_objective, results_table, write_metrics
+from ..reports.metrics import write_metrics
+from ..reports.summary import LayerSummary, RunSummary
+from ..reports.table import results_table
 from .checkpoint import State, drop_checkpoints, find_state, read_state, write_state
 from .memory import check_run_memory, predict_run_memory
-from .progress import Reporter, one_line
+from .progress import Reporter
 from .records import LayerRecords, describe
 from .run_folder import OutputFolder, default_output, hidden_folder
 from .settings import (
@@ -125,7 +129,7 @@ def resume(path: str | os.PathLike[str], console: Console | None = None, *, data
         reason = str(error).rstrip(".")
         raise ModelFileError(f"The settings of the run in {target} are damaged: {reason}. Train it again.") from error
     trained = found == target and complete
-    if trained and all((target / name).is_file() for name in DRAWINGS):
+    if trained and all((target / name).is_file() for name in drawings()):
         raise InputError(f"the run in {target} is complete: it has all of its {settings.layers} layers.")
     with process_group(resolve_device(settings.device)):
         if trained:
@@ -194,12 +198,13 @@ def _show(path: Path, summary: dict[str, Any], test: ImageSet, reporter: Reporte
     """Draw the results that are in a folder, and say where they are."""
     if rank():
         return
+    results = RunSummary.from_json(summary)
     try:
-        _draw(path.expanduser(), summary, test)
+        _draw(path.expanduser(), results, test)
     except BaseException as stop:
         stop.args = (f"the model and its numbers are in {path}; draw the rest by --resume {path}",)
         raise
-    reporter.console.print(results_table(summary))
+    reporter.console.print(results_table(results))
     report = path / REPORT_FILE
     reporter.say(f"Written to {path}" + (f"; open {report} in a browser" if report.expanduser().is_file() else ""))
 
@@ -207,7 +212,7 @@ def _show(path: Path, summary: dict[str, Any], test: ImageSet, reporter: Reporte
 def _take_over(records: LayerRecords, state: State) -> None:
     """Make the layers of a state the first of these records."""
     _check_images(state.summary.get("data"), records.data, records.reporter)
-    records.summaries += state.summary["layers"]
+    records.summaries += map(LayerSummary.from_json, state.summary["layers"])
     records.rivals += state.rivals
     records.history += state.history
     records.saved = len(records.summaries)
@@ -246,7 +251,8 @@ def _keep(folder: OutputFolder, records: LayerRecords, stop: BaseException) -> N
         # Should this fail too, the hidden folder still has its checkpoint.
         try:
             with suppress(OSError, CvxcnnError):
-                _draw(folder.path.expanduser(), _publish(folder, records), records.test)
+                published = RunSummary.from_json(_publish(folder, records))
+                _draw(folder.path.expanduser(), published, records.test)
         except BaseException as second:  # such as the signal by which torchrun stops the others when one failed
             second.args = (kept,)
             raise
@@ -260,7 +266,7 @@ def _publish(folder: OutputFolder, records: LayerRecords) -> dict[str, Any]:
     """Write the model and the numbers of the finished layers, and make them appear."""
     state = records.state()
     write_state(folder.partial, state, records.extra())
-    write_metrics(state.summary, folder.partial / "metrics.csv")
+    write_metrics(RunSummary.from_json(state.summary), folder.partial / "metrics.csv")
     drop_checkpoints(folder.publish())
     return state.summary
 
@@ -272,18 +278,25 @@ def _explain(folder: Path, test: ImageSet) -> None:
     explain_quickly(folder, test, folder / QUICK_FILE)
 
 
-# What is drawn of a run, each by itself; the page shows the others.
-DRAWINGS: dict[str, Callable[[Path, dict[str, Any], ImageSet], None]] = {
-    "objective.png": lambda folder, summary, _: plot_objective(summary, folder / "objective.png"),
-    "accuracy.png": lambda folder, summary, _: plot_accuracy(summary, folder / "accuracy.png"),
-    QUICK_FILE: lambda folder, _, test: _explain(folder, test),
-    REPORT_FILE: lambda folder, *_: write_report(folder),
-}
+Drawing = Callable[[Path, RunSummary, ImageSet], None]
 
 
-def _draw(folder: Path, summary: dict[str, Any], test: ImageSet) -> None:
+def drawings() -> dict[str, Drawing]:
+    """Return what is drawn of a run, each by itself, by the names of the files; the page shows the others."""
+
+    def drawing(figure: RunFigure) -> Drawing:
+        return lambda folder, summary, _: figure.draw(summary, folder / figure.file)
+
+    return {
+        **{figure.file: drawing(figure) for figure in FIGURES},
+        QUICK_FILE: lambda folder, _, test: _explain(folder, test),
+        REPORT_FILE: lambda folder, *_: write_report(folder),
+    }
+
+
+def _draw(folder: Path, summary: RunSummary, test: ImageSet) -> None:
     """Draw the results that are in a folder. A training that is done isn't lost for the lack of a figure."""
-    for name, draw in DRAWINGS.items():
+    for name, draw in drawings().items():
         try:
             draw(folder, summary, test)
         except Exception as error:  # whatever a drawing library raises

@@ -10,10 +10,9 @@ from pathlib import Path
 from types import TracebackType
 
 from ..errors import CvxcnnError, InputError
+from ..reports.summary import SUMMARY_FILE
 
-__all__ = ["SUMMARY_FILE", "OutputFolder", "default_output"]
-
-SUMMARY_FILE = "summary.json"
+__all__ = ["OutputFolder", "default_output", "hidden_folder"]
 
 
 class OutputFolder:

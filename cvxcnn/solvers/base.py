@@ -17,6 +17,7 @@ from ..core.distributed import broadcast, size
 from ..core.threads import coarse_threads
 from ..errors import InputError, SolverError
 from ..program.program import Evaluation, Program
+from .needs import Needs
 
 __all__ = ["Callback", "Outcome", "Progress", "SolveResult", "Solver", "Status"]
 
@@ -117,6 +118,8 @@ class Solver(ABC):
     """
 
     name: str
+    needs: Needs = Needs()
+    """What it needs of a program."""
     shares_images: bool = False
     """Whether it works where every process has some of the images only."""
 
@@ -126,9 +129,9 @@ class Solver(ABC):
             raise InputError(f"max_iter must be an int >= 1, or None; got {max_iter!r}.")
         self.max_iter = None if max_iter is None else int(max_iter)
 
-    @abstractmethod
     def refusal(self, program: Program) -> str | None:
         """Return why this method can't solve the program, with the remedy, or None if it can."""
+        return self.needs.refusal(program)
 
     def objection(self, program: Program) -> str | None:
         """Return ``refusal``, or that the method needs all images in one process and there are several."""

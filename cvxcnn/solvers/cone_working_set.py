@@ -12,10 +12,10 @@ from scipy import sparse
 from torch import Tensor
 
 from ..errors import SolverError
-from ..losses import SquaredLoss
 from ..program.cones import Cones
 from ..program.program import Program
 from .base import Outcome, Solver, Status
+from .needs import Needs
 
 __all__ = ["ConeWorkingSet"]
 
@@ -70,13 +70,7 @@ class ConeWorkingSet(Solver):
     """
 
     name = "cone_working_set"
-
-    def refusal(self, program: Program) -> str | None:
-        if program.cones is None:
-            return 'it is for programs with cones. Use solver="auto".'
-        if not isinstance(program.loss, SquaredLoss):
-            return f'it needs loss="squared"; got {program.loss.name!r}. Use solver="auto".'
-        return None
+    needs = Needs(quadratic=True, cones=True)
 
     def run(self, program: Program, start: Tensor | None, report: Callable[[int, float, float], None]) -> Outcome:
         cones = program.cones
@@ -84,12 +78,7 @@ class ConeWorkingSet(Solver):
             raise SolverError("no cones")
         weights = program.zeros()
         targets = program.centre(program.targets)
-        parts = [_Output(column) for column in targets.T.cpu().double().numpy()]
-        for part in parts:
-            part.prediction = np.zeros_like(part.target)
-        if start is not None:
-            for output, part in enumerate(parts):
-                self._warm_start(program, part, start[..., output])
+        parts = self._parts(program, targets, start)
         limit = self.max_iter or 100
         least, stalled = float("inf"), 0
         for iteration in range(limit + 1):
@@ -132,6 +121,15 @@ class ConeWorkingSet(Solver):
         if all(part.done for part in parts):
             stopped = Status.OPTIMAL
         return Outcome(weights, iteration, stopped)
+
+    def _parts(self, program: Program, targets: Tensor, start: Tensor | None) -> list[_Output]:
+        """Return the part of each output, at the start if there is one."""
+        parts = [_Output(column) for column in targets.T.cpu().double().numpy()]
+        for output, part in enumerate(parts):
+            part.prediction = np.zeros_like(part.target)
+            if start is not None:
+                self._warm_start(program, part, start[..., output])
+        return parts
 
     def _warm_start(self, program: Program, part: _Output, start: Tensor) -> None:
         active = start.norm(dim=2).nonzero().cpu().numpy()

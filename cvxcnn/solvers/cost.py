@@ -34,7 +34,6 @@ from ..core import distributed
 from ..core.threads import map_items
 from ..patches.geometry import PatchGeometry
 from ..patches.patches import CACHE_BYTES
-from ..penalties import GroupPenalty
 from ..program.design import PART_BYTES_CPU, PART_BYTES_GPU, GatedDesign
 from ..program.program import Program
 
@@ -122,7 +121,7 @@ class Size:
             rows=design.rows,
             outputs=program.n_outputs,
             gated=isinstance(design, GatedDesign),
-            separable=isinstance(program.penalty, GroupPenalty),
+            separable=program.penalty.separable,
             itemsize=patches.pool.element_size(),
             image_itemsize=patches.images.element_size(),
             processes=distributed.size(),

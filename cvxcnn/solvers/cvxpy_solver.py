@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from ..errors import SolverError, SolverUnavailableError
-from ..losses import SquaredLoss
-from ..penalties import GroupPenalty, NuclearPenalty
 from ..program.program import Program
 from ..program.units import power_of_two
 from .base import Outcome, Solver, Status
+from .needs import Needs
 
 __all__ = ["Clarabel", "CvxpySolver", "Mosek", "Scs"]
 
@@ -45,11 +44,9 @@ class CvxpySolver(Solver):
         The solver's own iteration limit.
     """
 
+    needs = Needs(expression=True)
     package: str
     backend: str
-
-    def refusal(self, program: Program) -> str | None:
-        return None
 
     def options(self, least: float) -> dict[str, Any]:
         """Return the keyword arguments of cvxpy's solve for this solver, for an optimum of ``least`` or more."""
@@ -67,14 +64,14 @@ class CvxpySolver(Solver):
         targets = program.centre(program.targets).cpu().double().numpy()
         # Their tolerances are absolute below one, so they see features, and targets of squared loss, in units of one.
         size, unit = power_of_two(float(np.abs(columns).max(initial=0.0))), 1.0
-        if isinstance(program.loss, SquaredLoss):
+        if program.loss.quadratic:
             unit = power_of_two(float(np.linalg.norm(targets)))
         columns, targets = columns / size, targets / unit
         reg = program.reg / (size * unit)
         # The dual value is concave in multiples of the dual point of zero weights: the optimum is at least this.
         least = program.reg / max(program.reg_max(), program.reg) * program.zero_objective / unit**2
         options = self.options(min(1.0, max(least, _LEAST)))
-        if len(columns) > columns.shape[1] and isinstance(program.loss, SquaredLoss):
+        if len(columns) > columns.shape[1] and program.loss.quadratic:
             # || A z - y ||^2 = || T z - Q^T y ||^2 + a constant, for A = Q T.
             orthogonal, triangular = np.linalg.qr(columns)
             columns, targets = triangular, orthogonal.T @ targets
@@ -96,31 +93,20 @@ class CvxpySolver(Solver):
     ) -> tuple[np.ndarray, int, Status]:
         import cvxpy as cp
 
-        blocks, cells, rows, outputs = program.design.shape(targets.shape[1])
-        # Column-major reshapes: column (b * cells + c) of `matrix` holds the weights of block b, cell c.
+        shape = program.design.shape(targets.shape[1])
+        blocks, cells, rows, outputs = shape
         flat = cp.Variable((blocks * cells * rows, outputs))
         fit = program.loss.expression(columns @ flat, targets)
+        penalty = program.penalty.expression(flat, shape)
         constraints = []
-        if isinstance(program.penalty, GroupPenalty):
+        if program.cones is not None:
+            cones = program.cones
+            # Column-major: column (b * cells + c) of `matrix` holds the weights of block b, cell c.
             matrix = cp.reshape(flat, (rows, blocks * cells * outputs), order="F")
-            penalty = cp.sum(cp.norm(matrix, 2, axis=0))
-            if program.cones is not None:
-                cones = program.cones
-                signs = np.stack([cones.signs(g) for g in range(len(cones.gates))], axis=1)
-                signs = np.tile(np.repeat(np.concatenate([signs, signs], axis=1), cells, axis=1), outputs)
-                normals = cones.rows / cones.lengths[:, None]
-                constraints.append(cp.multiply(signs, normals @ matrix) >= 0)
-        elif isinstance(program.penalty, NuclearPenalty):
-            size = cells * rows
-            penalty = 0
-            for block in range(blocks):
-                part = flat[block * size : (block + 1) * size]
-                matrices = [part[cell * rows : (cell + 1) * rows] for cell in range(cells)]
-                penalty = penalty + cp.normNuc(cp.hstack(matrices))
-        else:
-            size = cells * rows
-            wide = cp.vstack([cp.vec(flat[b * size : (b + 1) * size], order="C") for b in range(blocks)])
-            penalty = cp.sum(cp.norm(wide, 2, axis=1))
+            signs = np.stack([cones.signs(g) for g in range(len(cones.gates))], axis=1)
+            signs = np.tile(np.repeat(np.concatenate([signs, signs], axis=1), cells, axis=1), outputs)
+            normals = cones.rows / cones.lengths[:, None]
+            constraints.append(cp.multiply(signs, normals @ matrix) >= 0)
         problem = cp.Problem(cp.Minimize(fit + reg * penalty), constraints)
         try:
             with warnings.catch_warnings():

@@ -8,11 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..losses import SquaredLoss
 from ..penalties import Penalty
 from ..program.program import Program, relative_gap
 from .algebra.gram import FeatureForm, GramForm
 from .base import Outcome, Solver, Status
+from .needs import Needs
 
 __all__ = ["Fista", "accelerated"]
 
@@ -37,14 +37,8 @@ class Fista(Solver):
     """
 
     name = "fista"
+    needs = Needs(quadratic=True, cones=False)
     shares_images = True
-
-    def refusal(self, program: Program) -> str | None:
-        if program.cones is not None:
-            return 'it knows no cones. Use solver="cone_working_set", or activation="gated_relu".'
-        if not isinstance(program.loss, SquaredLoss):
-            return f'it needs loss="squared"; got {program.loss.name!r}. Use solver="auto".'
-        return None
 
     def run(self, program: Program, start: Tensor | None, report: Callable[[int, float, float], None]) -> Outcome:
         form = FeatureForm.of(program) if FeatureForm.suits(program) else GramForm.of(program)

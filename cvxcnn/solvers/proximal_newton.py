@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from ..losses import SquaredLoss
-from ..penalties import GroupPenalty, NuclearPenalty
+from ..penalties import GroupPenalty
 from ..program.design import ScaledDesign, StackedDesign
 from ..program.program import Program
 from .algebra.gram import FeatureForm
 from .base import Outcome, Solver, Status
 from .cone_working_set import ConeWorkingSet
 from .fista import Fista, accelerated
+from .needs import Needs
 from .working_set import WorkingSet
 
 __all__ = ["ProximalNewton"]
@@ -27,9 +28,9 @@ _INNER: tuple[type[Solver], ...] = (WorkingSet, ConeWorkingSet, Fista)
 _FLOOR, _LEAST_FLOOR, _FLOOR_FACTOR = 1e-4, 1e-12, 10.0
 # A model is solved to this share of the gap; when its minimum is no better than the point, closer so many times.
 _SHARE, _CLOSER, _ATTEMPTS = 0.1, 1e-2, 4
-# Of the nuclear penalty: features of a model up to so many bytes, and iterations on it before the next model.
+# Of a penalty that can't be stacked: features of a model up to so many bytes, and iterations on it before the next.
 _FEATURE_BYTES = 1 << 30
-_NUCLEAR_ITERATIONS = 2000
+_PROXIMAL_ITERATIONS = 2000
 _FINEST = 1e-13
 
 
@@ -38,8 +39,9 @@ class ProximalNewton(Solver):
 
     The model 1/2 ||R (f' - f) - t||^2 of the loss is a program for the working-set solver of its kind, started
     where the last one ended; convergence is quadratic. A separable loss has one model an output; softmax has one
-    for all, in which outputs are stacked. With the nuclear penalty and features of more than 1 GiB the Hessian is
-    replaced by one number an image, and convergence is linear.
+    for all, in which outputs are stacked. With a penalty whose groups can't be, as the nuclear one, models are solved
+    by its proximal map; with features of more than 1 GiB the Hessian is then replaced by one number an image, and
+    convergence is linear.
 
     Parameters
     ----------
@@ -54,11 +56,7 @@ class ProximalNewton(Solver):
     """
 
     name = "proximal_newton"
-
-    def refusal(self, program: Program) -> str | None:
-        if isinstance(program.loss, SquaredLoss):
-            return 'the squared loss is quadratic already. Use solver="auto".'
-        return None
+    needs = Needs(quadratic=False)
 
     def run(self, program: Program, start: Tensor | None, report: Callable[[int, float, float], None]) -> Outcome:
         weights = program.zeros() if start is None else start.clone()
@@ -102,20 +100,8 @@ class ProximalNewton(Solver):
         if program.loss.separable:
             root = root.clamp_min(floor**0.5)
             remainder = dual / root
-        if isinstance(program.penalty, NuclearPenalty):
-            columns = program.design.n_blocks * program.design.n_cells * program.design.rows
-            if 8 * len(prediction) * columns <= _FEATURE_BYTES:
-                roots = torch.diag_embed(root) if program.loss.separable else root
-                aim = torch.einsum("nop,np->no", roots, prediction) + remainder
-                form = FeatureForm(program.design.matrix(), aim, program.design.shape(program.n_outputs), roots)
-                tol = max(gap / form.gap(program.penalty, program.reg, weights)[0], _FINEST)
-                solved = accelerated(form, program.penalty, program.reg, tol, weights, _NUCLEAR_ITERATIONS)
-                return solved.weights.to(weights)
-            # Its solver takes one weight an image: the largest of the Hessian's diagonal, or its trace.
-            scale = root.amax(dim=1, keepdim=True) if program.loss.separable else root.norm(dim=(1, 2))[:, None]
-            return self._solve(program, scale, prediction, dual / scale, weights, gap)
-        separable = program.penalty.separable
-        if program.loss.separable and separable:
+        penalty = program.penalty
+        if program.loss.separable and penalty.separable:
             target = torch.empty_like(weights)
             for output in range(program.n_outputs):
                 part = slice(output, output + 1)
@@ -124,10 +110,26 @@ class ProximalNewton(Solver):
                 target[..., part] = self._solve(program, scale, fitted, rest, start, gap / program.n_outputs)
             return target
         factor = torch.diag_embed(root) if program.loss.separable else root
-        design = StackedDesign(program.design, factor, separable)
-        aim = torch.einsum("nop,np->no", factor, prediction) + remainder
-        model = replace(program, design=design, targets=aim.reshape(-1, 1), loss=SquaredLoss(), penalty=GroupPenalty())
-        return design.unstack(self._run(model, design.stack(weights), gap))
+        if penalty.columnwise or penalty.group_axes == ():
+            design = StackedDesign(program.design, factor, penalty.columnwise)
+            aim = self._aim(factor, prediction, remainder).reshape(-1, 1)
+            model = replace(program, design=design, targets=aim, loss=SquaredLoss(), penalty=GroupPenalty())
+            return design.unstack(self._run(model, design.stack(weights), gap))
+        columns = program.design.n_blocks * program.design.n_cells * program.design.rows
+        if 8 * len(prediction) * columns <= _FEATURE_BYTES:
+            aim = self._aim(factor, prediction, remainder)
+            form = FeatureForm(program.design.matrix(), aim, program.design.shape(program.n_outputs), factor)
+            tol = max(gap / form.gap(penalty, program.reg, weights)[0], _FINEST)
+            solved = accelerated(form, penalty, program.reg, tol, weights, _PROXIMAL_ITERATIONS)
+            return solved.weights.to(weights)
+        # Its solver takes one weight an image: the largest of the Hessian's diagonal, or its trace.
+        scale = root.amax(dim=1, keepdim=True) if program.loss.separable else root.norm(dim=(1, 2))[:, None]
+        return self._solve(program, scale, prediction, dual / scale, weights, gap)
+
+    @staticmethod
+    def _aim(factor: Tensor, prediction: Tensor, remainder: Tensor) -> Tensor:
+        """Return the targets of a model's prediction R f', shape (n, outputs)."""
+        return torch.einsum("nop,np->no", factor, prediction) + remainder
 
     def _solve(
         self, program: Program, scale: Tensor, prediction: Tensor, remainder: Tensor, start: Tensor, gap: float

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from ..core.distributed import broadcast
-from ..losses import SquaredLoss
-from ..penalties import GroupPenalty, NuclearPenalty, Penalty
+from ..penalties import Penalty
 from ..program.program import Evaluation, Program, relative_gap
 from .algebra.gram import GramForm, judge
 from .algebra.gram_newton import GramLasso
 from .base import Outcome, Solver
 from .fista import accelerated
+from .needs import Needs
 
 __all__ = ["Streamed", "path", "solve_form"]
 
@@ -38,7 +38,8 @@ class Streamed(Solver):
     tol : float
         Relative duality gap, in the end judged over the images in float64.
     max_iter : int or None
-        Rounds of the group lasso, or iterations of FISTA for the nuclear penalty; None for their defaults.
+        Rounds of the group lasso, or iterations of FISTA for a penalty without fixed groups; None for their
+        defaults.
     form : GramForm or None
         The program's own Gram form, if it is known already.
 
@@ -51,19 +52,13 @@ class Streamed(Solver):
     """
 
     name = "streamed"
+    needs = Needs(quadratic=True, cones=False)
     shares_images = True
 
     def __init__(self, tol: float = 1e-6, max_iter: int | None = None, form: GramForm | None = None) -> None:
         super().__init__(tol, max_iter)
         self.form = form
         self._judged: tuple[Tensor, Evaluation] | None = None
-
-    def refusal(self, program: Program) -> str | None:
-        if program.cones is not None:
-            return 'it knows no cones. Use solver="cone_working_set", or activation="gated_relu".'
-        if not isinstance(program.loss, SquaredLoss):
-            return f'it needs loss="squared"; got {program.loss.name!r}. Use solver="auto".'
-        return None
 
     def reg_max(self, program: Program) -> float:
         """Return the smallest reg at which zero weights are optimal; the Gram form is kept for ``solve``."""
@@ -115,17 +110,16 @@ def solve_form(
     start : Tensor, shape (blocks, cells, rows, outputs), optional
         A point to start from, the solution of a neighbouring reg for one.
     rounds : int
-        Limit; a round is a few sweeps over the groups and a truncated Newton step, or, for the nuclear penalty, an
-        iteration of FISTA.
+        Limit; a round is a few sweeps over the groups and a truncated Newton step, or, for a penalty
+        without fixed groups, an iteration of FISTA.
     """
-    if isinstance(penalty, NuclearPenalty):
+    if penalty.group_axes is None:
         return accelerated(form, penalty, reg, tol, start, None if rounds == _ROUNDS else rounds).weights
     _, cells, rows, outputs = form.shape
     solution = torch.zeros_like(form.linear) if start is None else start.to(form.linear).reshape(form.linear.shape)
-    separable = isinstance(penalty, GroupPenalty)
-    size = rows if separable else cells * rows
+    size = rows if "cell" in penalty.group_axes else cells * rows
     spectra = None
-    parts = [[output] for output in range(outputs)] if separable else [list(range(outputs))]
+    parts = [[output] for output in range(outputs)] if penalty.separable else [list(range(outputs))]
     for _ in range(_ATTEMPTS):
         objective, bound, _ = form.gap(penalty, reg, solution.view(form.shape))
         # Absolute, and divided among the outputs that are solved apart.

@@ -9,13 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..losses import SquaredLoss
-from ..penalties import GroupPenalty, NuclearPenalty
 from ..program.design import GatedDesign
 from ..program.program import Program
 from .algebra.newton import GramQuadratic, Quadratic, group_lasso
 from .algebra.newton_cg import DenseFeatures, FeatureQuadratic, Features, MaskedFeatures
 from .base import Outcome, Solver, Status
+from .needs import Needs
 
 __all__ = ["WorkingSet"]
 
@@ -28,12 +27,12 @@ _GRAM_COLUMNS_MASKED = 300
 class _Columns:
     """The features of the groups that have ever entered, grown as they do, and the quadratics over some of them."""
 
-    def __init__(self, program: Program, cell_groups: bool) -> None:
+    def __init__(self, program: Program) -> None:
         self.program = program
-        self.cell_groups = cell_groups
+        self.cell_groups = "cell" in (program.penalty.group_axes or ())
         design = program.design
-        self.cells = design.n_cells if cell_groups else 1
-        self.size = design.rows if cell_groups else design.rows * design.n_cells
+        self.cells = design.n_cells if self.cell_groups else 1
+        self.size = design.rows if self.cell_groups else design.rows * design.n_cells
         self.place = np.full(design.n_blocks * self.cells, -1)
         self.n_members = 0
         self.targets = program.centre(program.targets)
@@ -53,7 +52,7 @@ class _Columns:
         self.place[fresh] = self.n_members + np.arange(len(fresh))
         self.n_members += len(fresh)
         limit = _GRAM_COLUMNS_MASKED if self.masked else _GRAM_COLUMNS
-        if self.gram is not None and self.n_members * self.size > limit and self.cell_groups:
+        if self.gram is not None and self.n_members * self.size > limit and self.program.penalty.separable:
             self.gram = None
         if self.masked:
             self._add_masks(fresh)
@@ -137,19 +136,11 @@ class WorkingSet(Solver):
     """
 
     name = "working_set"
-
-    def refusal(self, program: Program) -> str | None:
-        if program.cones is not None:
-            return 'the cones need solver="cone_working_set".'
-        if isinstance(program.penalty, NuclearPenalty):
-            return 'the nuclear penalty has no fixed groups. Use solver="auto".'
-        if not isinstance(program.loss, SquaredLoss):
-            return f'it needs loss="squared"; got {program.loss.name!r}. Use solver="auto".'
-        return None
+    needs = Needs(quadratic=True, cones=False, groups=True)
 
     def run(self, program: Program, start: Tensor | None, report: Callable[[int, float, float], None]) -> Outcome:
-        separable = isinstance(program.penalty, GroupPenalty)
-        columns = _Columns(program, separable)
+        separable = program.penalty.separable
+        columns = _Columns(program)
         weights = program.zeros() if start is None else start.clone()
         # Separable programs are solved output by output over shared features; others as one.
         parts = [[o] for o in range(program.n_outputs)] if separable else [list(range(program.n_outputs))]
@@ -169,9 +160,9 @@ class WorkingSet(Solver):
             best_gap = min(best_gap, objective - bound)
             if iteration == limit or stalled == 10:
                 break
-            norms = program.penalty.dual_norms(correlation).cpu().double().numpy()
+            norms = program.penalty.group_norms(correlation).cpu().double().numpy()
             for outputs in parts:
-                scores = norms[:, :, outputs[0]].ravel() if separable else norms
+                scores = norms[:, :, outputs[0]].ravel()
                 # While groups are still missing, a tenth of the gap is accuracy enough.
                 accuracy = 0.1 * max(target, objective - bound) / len(parts)
                 self._improve(program, columns, weights, scores, outputs, accuracy)
@@ -182,7 +173,8 @@ class WorkingSet(Solver):
         self, program: Program, columns: _Columns, weights: Tensor, scores: np.ndarray, outputs: list[int], tol: float
     ) -> None:
         """Add the groups that violate most, solve over the working set, and write the weights back."""
-        groups_view = weights[..., outputs].flatten(0, 1) if columns.cell_groups else weights
+        groups_view = weights[..., outputs]
+        groups_view = groups_view.flatten(0, 1) if columns.cell_groups else groups_view
         active = groups_view.flatten(1).any(dim=1).cpu().numpy()
         broken = np.flatnonzero((scores > program.reg) & ~active)
         most = max(10, int(active.sum()))
@@ -196,8 +188,9 @@ class WorkingSet(Solver):
         if active.any():
             quadratic.move_to(groups_view[index].reshape(-1, len(outputs)).cpu().double().numpy())
         solution = group_lasso(quadratic, program.reg, tol=tol)
-        fresh = torch.from_numpy(solution).to(weights)
-        if columns.cell_groups:
-            weights[index // columns.cells, index % columns.cells, :, outputs[0]] = fresh.view(len(groups), -1)
+        fresh = torch.from_numpy(solution).to(weights).view(len(groups), *groups_view.shape[1:])
+        places = (index // columns.cells, index % columns.cells) if columns.cell_groups else (index,)
+        if program.penalty.separable:
+            weights[(*places, ..., outputs[0])] = fresh[..., 0]
         else:
-            weights[index] = fresh.view(len(groups), *weights.shape[1:])
+            weights[places] = fresh

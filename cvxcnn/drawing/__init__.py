@@ -1,0 +1,1 @@
+"""What all figures have in common, and the figure of a regularisation path: matplotlib, without pyplot."""
