@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 
 import hypothesis.strategies as st
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from problems import noise_patches, seeded
 from sklearn.base import clone
 from torch import nn
 
@@ -41,13 +43,7 @@ def rows_as_patches(rows, bias=False, dtype=torch.float64):
     return Patches(rows[:, None, None, :], PatchGeometry(kernel_size=(1, rows.shape[1]), bias=bias))
 
 
-def random_patches(n=6, channels=2, side=5, seed=0, dtype=torch.float64, **geometry):
-    images = torch.randn(n, channels, side, side, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-    return Patches(images, PatchGeometry(**{"kernel_size": 3, **geometry}))
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
+random_patches = partial(noise_patches, n=6, side=5, channels=2)
 
 
 def as_set(active):

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import cvxpy
 import numpy as np
 import pytest
 import torch
+from problems import noise_problem
 from torch import Tensor
 
-import cvxcnn.ordinary.baseline as baseline
+import cvxcnn.ordinary.network as network_module
 from cvxcnn.core.threads import coarse_threads
 from cvxcnn.errors import InputError, SolverError
 from cvxcnn.losses import SquaredLoss
-from cvxcnn.ordinary.baseline import default_learning_rate, rebalance, train_baseline, tune
+from cvxcnn.ordinary import default_learning_rate, train_baseline, tune
+from cvxcnn.ordinary.baseline import _cycles, _Run
+from cvxcnn.ordinary.network import Network, rebalance
+from cvxcnn.ordinary.tuning import TUNING_FACTORS
 from cvxcnn.patches import Patches, PatchGeometry
 
-
-def problem(n: int = 24, *, bias: bool = True, pooling: str = "mean", cells: int = 2, seed: int = 0):
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(n, 2, 5, 5, generator=generator, dtype=torch.float64)
-    targets = torch.randn(n, 3, generator=generator, dtype=torch.float64)
-    geometry = PatchGeometry(kernel_size=2, pooling=pooling, pool_cells=cells, bias=bias)
-    return Patches(images, geometry), targets
+problem = partial(
+    noise_problem, n=24, side=5, channels=2, outputs=3, kernel_size=2, pooling="mean", pool_cells=2, bias=True
+)
 
 
 def points(values: Tensor) -> Patches:
@@ -46,8 +47,8 @@ def eq1(patches: Patches, targets: Tensor, reg: float, filters: Tensor, readout:
     return float(0.5 * (error**2).sum() + reg / 2 * ((filters**2).sum() + (readout**2).sum()))
 
 
-def network(patches: Patches, targets: Tensor, width: int, connect: str) -> baseline._Network:
-    return baseline._Network(patches, targets, SquaredLoss(), width, connect)
+def network(patches: Patches, targets: Tensor, width: int, connect: str) -> Network:
+    return Network(patches, targets, SquaredLoss(), width, connect)
 
 
 @pytest.mark.parametrize("connect", ["dense", "group"])
@@ -68,7 +69,7 @@ def test_objective_is_eq1_of_the_returned_weights(connect, optimizer, pooling):
 @pytest.mark.parametrize("cells", [1, 2])
 @pytest.mark.parametrize("bias", [False, True])
 def test_gradients_agree_with_autograd(connect, cells, bias):
-    patches, targets = problem(7, cells=cells, bias=bias)
+    patches, targets = problem(n=7, pool_cells=cells, bias=bias)
     net = network(patches, targets, 13, connect)
     filters, readout = net.directions(3)
     rows = torch.tensor([5, 0, 3])
@@ -84,7 +85,7 @@ def test_gradients_agree_with_autograd(connect, cells, bias):
 
 
 def test_gradients_add_up_over_shares_and_pieces():
-    patches, targets = problem(70)
+    patches, targets = problem(n=70)
     net = network(patches, targets, 6, "dense")
     filters, readout = net.directions(0)
     rows = torch.arange(70)
@@ -106,7 +107,7 @@ def test_patches_too_large_to_keep_give_the_same_training(monkeypatch):
     for connect in ("dense", "group"):
         kept = train_baseline(patches, targets, 0.3, 12, connect=connect, epochs=4)
         with monkeypatch.context() as patch:
-            patch.setattr(baseline, "CACHE_BYTES", 0)
+            patch.setattr(network_module, "CACHE_BYTES", 0)
             fresh = train_baseline(patches, targets, 0.3, 12, connect=connect, epochs=4)
         torch.testing.assert_close(fresh.filters, kept.filters, rtol=1e-4, atol=1e-6)
 
@@ -126,7 +127,7 @@ def test_short_neurons_become_zero_only_where_that_lowers_eq1(reg, kept):
     # With target 3 the residual is about 2: the short neuron pays while reg is below that.
     patches, targets = points(torch.tensor([[1.0]]).double()), torch.tensor([[3.0]]).double()
     net = network(patches, targets, 2, "dense")
-    state = baseline._Run(net, patches, targets, reg, 0.0, None)
+    state = _Run(net, patches, targets, reg, 0.0, None)
     state.keep(torch.tensor([[1.0], [0.01]]).double(), torch.tensor([[[1.0]], [[0.01]]]).double())
     assert state.filters.any(dim=1).tolist() == state.readout.flatten(1).any(dim=1).tolist() == kept
     assert state.objective == pytest.approx(eq1(patches, targets, reg, state.filters, state.readout), rel=1e-12)
@@ -243,7 +244,7 @@ def test_tune_returns_the_best_of_its_grid():
     found = [train_baseline(patches, targets, 0.3, 8, learning_rate=rate, epochs=40).objective for rate in rates]
     assert tune(patches, targets, 0.3, 8, learning_rates=rates, epochs=40) == rates[int(np.argmin(found))]
     default = default_learning_rate(patches, targets, 8)
-    grid = [factor * default for factor in baseline.TUNING_FACTORS]
+    grid = [factor * default for factor in TUNING_FACTORS]
     assert tune(patches, targets, 0.3, 8, epochs=3) in grid
 
 
@@ -270,11 +271,11 @@ def test_zero_targets_give_the_zero_network():
 
 
 def test_cycles_double_and_use_every_epoch():
-    assert baseline._cycles(350, 50) == [50, 100, 200]
-    assert baseline._cycles(120, 50) == [120]
-    assert baseline._cycles(160, 50) == [50, 110]
+    assert _cycles(350, 50) == [50, 100, 200]
+    assert _cycles(120, 50) == [120]
+    assert _cycles(160, 50) == [50, 110]
     for epochs in range(1, 400):
-        assert sum(baseline._cycles(epochs, 7)) == epochs
+        assert sum(_cycles(epochs, 7)) == epochs
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from eq2 import eq2_block
 from numpy.testing import assert_allclose
+from problems import noise_arrays
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from torch import nn
@@ -24,12 +26,7 @@ NO_search = PricingOptions(starts=0)
 QUICK = PricingOptions(starts=8, ascent_steps=10, improvement_steps=10, max_rounds=3, gap=1e-2, prove_up_to=0)
 
 
-def data(n: int = 12, channels: int = 1, side: int = 5, outputs: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Return images (n, side, side) or (n, channels, side, side), and targets (n,) or (n, outputs)."""
-    random = np.random.default_rng(0)
-    images = random.normal(size=(n, side, side) if channels == 1 else (n, channels, side, side))
-    targets = random.normal(size=n if outputs == 1 else (n, outputs)) + 0.5
-    return images, targets
+data = partial(noise_arrays, n=12, side=5, mean=0.5)
 
 
 def block(**options: Any) -> ConvexConvBlock:
@@ -187,8 +184,7 @@ def test_large_reg_gives_a_constant(activation: str, intercept: bool) -> None:
 
 def plane() -> tuple[np.ndarray, np.ndarray]:
     """Return images whose patches lie in the plane, so that all patterns can be enumerated."""
-    random = np.random.default_rng(5)
-    return random.normal(size=(6, 1, 4)), random.normal(size=6)
+    return noise_arrays(6, (1, 4), seed=5)
 
 
 def test_enumerated_patterns_are_a_proof() -> None:

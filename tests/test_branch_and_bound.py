@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from eq2 import eq2_block
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from problems import dual_problem
 from scipy.optimize import minimize
 
 from cvxcnn.arrangements import enumerate_gates
@@ -24,14 +25,6 @@ from cvxcnn.program import relative_gap
 from cvxcnn.program.cones import Cones
 
 PENALTIES = {"group": GroupPenalty(), "dense": DensePenalty()}
-
-
-def random_problem(seed, kernel=(1, 3), outputs=1, cells=1, n=8, bias=False, size=None):
-    generator = torch.Generator().manual_seed(seed)
-    height, width = size or (kernel[0] + cells, kernel[1] + cells)
-    images = torch.randn(n, 1, height, width, generator=generator, dtype=torch.float64)
-    dual = torch.randn(n, outputs, generator=generator, dtype=torch.float64)
-    return Patches(images, PatchGeometry(kernel_size=kernel, pool_cells=cells, pooling="mean", bias=bias)), dual
 
 
 def responses(patches, dual, penalty, filters):
@@ -93,7 +86,7 @@ def test_by_hand():
 @pytest.mark.parametrize(("outputs", "cells"), [(1, 1), (2, 1), (3, 2)])
 def test_exact_on_the_circle(name, outputs, cells):
     for seed in range(3):
-        patches, dual = random_problem(seed, (1, 2), outputs, cells)
+        patches, dual = dual_problem(seed, (1, 2), outputs, cells)
         exact = on_circle(patches, dual, PENALTIES[name])
         bound = bound_responses(patches, dual, PENALTIES[name], tol=1e-4)
         assert bound.complete
@@ -105,7 +98,7 @@ def test_exact_on_the_circle(name, outputs, cells):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_exact_on_the_sphere(seed):
-    patches, dual = random_problem(seed, (1, 3), n=6)
+    patches, dual = dual_problem(seed, (1, 3), n=6)
     exact = over_cells(patches, dual)
     bound = bound_responses(patches, dual, GroupPenalty(), tol=1e-5)
     assert bound.complete
@@ -126,7 +119,7 @@ def test_exact_on_the_sphere(seed):
     share=st.sampled_from([0.0, 0.99, 1.05, 3.0]),
 )
 def test_no_filter_is_above_the_bound_even_when_stopped(seed, kernel, outputs, cells, bias, name, max_regions, share):
-    patches, dual = random_problem(seed, kernel, outputs, cells, n=5, bias=bias)
+    patches, dual = dual_problem(seed, kernel, outputs, cells, n=5, bias=bias)
     penalty = PENALTIES[name]
     generator = torch.Generator().manual_seed(seed)
     filters = torch.randn(500, patches.dim, generator=generator, dtype=torch.float64)
@@ -173,7 +166,7 @@ def test_no_point_of_a_cone_is_above_its_bound(m, width):
 
 
 def test_upper_covers_a_local_ascent_in_four_dimensions():
-    patches, dual = random_problem(3, (2, 2), outputs=2, n=6)
+    patches, dual = dual_problem(3, (2, 2), outputs=2, n=6)
     bound = bound_responses(patches, dual, DensePenalty(), tol=1e-3)
     assert bound.complete
 
@@ -187,7 +180,7 @@ def test_upper_covers_a_local_ascent_in_four_dimensions():
 
 
 def test_a_floor_saves_the_work_below_it():
-    patches, dual = random_problem(1, (2, 2))
+    patches, dual = dual_problem(1, (2, 2))
     sharp = bound_responses(patches, dual, GroupPenalty())
     level = 3 * float(sharp.best)
     rough = bound_responses(patches, dual, GroupPenalty(), floor=level)
@@ -196,7 +189,7 @@ def test_a_floor_saves_the_work_below_it():
 
 
 def test_stopped_early_it_is_incomplete_but_no_lower():
-    patches, dual = random_problem(2, (2, 2))
+    patches, dual = dual_problem(2, (2, 2))
     sharp = bound_responses(patches, dual, GroupPenalty())
     stopped = bound_responses(patches, dual, GroupPenalty(), max_regions=16)
     timed = bound_responses(patches, dual, GroupPenalty(), time_limit=1e-9)
@@ -206,7 +199,7 @@ def test_stopped_early_it_is_incomplete_but_no_lower():
 
 
 def test_candidates_give_the_best_value_at_once():
-    patches, dual = random_problem(4, (1, 3))
+    patches, dual = dual_problem(4, (1, 3))
     sharp = bound_responses(patches, dual, GroupPenalty(), tol=1e-6)
     helped = bound_responses(patches, dual, GroupPenalty(), candidates=5 * sharp.argmax, max_regions=1)
     assert float(helped.best) >= float(sharp.best) * (1 - 1e-12)
@@ -214,7 +207,7 @@ def test_candidates_give_the_best_value_at_once():
 
 @pytest.mark.parametrize("name", PENALTIES)
 def test_nothing_to_bound(name):
-    patches, dual = random_problem(0, (2, 2), outputs=2)
+    patches, dual = dual_problem(0, (2, 2), outputs=2)
     zero = bound_responses(patches, 0 * dual, PENALTIES[name])
     blank = bound_responses(Patches(0 * patches.images, patches.geometry), dual, PENALTIES[name])
     for bound in (zero, blank):
@@ -232,7 +225,7 @@ def test_constant_images_have_rank_one():
 
 
 def test_scaling_the_images_scales_the_bound():
-    patches, dual = random_problem(5, (1, 3), outputs=2)
+    patches, dual = dual_problem(5, (1, 3), outputs=2)
     plain = bound_responses(patches, dual, DensePenalty(), tol=1e-4)
     scaled = bound_responses(Patches(-1e6 * patches.images, patches.geometry), dual, DensePenalty(), tol=1e-4)
     torch.testing.assert_close(scaled.best, 1e6 * plain.best, rtol=1e-3, atol=0)
@@ -258,7 +251,7 @@ def test_proves_a_priced_block():
 
 
 def test_too_many_dimensions_are_refused():
-    patches, dual = random_problem(0, (4, 4), n=8)
+    patches, dual = dual_problem(0, (4, 4), n=8)
     with pytest.raises(InputError, match=r"span at most 12 dimensions.*these span 16"):
         bound_responses(patches, dual, GroupPenalty())
 
@@ -279,7 +272,7 @@ def test_too_many_dimensions_are_refused():
     ],
 )
 def test_bad_arguments(arguments, message):
-    patches, dual = random_problem(0)
+    patches, dual = dual_problem(0, (1, 3))
     given = {"dual": dual, "penalty": GroupPenalty(), **arguments}
     with pytest.raises(InputError, match=message):
         bound_responses(patches, given.pop("dual"), given.pop("penalty"), **given)

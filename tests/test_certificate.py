@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from eq2 import eq2_block
+from problems import noise_arrays
 
 from cvxcnn import ConvexConvBlock, nonconvex_objective, reg_path
 from cvxcnn.losses import LogisticLoss, Loss, SoftmaxLoss, SquaredLoss
@@ -136,9 +137,9 @@ def test_no_attack_gets_below_any_of_many_proved_bounds(first: int) -> None:
 # float32.
 
 
-def small_float32(seed: int, outputs: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return rng.normal(size=(10, 3, 3)).astype("float32"), rng.normal(size=(10, outputs)).astype("float32")
+def small_float32(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    images, targets = noise_arrays(10, 3, outputs=2, seed=seed)
+    return images.astype("float32"), targets.astype("float32")
 
 
 FLOAT32 = {
@@ -325,8 +326,7 @@ def inner(x: Any, u: Any) -> Fraction:
 
 def two_outputs() -> tuple[np.ndarray, np.ndarray]:
     """Return two equal outputs: one neuron that feeds both costs less than two."""
-    rng = np.random.default_rng(0)
-    images, target = rng.normal(size=(8, 1, 2)), rng.normal(size=8)
+    images, target = noise_arrays(8, (1, 2))
     return images, np.stack([target, target], axis=1)
 
 

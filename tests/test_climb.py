@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from problems import dual_problem, normal
 from scipy.optimize import lsq_linear
 from torch import Tensor
 
@@ -18,19 +19,8 @@ from cvxcnn.pricing.maxima import expected_unseen
 from cvxcnn.pricing.search import FilterSearch
 
 
-def problem(
-    seed: int, kernel: tuple[int, int] = (2, 2), outputs: int = 1, cells: int = 1, n: int = 8, bias: bool = False
-) -> tuple[Patches, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    shape = (n, 1, kernel[0] + cells, kernel[1] + cells)
-    images = torch.randn(shape, generator=generator, dtype=torch.float64)
-    dual = torch.randn(n, outputs, generator=generator, dtype=torch.float64)
-    return Patches(images, PatchGeometry(kernel, pool_cells=cells, pooling="mean", bias=bias)), dual
-
-
 def directions(patches: Patches, count: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return F.normalize(torch.randn(count, patches.dim, generator=generator, dtype=torch.float64), dim=1)
+    return F.normalize(normal(count, patches.dim, seed=seed), dim=1)
 
 
 def values(patches: Patches, dual: Tensor, points: Tensor, pairs: Tensor | None = None) -> Tensor:
@@ -55,7 +45,7 @@ SHAPES = st.tuples(
 @given(SHAPES)
 def test_no_step_goes_down_and_where_it_ends_nothing_near_is_higher(shape: tuple) -> None:
     seed, kernel, outputs, cells, bias, separate = shape
-    patches, dual = problem(seed, kernel, outputs, cells, bias=bias)
+    patches, dual = dual_problem(seed, kernel, outputs, cells, bias=bias)
     begun = directions(patches, 8, seed)
     pairs = one_hot(patches, dual, 8) if separate else None
     height = values(patches, dual, begun, pairs)
@@ -80,7 +70,7 @@ def test_no_step_goes_down_and_where_it_ends_nothing_near_is_higher(shape: tuple
 @pytest.mark.parametrize(("outputs", "cells"), [(1, 1), (3, 1), (2, 2)])
 def test_the_best_climb_is_the_maximum_over_the_circle(outputs: int, cells: int) -> None:
     for seed in range(4):
-        patches, dual = problem(seed, (1, 2), outputs, cells)
+        patches, dual = dual_problem(seed, (1, 2), outputs, cells)
         reached = values(patches, dual, climbed(patches, dual, directions(patches, 24), 100)).max()
         angles = torch.linspace(0, 2 * np.pi, 20_001, dtype=torch.float64)
         for _ in range(6):
@@ -93,7 +83,7 @@ def test_the_best_climb_is_the_maximum_over_the_circle(outputs: int, cells: int)
 
 @pytest.mark.parametrize("kernel", [(2, 2), (3, 3)])
 def test_heights_are_dual_norms_of_the_search(kernel: tuple[int, int]) -> None:
-    patches, dual = problem(5, kernel, outputs=2, cells=2, bias=True)
+    patches, dual = dual_problem(5, kernel, outputs=2, cells=2, bias=True)
     points, which = directions(patches, 6), torch.arange(6)
     dense = FilterSearch(patches, dual, DensePenalty()).correlation(points)
     heights, toward, _ = _Climb(patches, dual, None).value(points, which)
@@ -105,7 +95,7 @@ def test_heights_are_dual_norms_of_the_search(kernel: tuple[int, int]) -> None:
 
 
 def test_the_search_climbs_to_what_climbed_returns() -> None:
-    patches, dual = problem(6, outputs=2)
+    patches, dual = dual_problem(6, (2, 2), outputs=2)
     points = directions(patches, 5)
     found = FilterSearch(patches.astype(torch.float32), dual, DensePenalty()).climb(points, 50, None)
     torch.testing.assert_close(found, climbed(patches.astype(torch.float32), dual.float(), points, 50))
@@ -137,7 +127,7 @@ def test_the_nearest_point_of_a_box_is_that_of_another_method(seed: int, rows: i
 
 def test_multipliers_between_their_limits_are_found_where_newton_steps_are_cut_short() -> None:
     # A climb stopped below a maximum here: of seven multipliers, those near a limit ended the projected steps early.
-    patches, dual = problem(1, (1, 3), cells=2, bias=True)
+    patches, dual = dual_problem(1, (1, 3), cells=2, bias=True)
     found = climbed(patches, dual, directions(patches, 8, 1)[3:4], 300)
     assert float(values(patches, dual, found)) == pytest.approx(1.16028440195674, rel=1e-9)
 

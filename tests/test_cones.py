@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from problems import noise_patches, normal, seeded
 from scipy.optimize import nnls
 
 from cvxcnn.errors import InputError
@@ -18,10 +19,9 @@ Array = np.ndarray
 
 
 def cones_of(seed: int, n: int = 6, side: int = 4, kernel: int = 2, count: int = 3, bias: bool = False) -> Cones:
-    random = torch.Generator().manual_seed(seed)
-    images = torch.randn(n, 1, side, side, generator=random, dtype=torch.float64)
-    patches = Patches(images, PatchGeometry(kernel_size=kernel, bias=bias))
-    return Cones(patches, torch.randn(count, patches.dim, generator=random, dtype=torch.float64))
+    random = seeded(seed)
+    patches = noise_patches(n, side, seed=random, kernel_size=kernel, bias=bias)
+    return Cones(patches, normal(count, patches.dim, seed=random))
 
 
 def normals(cones: Cones, gate: int) -> Array:

@@ -27,18 +27,18 @@ from PIL import Image
 from test_cifar10_python import write_archive, write_batches
 
 from cvxcnn import ConvexCNNClassifier, ConvexCNNRegressor, LayerwiseCNN, reg_path
-from cvxcnn.data.images import (
+from cvxcnn.data import (
     ImageSet,
     check_images,
     check_labels,
     check_targets,
     limit,
     load_data,
-    load_rows,
     one_hot,
     shifted,
     split,
 )
+from cvxcnn.data.loading import load_rows
 from cvxcnn.data.readers import READERS, encoded
 from cvxcnn.errors import CvxcnnError, DataError, InputError
 

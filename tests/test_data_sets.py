@@ -36,7 +36,7 @@ from test_data import (
 
 from cvxcnn import LayerwiseCNN, save_model
 from cvxcnn.commands.predict import load_images, main
-from cvxcnn.data.images import load_data, load_rows
+from cvxcnn.data.loading import load_data, load_rows
 from cvxcnn.data.readers import cifar10
 from cvxcnn.errors import DataError, DataWarning
 

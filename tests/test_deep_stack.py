@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from eq2 import eq2_block
+from problems import noise_arrays
 from sklearn.base import clone
 
 from cvxcnn import LayerwiseCNN, PricingOptions
@@ -28,8 +29,7 @@ BLOCK = eq2_block(
 
 @pytest.fixture
 def problem() -> tuple[np.ndarray, np.ndarray]:
-    generator = np.random.default_rng(0)
-    images = generator.normal(size=(40, 2, 6, 6))
+    images, _ = noise_arrays(40, 6, channels=2)
     return images, np.stack([images[:, 0].max(axis=(1, 2)), images[:, 1, :3].mean(axis=(1, 2))], axis=1)
 
 

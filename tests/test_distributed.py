@@ -18,6 +18,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from eq2 import eq2_block
 from PIL import Image
+from problems import normal
 
 from cvxcnn import LayerwiseCNN
 from cvxcnn.arrangements import (
@@ -72,8 +73,7 @@ STACKS: dict[str, dict[str, Any]] = {
 
 
 def data() -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(N_IMAGES, 2, 6, 6, generator=generator, dtype=torch.float64)
+    images = normal(N_IMAGES, 2, 6, 6)
     return images, torch.stack([images.mean(dim=(1, 2, 3)), images[:, 0].relu().mean(dim=(1, 2)) + 1], dim=1)
 
 
@@ -86,7 +86,7 @@ def alike(part: slice = slice(None)) -> Patches:
 
 def gates_with_copies() -> torch.Tensor:
     """Eight patterns, six copies, and two gates that are active on no patch of positive pixels."""
-    drawn = torch.randn(8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    drawn = normal(8, 8, seed=1)
     return torch.cat([drawn, 2 * drawn[:3], drawn[:2] + 1e-13, -torch.ones(2, 8), drawn[4:5]])
 
 

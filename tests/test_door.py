@@ -15,8 +15,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from problems import digits
 from sklearn.base import clone
-from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV
 
 from cvxcnn import (
@@ -281,8 +281,8 @@ def test_reg_is_not_decided_twice(name: str) -> None:
 
 
 def test_every_value_of_a_search_over_reg_is_used() -> None:
-    images, labels = load_digits(return_X_y=True)
-    images, labels = images[:100] / 16, labels[:100]
+    images, labels = digits(100)
+    images = images.reshape(100, -1)
     for blocks, layers in ((BLOCK, 1), ([clone(BLOCK), clone(BLOCK)], 2)):
         model = ConvexCNNClassifier(block=blocks, layers=layers, image_shape=(8, 8))
         grid = {"block__reg": np.array([1e-3, 1.0, 1e2])} if layers == 1 else {"block__reg": [1e-3, 0.3]}

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import problems
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit, softmax
 from sklearn.base import clone
-from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -90,8 +90,7 @@ def test_a_table_with_column_names() -> None:
 
 @pytest.fixture(scope="module")
 def digits() -> tuple[np.ndarray, np.ndarray]:
-    images, labels = load_digits(n_class=3, return_X_y=True)
-    return images[:120].reshape(-1, 8, 8) / 16, labels[:120]
+    return problems.digits(120, classes=3)
 
 
 @pytest.mark.parametrize("loss", ["squared", "logistic", "softmax"])

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
 from eq2 import eq2_block
+from problems import noise_patches, normal, seeded
 
 from cvxcnn import LayerwiseCNN
 from cvxcnn.arrangements import (
     GATES,
     EnumeratedGates,
+    GateSampler,
     GaussianGates,
     GradientGates,
     PatchGates,
@@ -23,23 +27,17 @@ from cvxcnn.arrangements import (
     whitening,
 )
 from cvxcnn.arrangements.base import draw_distinct
+from cvxcnn.commands import train
 from cvxcnn.errors import InputError
 from cvxcnn.ordinary import train_baseline
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.runs.settings import Settings, build_stack
 
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
+random_patches = partial(noise_patches, n=12, side=6, channels=2, bias=True)
 
 
-def random_patches(n=12, channels=2, side=6, seed=0, dtype=torch.float64, **geometry):
-    images = torch.randn(n, channels, side, side, generator=seeded(seed), dtype=dtype)
-    return Patches(images, PatchGeometry(**{"kernel_size": 3, "bias": True, **geometry}))
-
-
-def labels(n=12, outputs=3, seed=1):
-    return torch.randn(n, outputs, generator=seeded(seed), dtype=torch.float64)
+def labels(n=12):
+    return normal(n, 3, seed=1)
 
 
 # Principal directions
@@ -219,6 +217,22 @@ def test_every_kind_has_a_name():
     for name, kind in GATES.items():
         assert parse_gates(f"{name}:17") == kind(17)
         assert kind(17).count == 17
+
+
+def test_a_new_kind_needs_no_more_than_its_entry(monkeypatch, capsys):
+    @dataclass(frozen=True)
+    class BinaryGates(GateSampler):
+        count: int = 100
+
+        def sample(self, patches, count, generator):
+            return (2 * torch.randint(2, (count, patches.dim), generator=generator) - 1).to(patches.pool)
+
+    monkeypatch.setitem(GATES, "binary", BinaryGates)
+    assert parse_gates("binary:17") == BinaryGates(17)
+    (block, *_) = build_stack(Settings(gates="binary:4")).block
+    assert block.gates == BinaryGates(4)
+    assert train.main(["--help"]) == 0
+    assert "binary" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

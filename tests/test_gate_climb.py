@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from problems import dual_problem
 from scipy.optimize import linprog
 
 from cvxcnn.arrangements import EnumeratedGates
@@ -27,14 +30,8 @@ from cvxcnn.solvers import get_solver
 PENALTIES: list[Penalty] = [GroupPenalty(), NuclearPenalty()]
 
 
-def problem(
-    seed: int, n: int = 8, size: tuple[int, int] = (3, 4), kernel: tuple[int, int] = (1, 3), outputs: int = 2
-) -> tuple[Patches, torch.Tensor]:
-    """Return noise, with as many patches in a row as fit, mean-pooled to two cells a side, and a dual point."""
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(n, 1, *size, generator=generator, dtype=torch.float64)
-    patches = Patches(images, PatchGeometry(kernel, pooling="mean", pool_cells=2))
-    return patches, torch.randn(n, outputs, generator=generator, dtype=torch.float64)
+# Two cells a side.
+problem = partial(dual_problem, outputs=2, cells=2, size=(3, 4))
 
 
 def heights(search: GateSearch, gates: torch.Tensor, column: int) -> torch.Tensor:

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from problems import normal
 from torch import Tensor, nn
 
 from cvxcnn.activations.gated_relu import GatedConv
-from cvxcnn.activations.neurons import CellSum, Neurons, convolution, pooling, read_neurons, to_module
+from cvxcnn.activations.neurons import Neurons, convolution, read_neurons, to_module
 from cvxcnn.patches import Patches, PatchGeometry
+from cvxcnn.patches.pooling import CellSum, pooling
 from cvxcnn.penalties import DensePenalty
 from cvxcnn.program import Program, filter_program, nonconvex_objective, relu_program
 
@@ -24,10 +26,6 @@ GEOMETRIES: list[dict[str, Any]] = [
     {"kernel_size": 2, "pool_cells": 3, "pooling": "mean"},
 ]
 every_geometry = pytest.mark.parametrize("geometry", GEOMETRIES)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def program(geometry: dict[str, Any], kind: str, intercept: bool = False, outputs: int = 2) -> tuple[Program, Tensor]:

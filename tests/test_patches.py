@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from problems import normal, seeded
 from torch import Tensor
 
 import cvxcnn.patches.patches as patches_module
+from cvxcnn import ConvexConvBlock, nonconvex_objective
 from cvxcnn.errors import InputError
-from cvxcnn.patches import Patches, PatchGeometry
+from cvxcnn.patches import POOLINGS, Patches, PatchGeometry, Pooling
+from cvxcnn.patches.pooling import cell_bounds
+from cvxcnn.pricing.options import PricedGates
 
 CLOSE = {"rtol": 1e-11, "atol": 1e-11}
 
@@ -36,21 +41,17 @@ def problems(draw: st.DrawFn, pooling: str | None = None) -> tuple[Patches, torc
         pool_cells=draw(st.integers(1, min(*sides, 3))),
         bias=draw(st.booleans()),
     )
-    random = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    random = seeded(draw(st.integers(0, 2**31)))
     shape = (draw(st.integers(1, 4)), draw(st.integers(1, 3)), height, width)
-    return Patches(torch.randn(shape, generator=random, dtype=torch.float64), geometry), random
-
-
-def normal(random: torch.Generator, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=random, dtype=torch.float64)
+    return Patches(normal(*shape, seed=random), geometry), random
 
 
 def fixed_problem(**changes: object) -> tuple[Patches, torch.Generator]:
     """Return five images with overlapping cells, a bias, and more than one channel."""
     options: dict[str, object] = {"kernel_size": 3, "padding": 1, "pooling": "mean", "pool_cells": 2, "bias": True}
-    random = torch.Generator().manual_seed(0)
+    random = seeded()
     geometry = PatchGeometry(**{**options, **changes})  # type: ignore[arg-type]
-    return Patches(normal(random, 5, 2, 7, 5), geometry), random
+    return Patches(normal(5, 2, 7, 5, seed=random), geometry), random
 
 
 def cells(patches: Patches) -> list[list[int]]:
@@ -152,7 +153,7 @@ def test_unfold_cuts_the_padded_image(problem: tuple[Patches, torch.Generator]) 
 @given(problems())
 def test_relu_features_equal_the_naive_loop(problem: tuple[Patches, torch.Generator]) -> None:
     patches, random = problem
-    filters = normal(random, 3, patches.dim)
+    filters = normal(3, patches.dim, seed=random)
     responses = (patches.unfold() @ filters.T).clamp(min=0)
     torch.testing.assert_close(patches.relu_features(filters), naive_pool(patches, responses), **CLOSE)
 
@@ -160,7 +161,7 @@ def test_relu_features_equal_the_naive_loop(problem: tuple[Patches, torch.Genera
 @given(problems(pooling="mean"))
 def test_mean_pooling_equals_adaptive_average_pooling(problem: tuple[Patches, torch.Generator]) -> None:
     patches, random = problem
-    filters = normal(random, 2, patches.dim)
+    filters = normal(2, patches.dim, seed=random)
     pooled = F.adaptive_avg_pool2d(patches.relu_maps(filters), patches.geometry.pool_cells)
     torch.testing.assert_close(patches.relu_features(filters), pooled.flatten(2).transpose(1, 2), **CLOSE)
 
@@ -168,7 +169,7 @@ def test_mean_pooling_equals_adaptive_average_pooling(problem: tuple[Patches, to
 @given(problems())
 def test_relu_maps_equal_conv2d(problem: tuple[Patches, torch.Generator]) -> None:
     patches, random = problem
-    filters = normal(random, 2, patches.dim)
+    filters = normal(2, patches.dim, seed=random)
     weight, bias = (filters[:, :-1], filters[:, -1]) if patches.geometry.bias else (filters, None)
     weight = weight.reshape(2, patches.images.shape[1], *patches.kernel)
     maps = F.conv2d(patches.images, weight, bias, stride=patches.stride, padding=patches.padding).relu()
@@ -178,7 +179,7 @@ def test_relu_maps_equal_conv2d(problem: tuple[Patches, torch.Generator]) -> Non
 @given(problems())
 def test_gated_features_equal_the_naive_loop(problem: tuple[Patches, torch.Generator]) -> None:
     patches, random = problem
-    gates = normal(random, 3, patches.dim)
+    gates = normal(3, patches.dim, seed=random)
     unfolded = patches.unfold()
     expected = [
         naive_pool(patches, unfolded * (unfolded @ gate >= 0).unsqueeze(-1).to(unfolded.dtype)) for gate in gates
@@ -190,7 +191,7 @@ def test_gated_features_equal_the_naive_loop(problem: tuple[Patches, torch.Gener
 @given(problems())
 def test_relu_features_pass_gradcheck(problem: tuple[Patches, torch.Generator]) -> None:
     patches, random = problem
-    filters = normal(random, 2, patches.dim)
+    filters = normal(2, patches.dim, seed=random)
     # Finite differences don't see a gradient across a kink. Patches of padding alone are exact zeros: no kink there.
     responses = patches.unfold() @ filters.T
     assume(not ((responses.abs() < 1e-4) & (responses != 0)).any())
@@ -199,9 +200,9 @@ def test_relu_features_pass_gradcheck(problem: tuple[Patches, torch.Generator]) 
 
 def test_relu_features_in_a_larger_graph() -> None:
     patches, random = fixed_problem()
-    filters = normal(random, 4, patches.dim).requires_grad_()
-    output = normal(random, 4, 4).requires_grad_()
-    targets = normal(random, 5)
+    filters = normal(4, patches.dim, seed=random).requires_grad_()
+    output = normal(4, 4, seed=random).requires_grad_()
+    targets = normal(5, seed=random)
     ours = (torch.einsum("ncm,cm->n", patches.relu_features(filters), output) - targets).square().sum()
     gradients = torch.autograd.grad(ours, (filters, output))
     pooled = torch.einsum("nkm,ck->ncm", (patches.unfold() @ filters.T).relu(), patches.pool)
@@ -216,7 +217,7 @@ def test_relu_features_in_a_larger_graph() -> None:
 @given(problems())
 def test_fold_is_the_adjoint_of_unfold(problem: tuple[Patches, torch.Generator]) -> None:
     patches, random = problem
-    other = normal(random, patches.n_images, patches.n_patches, patches.dim)
+    other = normal(patches.n_images, patches.n_patches, patches.dim, seed=random)
     linear = slice(0, patches.dim - int(patches.geometry.bias))
     left = inner(patches.unfold()[..., linear], other[..., linear])
     torch.testing.assert_close(left, inner(patches.images, patches.fold(other)), **CLOSE)
@@ -225,9 +226,9 @@ def test_fold_is_the_adjoint_of_unfold(problem: tuple[Patches, torch.Generator])
 @given(problems(), st.integers(1, 3), st.integers(1, 3))
 def test_gated_maps_are_adjoint(problem: tuple[Patches, torch.Generator], n_gates: int, outputs: int) -> None:
     patches, random = problem
-    gates = normal(random, n_gates, patches.dim)
-    weights = normal(random, n_gates, patches.n_cells, patches.dim, outputs)
-    dual = normal(random, patches.n_images, outputs)
+    gates = normal(n_gates, patches.dim, seed=random)
+    weights = normal(n_gates, patches.n_cells, patches.dim, outputs, seed=random)
+    dual = normal(patches.n_images, outputs, seed=random)
     features = patches.gated_features(gates)
     prediction = patches.gated_prediction(gates, weights)
     correlation = patches.gated_correlation(gates, dual)
@@ -240,7 +241,7 @@ def test_gated_maps_are_adjoint(problem: tuple[Patches, torch.Generator], n_gate
 @given(problems())
 def test_a_filter_in_its_own_cone_is_a_gated_filter(problem: tuple[Patches, torch.Generator]) -> None:
     patches, random = problem
-    filters = normal(random, 2, patches.dim)
+    filters = normal(2, patches.dim, seed=random)
     gated = torch.einsum("npcd,pd->ncp", patches.gated_features(filters), filters)
     torch.testing.assert_close(patches.relu_features(filters), gated, **CLOSE)
 
@@ -261,10 +262,10 @@ def test_pool_weights(problem: tuple[Patches, torch.Generator]) -> None:
 
 
 def everything(patches: Patches) -> list[Tensor]:
-    random = torch.Generator().manual_seed(1)
-    filters = normal(random, 3, patches.dim).to(patches.images.dtype).requires_grad_()
-    dual = normal(random, patches.n_images, 2).to(patches.images.dtype)
-    weights = normal(random, 3, patches.n_cells, patches.dim, 2).to(patches.images.dtype)
+    random = seeded(1)
+    filters = normal(3, patches.dim, seed=random).to(patches.images.dtype).requires_grad_()
+    dual = normal(patches.n_images, 2, seed=random).to(patches.images.dtype)
+    weights = normal(3, patches.n_cells, patches.dim, 2, seed=random).to(patches.images.dtype)
     gates = filters.detach()
     features = patches.relu_features(filters)
     return [
@@ -352,7 +353,7 @@ def test_astype_and_subset() -> None:
     patches, random = fixed_problem()
     assert patches.astype(torch.float64) is patches
     single = patches.astype(torch.float32)
-    filters = normal(random, 3, patches.dim)
+    filters = normal(3, patches.dim, seed=random)
     assert single.pool.dtype == single.unfold().dtype == torch.float32
     torch.testing.assert_close(
         single.relu_features(filters.float()).double(), patches.relu_features(filters), rtol=1e-5, atol=1e-5
@@ -449,3 +450,108 @@ def test_a_slice_of_patches_keeps_none_of_its_own() -> None:
     assert after.unfold().data_ptr() == whole[2:5].data_ptr()
     torch.testing.assert_close(before.unfold(), after.unfold(), rtol=0, atol=0)
     assert before.images.data_ptr() == patches.images[2:].data_ptr()
+
+
+# A pooling of one's own.
+
+
+class CentrePooling(Pooling):
+    """A weighted mean: weights fall with the distance from the cell's centre, to half of it at its border."""
+
+    name = "centre"
+    averages = True
+
+    def weights(
+        self,
+        map_shape: tuple[int, int],
+        cells: int,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        axes = []
+        for side in map_shape:
+            axis = torch.zeros(cells, side, dtype=torch.float64)
+            for cell, (start, stop) in enumerate(cell_bounds(side, cells)):
+                places = torch.arange(start, stop, dtype=torch.float64)
+                axis[cell, start:stop] = 1 - (places - (start + stop - 1) / 2).abs() / (stop - start)
+            axes.append(axis / axis.sum(dim=1, keepdim=True))
+        return torch.kron(*axes).to(device, dtype)
+
+
+class LargestPooling(Pooling):
+    """The largest response of a cell, which is no sum of them."""
+
+    name = "largest"
+    averages = False
+
+    def weights(
+        self,
+        map_shape: tuple[int, int],
+        cells: int,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        raise InputError('pooling="largest" isn\'t linear, so that this program can\'t have it. Use "sum" or "mean".')
+
+
+@pytest.fixture
+def centre(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(POOLINGS, CentrePooling.name, CentrePooling)
+
+
+@pytest.mark.usefixtures("centre")
+@pytest.mark.parametrize("activation", ["relu", "gated_relu"])
+@pytest.mark.parametrize("penalty", ["group", "dense"])
+@pytest.mark.parametrize(
+    "gates", [4, PricedGates(starts=16, ascent_steps=10, initial_filters=8, max_rounds=2, gap=0.1, prove_up_to=0)]
+)
+@pytest.mark.parametrize("sides", [(6, 6), (7, 5)])  # cells of one size, and cells that overlap
+def test_a_new_pooling_goes_all_the_way(
+    sides: tuple[int, int], gates: object, penalty: str, activation: str, tmp_path: Path
+) -> None:
+    random = seeded()
+    images, targets = normal(8, 1, *sides, seed=random), normal(8, 1, seed=random)
+    block = ConvexConvBlock(
+        kernel_size=2, pooling="centre", gates=gates, penalty=penalty, activation=activation, reg=0.5, solver="auto"
+    )
+    block.fit(images, targets)
+    assert block.result_.status == "optimal" and block.result_.relative_gap <= 1e-6
+    predicted = torch.as_tensor(block.predict(images))
+    assert predicted.abs().max() > 0.01
+    module = block.to_torch()
+    torch.testing.assert_close(module(images).detach(), predicted, rtol=1e-9, atol=1e-9)
+    block.save(tmp_path)
+    loaded = ConvexConvBlock.load(tmp_path)
+    assert torch.equal(torch.as_tensor(loaded.predict(images)), predicted)
+    assert torch.equal(loaded.to_torch()(images), module(images))
+    if activation == "relu":
+        objective = nonconvex_objective(module, images, targets, block.reg_)
+        assert block.result_.objective == pytest.approx(objective, rel=1e-9)
+
+
+@pytest.mark.usefixtures("centre")
+@pytest.mark.parametrize("sides", [(6, 6), (7, 5)])
+def test_a_new_pooling_without_a_module_of_its_own(sides: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    random = seeded()
+    patches = Patches(normal(3, 2, *sides, seed=random), PatchGeometry(3, 1, 1, "centre", 2))
+    torch.testing.assert_close(patches.pool.sum(dim=1), torch.ones(4, dtype=torch.float64))
+    filters = normal(5, patches.dim, seed=random)
+    maps = patches.relu_maps(filters)
+    pooled = CentrePooling().module(patches.map_shape, 2, maps)(maps).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(patches.relu_features(filters), pooled, **CLOSE)
+    monkeypatch.setattr(patches_module, "CONVOLUTION_PRODUCTS", 1)
+    assert patches.convolves(len(filters))
+    torch.testing.assert_close(patches.relu_features(filters), pooled, **CLOSE)
+
+
+def test_a_pooling_that_is_not_linear_may_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(POOLINGS, LargestPooling.name, LargestPooling)
+    geometry = PatchGeometry(pooling="largest")
+    with pytest.raises(InputError, match="isn't linear"):
+        Patches(torch.ones(1, 1, 4, 4), geometry)
+
+
+@pytest.mark.usefixtures("centre")
+def test_an_unknown_pooling_is_told_all_names() -> None:
+    with pytest.raises(InputError, match=re.escape("""pooling must be "sum", "mean" or "centre"; got 'max'.""")):
+        PatchGeometry(pooling="max")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from eq2 import eq2_block
 from numpy.testing import assert_allclose, assert_array_equal
+from problems import noise_arrays
 from sklearn.base import clone
 
 from cvxcnn import ConvexConvBlock, PricedGates, PricingOptions, RegPath, nonconvex_objective, reg_path
@@ -21,9 +23,7 @@ NO_SEARCH = PricingOptions(starts=0)
 QUICK = PricedGates(starts=16, ascent_steps=15, improvement_steps=15, initial_filters=16, max_rounds=4, prove_up_to=0)
 
 
-def data(n: int = 15, outputs: int = 1, side: int = 4) -> tuple[np.ndarray, np.ndarray]:
-    random = np.random.default_rng(0)
-    return random.normal(size=(n, side, side)), random.normal(size=n if outputs == 1 else (n, outputs))
+data = partial(noise_arrays, n=15, side=4)
 
 
 FIXED: list[tuple[dict[str, Any], int]] = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
+from problems import noise_tensors
 from torch import Tensor, nn
 
 from cvxcnn import PricingOptions, nonconvex_objective, polish
@@ -17,10 +19,7 @@ from cvxcnn.errors import InputError
 QUICK = PricingOptions(starts=8, ascent_steps=8, improvement_steps=8, max_rounds=2)
 
 
-def data(n: int = 15, outputs: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(n, 2, 5, 5, generator=generator, dtype=torch.float64)
-    return images, torch.randn(n, outputs, generator=generator, dtype=torch.float64)
+data = partial(noise_tensors, n=15, side=5, channels=2, outputs=3)
 
 
 def network(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -10,8 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from eq2 import eq2_block
+from problems import noise_tensors, two_digits
 from sklearn.base import clone
-from sklearn.datasets import load_digits
 
 from cvxcnn import PricedGates, nonconvex_objective
 from cvxcnn.arrangements import EnumeratedGates, distinct
@@ -30,10 +31,7 @@ from cvxcnn.program.problem import Problem
 QUICK = PricingOptions(starts=32, ascent_steps=20, additions=8, improvement_steps=30, initial_filters=16, max_rounds=12)
 
 
-def small_problem(seed: int = 0, n: int = 12, outputs: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(n, 1, 2, 2, generator=generator, dtype=torch.float64)
-    return images, torch.randn(n, outputs, generator=generator, dtype=torch.float64)
+small_problem = partial(noise_tensors, n=12, side=2)
 
 
 def test_priced_block_reaches_the_proved_optimum_of_all_patterns() -> None:
@@ -56,7 +54,7 @@ def test_priced_block_reaches_the_proved_optimum_of_all_patterns() -> None:
 @pytest.mark.parametrize(("penalty", "loss"), [("group", "squared"), ("dense", "squared"), ("dense", "softmax")])
 def test_two_by_two_patches_are_proved(penalty: str, loss: str) -> None:
     """Four dimensions can't be enumerated; branch and bound proves what the search found."""
-    images, _ = small_problem(3, n=12)
+    images, _ = small_problem(seed=3, n=12)
     targets = torch.nn.functional.one_hot((images.sum(dim=(1, 2, 3)) > 0).long(), 2).to(images)
     block = eq2_block(
         kernel_size=2,
@@ -79,7 +77,7 @@ def test_two_by_two_patches_are_proved(penalty: str, loss: str) -> None:
 
 
 def test_a_proof_is_of_relu_networks_only() -> None:
-    images, targets = small_problem(2, n=10)
+    images, targets = small_problem(seed=2, n=10)
     gated = eq2_block(kernel_size=2, activation="gated_relu", gates="priced", reg=0.3, pricing=QUICK)
     assert gated.fit(images, targets).certificate_.kind == "searched"
     fixed = eq2_block(kernel_size=2, gates=5, reg=0.3, pricing=QUICK).fit(images, targets)
@@ -90,7 +88,7 @@ def test_a_proof_is_of_relu_networks_only() -> None:
 @pytest.mark.parametrize("penalty", ["dense", "group"])
 @pytest.mark.parametrize("intercept", [False, True])
 def test_priced_objective_is_eq_1_of_the_module(penalty: str, intercept: bool) -> None:
-    images, targets = small_problem(1, n=20, outputs=2)
+    images, targets = small_problem(seed=1, n=20, outputs=2)
     block = eq2_block(
         kernel_size=2, padding=1, pooling="mean", pool_cells=2, bias=True, penalty=penalty, gates="priced",
         reg=0.2, intercept=intercept, pricing=QUICK,
@@ -107,7 +105,7 @@ def test_priced_objective_is_eq_1_of_the_module(penalty: str, intercept: bool) -
 
 
 def test_objective_never_rises_from_round_to_round() -> None:
-    images, targets = small_problem(2, n=20, outputs=3)
+    images, targets = small_problem(seed=2, n=20, outputs=3)
     patches = Patches(images, PatchGeometry(2, padding=1, pool_cells=2, pooling="mean"))
     with torch.no_grad():
         solution = solve_priced(Problem(patches, targets, 0.1), options=QUICK)
@@ -117,7 +115,7 @@ def test_objective_never_rises_from_round_to_round() -> None:
 
 
 def test_priced_gates_do_at_least_as_well_as_sampled_ones() -> None:
-    images, targets = small_problem(3, n=20)
+    images, targets = small_problem(seed=3, n=20)
     settings = {"kernel_size": 2, "padding": 1, "activation": "gated_relu", "reg": 1.0}
     sampled = eq2_block(gates=20, **settings).fit(images, targets)
     priced = eq2_block(gates="priced", pricing=QUICK, **settings).fit(images, targets)
@@ -129,7 +127,7 @@ def test_priced_gates_do_at_least_as_well_as_sampled_ones() -> None:
 @pytest.mark.parametrize("search_type", [FilterSearch, GateSearch])
 @pytest.mark.parametrize("penalty", [DensePenalty(), GroupPenalty()])
 def test_ascent_never_ends_below_its_start(search_type: type, penalty: DensePenalty | GroupPenalty) -> None:
-    images, dual = small_problem(4, n=15, outputs=2)
+    images, dual = small_problem(seed=4, n=15, outputs=2)
     search = search_type(Patches(images, PatchGeometry(2, padding=1)), dual, penalty)
     starts = search.starts(16, torch.Generator().manual_seed(0))
     assert torch.allclose(starts.norm(dim=1), torch.ones(16, dtype=torch.float64))
@@ -148,7 +146,7 @@ def test_ascent_never_ends_below_its_start(search_type: type, penalty: DensePena
 
 
 def test_reg_max_of_a_priced_block_gives_the_zero_solution() -> None:
-    images, targets = small_problem(5, n=15)
+    images, targets = small_problem(seed=5, n=15)
     block = eq2_block(kernel_size=2, penalty="dense", gates="priced", pricing=QUICK)
     largest = block.reg_max(images, targets)
     assert block.set_params(reg=1.001 * largest).fit(images, targets).n_neurons_ == 0
@@ -166,7 +164,7 @@ def test_search_finds_a_planted_direction() -> None:
 
 
 def test_a_search_on_some_images_is_scored_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    images, targets = small_problem(7, n=40)
+    images, targets = small_problem(seed=7, n=40)
     search = PricingOptions(prove_up_to=0)
     block = eq2_block(kernel_size=2, padding=1, gates=10, reg=0.5, pricing=search)
     everything = block.fit(images, targets).certificate_.sampled_bound
@@ -228,7 +226,7 @@ def test_constant_patches_cannot_be_whitened_but_searched() -> None:
 @pytest.mark.parametrize("gates", ["priced", 12])
 @pytest.mark.parametrize("penalty", ["dense", "group"])
 def test_float32_blocks_are_judged_in_float64(gates: str | int, penalty: str) -> None:
-    images, targets = small_problem(8, n=20)
+    images, targets = small_problem(seed=8, n=20)
     block = eq2_block(
         kernel_size=2, padding=1, gates=gates, penalty=penalty, reg=0.5, dtype="float32", tol=1e-4, pricing=QUICK
     ).fit(images, targets)
@@ -238,7 +236,7 @@ def test_float32_blocks_are_judged_in_float64(gates: str | int, penalty: str) ->
 
 
 def test_same_seed_same_result() -> None:
-    images, targets = small_problem(6, n=15, outputs=2)
+    images, targets = small_problem(seed=6, n=15, outputs=2)
     block = eq2_block(kernel_size=2, penalty="dense", gates="priced", reg=0.5, pricing=QUICK, random_state=3)
     first = block.fit(images, targets).predict(images)
     np.testing.assert_array_equal(first, block.fit(images, targets).predict(images))
@@ -249,7 +247,7 @@ def test_same_seed_same_result() -> None:
 
 @pytest.mark.parametrize("options", [{"penalty": "dense"}, {"penalty": "group"}, {"activation": "gated_relu"}])
 def test_priced_is_short_for_priced_gates(options: dict) -> None:
-    images, targets = small_problem(10, n=15, outputs=2)
+    images, targets = small_problem(seed=10, n=15, outputs=2)
     settings = {"kernel_size": 2, "reg": 0.5, **options}
     long = eq2_block(gates=PricedGates(**asdict(QUICK)), **settings)
     short = eq2_block(gates="priced", pricing=QUICK, **settings)
@@ -260,7 +258,7 @@ def test_priced_is_short_for_priced_gates(options: dict) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_patterns_and_their_neighbours_reach_the_proved_optimum(seed: int) -> None:
-    images, targets = small_problem(seed)
+    images, targets = small_problem(seed=seed)
     settings = {"kernel_size": (1, 2), "reg": 0.3, "tol": 1e-8}
     exact = eq2_block(gates=EnumeratedGates(), **settings).fit(images, targets)
     gates = PricedGates(**asdict(replace(QUICK, gap=1e-6, neighbours=4)))
@@ -273,7 +271,7 @@ def test_patterns_and_their_neighbours_reach_the_proved_optimum(seed: int) -> No
 
 
 def test_patterns_are_no_worse_than_their_filters() -> None:
-    images, targets = small_problem(11, n=8, outputs=2)
+    images, targets = small_problem(seed=11, n=8, outputs=2)
     settings = {"kernel_size": 2, "padding": 1, "pool_cells": 2, "bias": True, "intercept": True, "reg": 0.3}
     options = replace(QUICK, max_rounds=1)
     filters = eq2_block(gates="priced", pricing=options, **settings).fit(images, targets)
@@ -285,7 +283,7 @@ def test_patterns_are_no_worse_than_their_filters() -> None:
 
 
 def test_neighbours_lie_across_one_hyperplane() -> None:
-    images, _ = small_problem(12)
+    images, _ = small_problem(seed=12)
     patches = Patches(images, PatchGeometry(2))  # one patch an image, so hyperplanes are in general position
     filters = F.normalize(torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64), dim=1)
     normals = hyperplanes(patches)
@@ -361,7 +359,7 @@ def test_a_path_of_coarse_points_ends_in_results() -> None:
 
 
 def test_a_bound_is_never_called_searched_without_a_search() -> None:
-    images, targets = small_problem(9)
+    images, targets = small_problem(seed=9)
     block = eq2_block(kernel_size=2, gates="priced", pricing=PricingOptions(starts=0))
     for call in (block.fit, block.reg_max):
         with pytest.raises(InputError, match="starts must be at least 1; got 0"):
@@ -374,10 +372,8 @@ def test_a_bound_is_never_called_searched_without_a_search() -> None:
 def test_two_digits_beat_every_adam_run_and_are_certified() -> None:
     from cvxcnn.ordinary import train_baseline
 
-    images, labels = load_digits(return_X_y=True)
-    chosen = np.flatnonzero((labels == 3) | (labels == 8))[:40]
-    inputs = images[chosen].reshape(-1, 1, 8, 8) / 16
-    targets = np.where(labels[chosen] == 3, 1.0, -1.0)
+    images, targets = two_digits(40)
+    inputs = images[:, None]
     block = eq2_block(pooling="mean", gates="priced", penalty="dense", pricing=PricingOptions(gap=1e-4))
     block.set_params(reg=0.05 * block.reg_max(inputs, targets)).fit(inputs, targets)
     assert block.certificate_.global_gap <= 1e-4

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from problems import noise_patches, normal, seeded
 from torch import Tensor, nn
 
 from cvxcnn.arrangements import EnumeratedGates, distinct
@@ -41,11 +42,10 @@ def setting(
     seed: int = 0, n: int = 10, outputs: int = 2, count: int = 5, **geometry: Any
 ) -> tuple[Patches, Any, Tensor]:
     """Return patches, gates of distinct patterns, and targets."""
-    random = torch.Generator().manual_seed(seed)
-    images = torch.randn(n, 1, 4, 4, generator=random, dtype=torch.float64)
-    patches = Patches(images, PatchGeometry(**{"kernel_size": 2, **geometry}))
-    gates = distinct(patches, torch.randn(count, patches.dim, generator=random, dtype=torch.float64)).vectors
-    return patches, gates, torch.randn(n, outputs, generator=random, dtype=torch.float64)
+    random = seeded(seed)
+    patches = noise_patches(n, 4, seed=random, **{"kernel_size": 2, **geometry})
+    gates = distinct(patches, normal(count, patches.dim, seed=random)).vectors
+    return patches, gates, normal(n, outputs, seed=random)
 
 
 def program_of(kind: str, reg: float = 1.0, intercept: bool = False, **options: Any) -> Program:
@@ -56,8 +56,8 @@ def program_of(kind: str, reg: float = 1.0, intercept: bool = False, **options: 
 
 def random_weights(program: Program, seed: int = 0) -> Tensor:
     """Return random weights in the cones, some of them zero."""
-    random = torch.Generator().manual_seed(seed)
-    weights = torch.randn(program.design.shape(program.n_outputs), generator=random, dtype=torch.float64)
+    random = seeded(seed)
+    weights = normal(*program.design.shape(program.n_outputs), seed=random)
     weights[torch.rand(len(weights), generator=random) < 0.4] = 0.0
     return program.repair(weights)
 

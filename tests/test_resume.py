@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from eq2 import eq2_block
+from problems import digits
 from rich.console import Console
-from sklearn.datasets import load_digits
 
 import cvxcnn.runs.records
 import cvxcnn.runs.run
@@ -321,8 +321,8 @@ def edit(table: str, name: str | int, value: Any) -> None:
 
 
 def test_a_stack_keeps_finished_blocks() -> None:
-    digits = load_digits()
-    images, targets = digits.images[:60] / 16, np.eye(10)[digits.target[:60]]
+    images, labels = digits(60)
+    targets = np.eye(10)[labels]
     block = eq2_block(padding=1, pooling="mean", gates=8, penalty="dense", reg=0.5)
     first = LayerwiseCNN(layers=1, block=block, downsample=2).fit(images, targets)
     heard: list[int] = []

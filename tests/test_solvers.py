@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from eq2 import eq2_block
+from problems import normal
 
 from cvxcnn.errors import CvxcnnError, InputError, SolverError, SolverUnavailableError
 from cvxcnn.losses import get_loss
@@ -45,7 +46,7 @@ def program(kind: str, reg: float = 0.5, outputs: int = 1, **geometry: Any) -> P
     }[kind]
     images, targets = (torch.from_numpy(array) for array in data(outputs=outputs))
     patches = Patches(images[:, None], PatchGeometry(**{"kernel_size": 2, "bias": True, **geometry}))
-    gates = torch.randn(6, patches.dim, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    gates = normal(6, patches.dim, seed=1)
     if kind == "dense":
         gates = torch.nn.functional.normalize(gates, dim=1)
     return make(patches, gates, targets, reg, penalty=penalty())

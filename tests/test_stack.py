@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from eq2 import eq2_block
+from problems import noise_arrays
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from torch import nn
@@ -21,8 +22,7 @@ BLOCK = eq2_block(kernel_size=3, padding=1, pooling="mean", pool_cells=2, gates=
 
 @pytest.fixture
 def problem() -> tuple[np.ndarray, np.ndarray]:
-    generator = np.random.default_rng(0)
-    return generator.normal(size=(25, 2, 6, 6)), generator.normal(size=(25, 3))
+    return noise_arrays(25, 6, channels=2, outputs=3)
 
 
 def test_second_block_sees_the_pooled_standardized_maps_of_the_first(problem: tuple[np.ndarray, np.ndarray]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from eq2 import eq2_block
+from problems import normal, seeded
 
 from cvxcnn.errors import InputError, SolverError
 from cvxcnn.models.path import reg_path
@@ -34,13 +35,13 @@ def program(
         "gated": (gated_program, GroupPenalty),
         "nuclear": (gated_program, NuclearPenalty),
     }[kind]
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(n, 2, 6, 6, generator=generator, dtype=torch.float64).to(dtype)
+    generator = seeded()
+    images = normal(n, 2, 6, 6, seed=generator).to(dtype)
     patches = Patches(images, PatchGeometry(3, 1, 1, "sum", 2, bias=True))
-    gates = torch.randn(7, patches.dim, generator=generator, dtype=torch.float64)
+    gates = normal(7, patches.dim, seed=generator)
     if make is filter_program:
         gates = torch.nn.functional.normalize(gates, dim=1)
-    targets = torch.randn(n, 3, generator=generator, dtype=torch.float64) + images.double().mean(dim=(1, 2, 3))[:, None]
+    targets = normal(n, 3, seed=generator) + images.double().mean(dim=(1, 2, 3))[:, None]
     return make(patches, gates.to(dtype), targets.to(dtype), reg, penalty=penalty(), **options)
 
 

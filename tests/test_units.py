@@ -11,6 +11,7 @@ import torch
 from eq2 import eq2_block
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from problems import noise_arrays
 from torch import nn
 
 from cvxcnn import ConvexCNNRegressor, ConvexConvBlock, PricedGates, nonconvex_objective
@@ -47,9 +48,8 @@ scales = st.one_of(
 
 
 def data(n: int = 14) -> tuple[np.ndarray, np.ndarray]:
-    random = np.random.default_rng(3)
-    images = random.normal(size=(n, 4, 4))
-    return images, np.maximum(images[:, 1:] - images[:, :-1], 0).sum(axis=(1, 2)) + random.normal(size=n)
+    images, noise = noise_arrays(n, 4, seed=3)
+    return images, np.maximum(images[:, 1:] - images[:, :-1], 0).sum(axis=(1, 2)) + noise
 
 
 def fitted(kind: str, images: np.ndarray, targets: np.ndarray, reg: float, **options: Any) -> ConvexConvBlock:

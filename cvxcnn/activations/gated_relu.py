@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..patches.activity import active
-from ..patches.patches import Patches, PatchGeometry
+from ..patches.geometry import PatchGeometry
+from ..patches.patches import Patches
+from ..patches.pooling import pooling
 from ..penalties import Penalty
 from ..pricing.gate_master import GateMaster
 from ..pricing.loop import PricedSolution
@@ -23,7 +25,7 @@ from ..program.program import Program, relu_program
 from ..program.units import unit_rows
 from ..solvers import Callback
 from .base import Activation, Shapes
-from .neurons import Neurons, convolution, pooling, read_neurons
+from .neurons import Neurons, convolution, read_neurons
 
 __all__ = ["GatedConv", "GatedNeurons", "GatedRelu"]
 

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..patches.patches import Patches, PatchGeometry
+from ..patches.geometry import PatchGeometry
+from ..patches.patches import Patches
+from ..patches.pooling import pooling
 from ..program.design import FilterDesign, SignedGatedDesign
 from ..program.program import Program
 
-__all__ = ["CellSum", "Neurons", "convolution", "pooling", "read_neurons", "to_module"]
+__all__ = ["Neurons", "convolution", "read_neurons", "to_module"]
 
 
 @dataclass(frozen=True)
@@ -132,28 +133,6 @@ def read_neurons(program: Program, weights: Tensor, intercepts: Tensor | None = 
     return _balanced(directions, readout, intercept)
 
 
-class CellSum(nn.Module):
-    """Sum of each feature map over a grid of cells, for maps whose sides are not multiples of the grid.
-
-    Parameters
-    ----------
-    cells : int
-        The grid is ``cells`` x ``cells``, cut as by ``nn.AdaptiveAvgPool2d``.
-    sizes : Tensor, shape (cells, cells)
-        Positions in each cell.
-    """
-
-    def __init__(self, cells: int, sizes: Tensor) -> None:
-        super().__init__()
-        self.cells = cells
-        self.sizes: Tensor
-        self.register_buffer("sizes", sizes)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """Return (n, m, cells, cells) sums of (n, m, H', W') maps."""
-        return F.adaptive_avg_pool2d(maps, self.cells) * self.sizes
-
-
 def convolution(filters: Tensor, geometry: PatchGeometry, channels: int) -> nn.Conv2d:
     """Return a Conv2d with the given filters (m, d), the bias in the last entry if the geometry has one."""
     kernel, stride, padding = geometry._sizes()
@@ -164,18 +143,6 @@ def convolution(filters: Tensor, geometry: PatchGeometry, channels: int) -> nn.C
         if layer.bias is not None:
             layer.bias.copy_(filters[:, -1])
     return layer
-
-
-def pooling(geometry: PatchGeometry, map_shape: tuple[int, int], like: Tensor) -> nn.Module:
-    """Return the module that pools (n, m, H', W') maps into cells, a standard one where there is one."""
-    cells = geometry.pool_cells
-    if all(side % cells == 0 for side in map_shape):
-        size = (map_shape[0] // cells, map_shape[1] // cells)
-        return nn.AvgPool2d(size, divisor_override=1 if geometry.pooling == "sum" else None)
-    if geometry.pooling == "mean":
-        return nn.AdaptiveAvgPool2d(cells)
-    height, width = ([-(-(c + 1) * s // cells) - c * s // cells for c in range(cells)] for s in map_shape)
-    return CellSum(cells, torch.outer(torch.tensor(height), torch.tensor(width)).to(like))
 
 
 def to_module(

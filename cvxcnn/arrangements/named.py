@@ -1,4 +1,4 @@
-"""Gates by name, as on the command line."""
+"""Gates by name, as on the command line; a new sampler is one new file and one entry here."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def parse_gates(text: str) -> int | str | GateSampler:
     Parameters
     ----------
     text : str
-        "priced"; "N"; or "gaussian:N", "patches:N", "gradient:N", "trained:N", with N >= 1.
+        "priced"; "N"; or a name in ``GATES`` and a number, such as "gaussian:N"; with N >= 1.
 
     Raises
     ------

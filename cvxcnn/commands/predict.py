@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from ..core.text import printable
-from ..data.images import load_data
+from ..data.loading import load_data
 from ..data.readers import READERS, reading
 from ..data.readers.unlabelled import array_names, read_images
 from ..errors import InputError

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..activations.gated_relu import GatedConv
-from ..activations.neurons import CellSum
 from ..core.checks import is_int
 from ..core.plainly import plainly
-from ..data.images import check_images
+from ..data.checks import check_images
 from ..drawing.style import import_matplotlib
 from ..errors import InputError
+from ..patches.pooling import CellSum
 
 __all__ = ["METHODS", "attribute"]
 

@@ -17,12 +17,13 @@ from ..core.distributed import size
 from ..core.plainly import plainly
 from ..core.seeds import check_seed, seed_of
 from ..core.threads import coarse_threads
-from ..data.images import are_flat, check_images, check_targets
+from ..data.checks import are_flat, check_images, check_targets
 from ..data.layout import check_layout, check_same_shape
 from ..errors import InputError
 from ..fitting import DTYPES, Fit, Task, fit, over
 from ..losses import get_loss
-from ..patches.patches import Patches, PatchGeometry
+from ..patches.geometry import PatchGeometry
+from ..patches.patches import Patches
 from ..penalties import get_penalty
 from ..pricing.options import PricedGates, PricingOptions
 from ..program.problem import Problem

@@ -24,7 +24,7 @@ from ..activations import Neurons, get_activation
 from ..core.checks import scalar
 from ..errors import InputError
 from ..fitting import DTYPES
-from ..patches.patches import PatchGeometry
+from ..patches.geometry import PatchGeometry
 from ..penalties import get_penalty
 from ..persistence.checks import (
     MisfitError,

@@ -17,7 +17,8 @@ from sklearn.utils.validation import check_array, column_or_1d, validate_data
 from torch import Tensor
 
 from ..core.checks import is_int
-from ..data.images import check_images, check_labels, check_present, check_targets, one_hot
+from ..data.checks import check_images, check_labels, check_present, check_targets
+from ..data.images import one_hot
 from ..data.layout import check_layout, looks_channels_last
 from ..errors import InputError
 from ..fitting import DTYPES

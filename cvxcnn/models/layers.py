@@ -12,7 +12,7 @@ from sklearn.exceptions import NotFittedError
 from torch import Tensor
 
 from ..core.plainly import plainly
-from ..data.images import check_images
+from ..data.checks import check_images
 from ..data.layout import check_same_shape
 from ..errors import InputError
 from .block import ConvexConvBlock

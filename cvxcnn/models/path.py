@@ -18,7 +18,7 @@ from ..core.checks import as_int, as_number
 from ..core.distributed import all_mean, all_sum
 from ..core.plainly import plainly
 from ..core.threads import coarse_threads
-from ..data.images import are_flat
+from ..data.checks import are_flat
 from ..drawing.path import plot_path
 from ..errors import InputError
 from ..fitting import Fit, OverFixedGates, OverPricedGates, Task

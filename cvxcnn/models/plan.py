@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import InputError
-from ..patches.patches import PatchGeometry
+from ..patches.geometry import PatchGeometry
 
 __all__ = ["LayerPlan", "plan_layers"]
 

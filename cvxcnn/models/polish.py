@@ -16,10 +16,11 @@ from ..core.checks import as_number, as_tol
 from ..core.plainly import plainly
 from ..core.seeds import check_seed, seed_of
 from ..core.threads import coarse_threads
-from ..data.images import check_images, check_targets
+from ..data.checks import check_images, check_targets
 from ..errors import InputError
 from ..losses import get_loss
-from ..patches.patches import Patches, PatchGeometry
+from ..patches.geometry import PatchGeometry
+from ..patches.patches import Patches
 from ..pricing.certificate import Certificate
 from ..pricing.options import PricingOptions
 from ..pricing.solve import solve_priced

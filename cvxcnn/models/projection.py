@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..core.distributed import all_sum
 from ..errors import InputError
-from ..patches.patches import PatchGeometry
+from ..patches.geometry import PatchGeometry
 
 __all__ = ["PatchPCA"]
 

@@ -18,8 +18,9 @@ from ..core.checks import as_flag, as_int, as_int_or_none, is_int, is_number, sc
 from ..core.distributed import rank, row_counts
 from ..core.plainly import plainly
 from ..core.seeds import seed_of
+from ..data.augmentation import moved, shifted
+from ..data.checks import are_flat, check_images, check_targets
 from ..data.hold_out import held_out
-from ..data.images import are_flat, check_images, check_targets, moved, shifted
 from ..errors import InputError
 from ..fitting import DTYPES
 from ..solvers import Progress

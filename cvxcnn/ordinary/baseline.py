@@ -13,14 +13,15 @@ from torch import Tensor
 
 from ..core.checks import as_int, is_number
 from ..core.plainly import plainly
-from ..core.threads import coarse_threads, map_shares
+from ..core.threads import coarse_threads
 from ..errors import InputError, SolverError
-from ..losses import Loss, get_loss
-from ..patches.patches import CACHE_BYTES, CHUNK_ENTRIES_CPU, CHUNK_ENTRIES_GPU, Patches
+from ..losses import get_loss
+from ..patches.patches import Patches
 from ..program.design import FilterDesign
 from ..program.units import Units
+from .network import Network, rebalance
 
-__all__ = ["BaselineCallback", "BaselineResult", "default_learning_rate", "rebalance", "train_baseline", "tune"]
+__all__ = ["BaselineCallback", "BaselineResult", "train_baseline"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,14 +39,10 @@ LEAST_EPOCHS = 20
 CYCLE_GROWTH = 2
 CYCLE_DECAY = 0.5**0.5
 FINAL_RATE = 1e-3
-START_SHARE = 0.1
 RECORDS_PER_CYCLE = 10
 NEGLIGIBLE = 0.03
 RETRIES = 5
 RETRY_FACTOR = 0.25
-TUNING_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
-# A thread is not worth waking for fewer images.
-LEAST_SHARE = 16
 
 
 @dataclass(frozen=True)
@@ -82,164 +79,6 @@ class BaselineResult:
     learning_rate: float
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Neurons that feed the same cells, and the only patches of an image that they look at."""
-
-    neurons: slice
-    cells: slice
-    places: Tensor | None
-    pool: Tensor
-    patches: Tensor | None
-
-
-class _Network:
-    """Predictions and gradients of the block in the patches' dtype, a cache-sized piece of a batch at a time."""
-
-    def __init__(self, patches: Patches, targets: Tensor, loss: Loss, width: int, connect: str) -> None:
-        self.patches = patches
-        self.targets = targets.to(patches.pool)
-        self.loss = loss
-        self.width = width
-        self.outputs = targets.shape[1]
-        cells = patches.n_cells
-        in_memory = patches.n_images * patches.n_patches * patches.dim * patches.pool.element_size() <= CACHE_BYTES
-        if connect == "dense":
-            whole = patches.unfold() if in_memory else None
-            self.parts = [_Part(slice(None), slice(None), None, patches.pool, whole)]
-            self.mask = None
-        else:
-            self.parts = []
-            for cell in range(min(cells, width)):
-                places = patches.pool[cell].nonzero().flatten()
-                own = patches.unfold()[:, places] if in_memory else None
-                pool = patches.pool[cell : cell + 1, places]
-                self.parts.append(_Part(slice(cell, None, cells), slice(cell, cell + 1), places, pool, own))
-            neuron = torch.arange(width, device=targets.device)
-            self.mask = self.targets.new_zeros(width, cells, self.outputs)
-            self.mask[neuron, neuron % cells, neuron // cells % self.outputs] = 1.0
-        entries = CHUNK_ENTRIES_CPU if targets.device.type == "cpu" else CHUNK_ENTRIES_GPU
-        self.piece = max(1, entries // (patches.n_patches * max(width // len(self.parts), patches.dim)))
-
-    def _responses(self, filters: Tensor, rows: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Return, for each part, its patches (b * K, d), ReLU responses (b, K, m) and their pooled values."""
-        fresh = None
-        found = []
-        for part in self.parts:
-            if part.patches is not None:
-                own = part.patches[rows]
-            else:
-                fresh = self.patches.subset(rows).unfold() if fresh is None else fresh
-                own = fresh if part.places is None else fresh[:, part.places]
-            flat = own.flatten(0, 1)
-            maps = (flat @ filters[part.neurons].T).relu_().view(len(rows), own.shape[1], -1)
-            found.append((flat, maps, part.pool @ maps))
-        return found
-
-    def _columns(self, readout: Tensor, part: _Part) -> Tensor:
-        """Return a part's output weights as a matrix (cells * m, outputs)."""
-        return readout[part.neurons, part.cells].transpose(0, 1).reshape(-1, self.outputs)
-
-    def predict(self, filters: Tensor, readout: Tensor) -> Tensor:
-        """Return the outputs (n, outputs) of all images."""
-        prediction = torch.empty_like(self.targets)
-        columns = [self._columns(readout, part) for part in self.parts]
-        every = torch.arange(len(prediction), device=prediction.device)
-
-        def work(share: slice) -> None:
-            for rows in torch.split(every[share], self.piece):
-                found = self._responses(filters, rows)
-                prediction[rows] = sum(
-                    (pooled.flatten(1) @ weights for (_, _, pooled), weights in zip(found, columns, strict=True)),
-                    torch.zeros_like(self.targets[rows]),
-                )
-
-        map_shares(work, len(prediction), prediction.device, LEAST_SHARE)
-        return prediction
-
-    def gradients(self, filters: Tensor, readout: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradients of the loss, summed over these images, in the filters and the readout."""
-        columns = [self._columns(readout, part) for part in self.parts]
-
-        def work(share: slice) -> tuple[Tensor, Tensor]:
-            by_filter, by_readout = torch.zeros_like(filters), torch.zeros_like(readout)
-            for piece in torch.split(rows[share], self.piece):
-                found = self._responses(filters, piece)
-                prediction = sum(
-                    (pooled.flatten(1) @ weights for (_, _, pooled), weights in zip(found, columns, strict=True)),
-                    torch.zeros_like(self.targets[piece]),
-                )
-                slope = -self.loss.dual_point(prediction, self.targets[piece])
-                for part, (flat, maps, pooled), weights in zip(self.parts, found, columns, strict=True):
-                    count = maps.shape[2]
-                    by_columns = (pooled.flatten(1).T @ slope).view(-1, count, self.outputs)
-                    by_readout[part.neurons, part.cells] += by_columns.transpose(0, 1)
-                    incoming = part.pool.T @ (slope @ weights.T).view(len(piece), -1, count)
-                    # maps is positive exactly where the ReLU lets the gradient through.
-                    passed = torch.ops.aten.threshold_backward(incoming, maps, 0)
-                    by_filter[part.neurons] += passed.flatten(0, 1).T @ flat
-            return by_filter, by_readout
-
-        shares = map_shares(work, len(rows), rows.device, LEAST_SHARE)
-        by_filter = torch.stack([share[0] for share in shares]).sum(dim=0)
-        by_readout = torch.stack([share[1] for share in shares]).sum(dim=0)
-        return by_filter, by_readout if self.mask is None else by_readout * self.mask
-
-    def directions(self, seed: int) -> tuple[Tensor, Tensor]:
-        """Return random unit filters and output weights of unit norm, the group's signs alternating evenly."""
-        generator = torch.Generator().manual_seed(int(seed))
-        shape = (self.width, self.patches.n_cells, self.outputs)
-        filters = torch.randn(self.width, self.patches.dim, generator=generator).to(self.targets)
-        readout = torch.randn(shape, generator=generator).to(self.targets)
-        if self.mask is not None:
-            turns = torch.arange(self.width, device=readout.device) // (shape[1] * shape[2])
-            readout = self.mask * (1.0 - 2.0 * (turns % 2))[:, None, None]
-        filters /= filters.norm(dim=1, keepdim=True)
-        readout /= readout.flatten(1).norm(dim=1)[:, None, None]
-        return filters, readout
-
-    def start(self, seed: int) -> tuple[Tensor, Tensor]:
-        """Return random balanced weights whose outputs have START_SHARE of the targets' norm."""
-        filters, readout = self.directions(seed)
-        ratio = float(START_SHARE * self.targets.norm() / self.predict(filters, readout).norm().clamp_min(1e-30))
-        # Images or targets of zeros give no scale.
-        scale = math.sqrt(ratio) if 0.0 < ratio < 1e12 else 1.0
-        return filters * scale, readout * scale
-
-    def learning_rate(self, optimizer: str, filters: Tensor) -> float:
-        """Return the default peak rate for weights that start at the scale of these filters."""
-        scale = float(filters[0].norm())
-        if optimizer == "adam":
-            return 0.11 * scale / math.sqrt(math.sqrt(self.patches.dim))
-        mean_square = float(self.targets.square().sum()) / len(self.targets)
-        return 8.0 * scale**2 / mean_square if mean_square > 0 else 0.1
-
-
-def rebalance(filters: Tensor, readout: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the same network with ||u_i|| = ||w_i|| for every neuron, which makes the penalty least.
-
-    (x . cu)_+ w / c = (x . u)_+ w for every c > 0, and (||cu||^2 + ||w/c||^2) / 2 is least, ||u|| ||w||, at
-    c^2 = ||w|| / ||u||. A neuron with a zero side is the zero function and becomes zero on both.
-
-    Parameters
-    ----------
-    filters : Tensor, shape (m, d)
-    readout : Tensor, shape (m, cells, outputs)
-
-    Examples
-    --------
-    >>> filters, readout = rebalance(torch.tensor([[8.0]]), torch.tensor([[[2.0]]]))
-    >>> filters.item(), readout.item()
-    (4.0, 4.0)
-    """
-    inner, outer = filters.norm(dim=1), readout.flatten(1).norm(dim=1)
-    alive = (inner > 0) & (outer > 0)
-    one = torch.ones_like(inner)
-    factor = torch.where(alive, (outer.where(alive, one) / inner.where(alive, one)).sqrt(), 0.0)
-    inverse = torch.where(alive, 1.0 / factor.where(alive, one), 0.0)
-    return filters * factor[:, None], readout * inverse[:, None, None]
-
-
 def _cycles(epochs: int, length: int) -> list[int]:
     """Return the lengths of the cycles: each twice the one before, a short remainder joined to the last."""
     lengths = []
@@ -267,7 +106,7 @@ class _DivergedError(Exception):
 class _Run:
     """One training run: where it is, what it has seen, and its best weights."""
 
-    network: _Network
+    network: Network
     exact: Patches
     exact_targets: Tensor
     reg: float
@@ -357,7 +196,8 @@ def _optimizer(name: str, weights: Sequence[Tensor], rate: float) -> torch.optim
     return torch.optim.SGD(weights, lr=rate, momentum=SGD_MOMENTUM, nesterov=True, foreach=True)
 
 
-def _check(patches: Patches, targets: Tensor, width: int, connect: str, optimizer: str) -> None:
+def check_problem(patches: Patches, targets: Tensor, width: int, connect: str, optimizer: str) -> None:
+    """Raise InputError if there is no such network, or targets don't fit the patches."""
     if connect not in CONNECTIONS:
         raise InputError(f"connect must be one of {list(CONNECTIONS)}; got {connect!r}.")
     if optimizer not in OPTIMIZERS:
@@ -375,39 +215,7 @@ def _check_positive(**values: float) -> None:
             raise InputError(f"{name} must be a positive number; got {value!r}.")
 
 
-def default_learning_rate(
-    patches: Patches, targets: Tensor, width: int, *, connect: str = "dense", optimizer: str = "adam", seed: int = 0
-) -> float:
-    """Return the peak learning rate that ``train_baseline`` takes when none is given.
-
-    It follows the scale s of the starting weights, which follows images and targets: 0.11 s / d^(1/4) for
-    Adam, 8 s^2 / mean ||y_j||^2 for SGD. Multiplying images, targets or reg by a constant in the way that
-    leaves Eq. 1's problem the same then leaves the training the same.
-
-    Parameters
-    ----------
-    patches, targets, width, connect, optimizer, seed
-        As for ``train_baseline``.
-
-    Examples
-    --------
-    >>> from cvxcnn.patches import PatchGeometry
-    >>> patches = Patches(torch.ones(2, 1, 3, 3, dtype=torch.float64), PatchGeometry(3))
-    >>> targets = torch.ones(2, 1, dtype=torch.float64)
-    >>> small = default_learning_rate(patches, targets, 4)
-    >>> round(default_learning_rate(patches, 4 * targets, 4) / small, 4)
-    2.0
-    """
-    _check(patches, targets, width, connect, optimizer)
-    kind = get_loss("squared")
-    units = Units.of(patches, targets, kind)
-    with torch.no_grad(), coarse_threads():
-        near_one = units.scaled(patches).astype(torch.float32)
-        network = _Network(near_one, targets / units.targets, kind, width, connect)
-        return network.learning_rate(optimizer, network.start(seed)[0]) * _rate_unit(units, optimizer)
-
-
-def _rate_unit(units: Units, optimizer: str) -> float:
+def rate_unit(units: Units, optimizer: str) -> float:
     """Return the learning rate that is one in these units: a length of weights, over a gradient's unit for SGD."""
     return math.sqrt(units.weights) if optimizer == "adam" else units.weights / units.objective
 
@@ -509,7 +317,7 @@ def train_baseline(
     >>> result.readout.shape, result.objective < 1.0  # zero weights give 1/2 ||Y||^2 = 1
     (torch.Size([4, 1, 1]), True)
     """
-    _check(patches, targets, width, connect, optimizer)
+    check_problem(patches, targets, width, connect, optimizer)
     width, batch_size = int(width), as_int("batch_size", batch_size)
     epochs = None if epochs is None else as_int("epochs", epochs)
     _check_positive(reg=reg, tol=tol, **({} if learning_rate is None else {"learning_rate": learning_rate}))
@@ -522,7 +330,7 @@ def train_baseline(
     # Adam's own constant is absolute, and the training is in float32.
     units = Units.of(patches, targets, get_loss(loss))
     patches, targets, reg = units.scaled(patches), targets / units.targets, reg / units.reg
-    rate_unit, length = _rate_unit(units, optimizer), math.sqrt(units.weights)
+    unit, length = rate_unit(units, optimizer), math.sqrt(units.weights)
 
     def report(epoch: int, seconds: float, objective: float) -> None:
         if callback is not None:
@@ -530,9 +338,9 @@ def train_baseline(
 
     with torch.no_grad(), coarse_threads():
         exact = patches.astype(torch.float64)
-        network = _Network(patches.astype(torch.float32), targets, get_loss(loss), width, connect)
+        network = Network(patches.astype(torch.float32), targets, get_loss(loss), width, connect)
         start = network.start(seed)
-        peak = network.learning_rate(optimizer, start[0]) if learning_rate is None else learning_rate / rate_unit
+        peak = network.learning_rate(optimizer, start[0]) if learning_rate is None else learning_rate / unit
         steps = -(-len(targets) // batch_size)
         epochs = max(LEAST_EPOCHS, -(-ALL_STEPS // steps)) if epochs is None else epochs
         cycles = _cycles(epochs, -(-FIRST_CYCLE_STEPS // steps))
@@ -542,17 +350,17 @@ def train_baseline(
                 _train(run, start, optimizer, peak, cycles, batch_size, warmup, tol, seed)
             except _DivergedError:
                 logger.info(
-                    "baseline: %s diverged at learning rate %.2e; trying a quarter of it.", optimizer, peak * rate_unit
+                    "baseline: %s diverged at learning rate %.2e; trying a quarter of it.", optimizer, peak * unit
                 )
                 peak *= RETRY_FACTOR
                 continue
             history = [(seconds, objective * units.objective) for seconds, objective in run.history]
             return BaselineResult(
                 run.filters * length, run.readout * length, run.objective * units.objective, run.epoch,
-                history[-1][0], history, run.stopped, peak * rate_unit,
+                history[-1][0], history, run.stopped, peak * unit,
             )  # fmt: skip
     raise SolverError(
-        f"{optimizer} diverged at every learning rate down to {peak * rate_unit / RETRY_FACTOR:.1e}. Pass a smaller "
+        f"{optimizer} diverged at every learning rate down to {peak * unit / RETRY_FACTOR:.1e}. Pass a smaller "
         "learning_rate, or rescale images and targets to about 1."
     )
 
@@ -582,84 +390,3 @@ def _train(
             break
         previous = run.objective
         peak *= CYCLE_DECAY
-
-
-def tune(
-    patches: Patches,
-    targets: Tensor,
-    reg: float,
-    width: int,
-    *,
-    learning_rates: Sequence[float] | None = None,
-    connect: str = "dense",
-    optimizer: str = "adam",
-    epochs: int = 30,
-    batch_size: int = 64,
-    seed: int = 0,
-    loss: str = "squared",
-) -> float:
-    """Return the learning rate that reaches the lowest Eq. 1 in a short run.
-
-    Parameters
-    ----------
-    learning_rates : sequence of float or None
-        Rates to try; None for 1/4, 1/2, 1, 2 and 4 times ``default_learning_rate``.
-    epochs : int
-        Length of each run.
-    patches, targets, reg, width, connect, optimizer, batch_size, seed, loss
-        As for ``train_baseline``.
-
-    Returns
-    -------
-    float
-        One of the rates.
-
-    Raises
-    ------
-    InputError
-        As for ``train_baseline``, or if there is no rate to try.
-    SolverError
-        If every rate diverges.
-
-    Notes
-    -----
-    Only training images are looked at. Long runs like somewhat smaller rates than short ones.
-
-    Examples
-    --------
-    >>> from cvxcnn.patches import PatchGeometry
-    >>> images = torch.linspace(-1, 1, 36, dtype=torch.float64).view(4, 1, 3, 3)
-    >>> patches = Patches(images, PatchGeometry(kernel_size=2))
-    >>> targets = torch.tensor([[1.0], [0.0], [0.0], [1.0]], dtype=torch.float64)
-    >>> tune(patches, targets, 0.1, 4, learning_rates=[1e-6, 1e-2], epochs=20)
-    0.01
-    """
-    if learning_rates is None:
-        base = default_learning_rate(patches, targets, width, connect=connect, optimizer=optimizer, seed=seed)
-        learning_rates = [factor * base for factor in TUNING_FACTORS]
-    if not learning_rates:
-        raise InputError("learning_rates is empty; pass one rate at least, or None for the default grid.")
-    best: tuple[float, float] | None = None
-    for rate in learning_rates:
-        try:
-            result = train_baseline(
-                patches,
-                targets,
-                reg,
-                width,
-                connect=connect,
-                optimizer=optimizer,
-                learning_rate=rate,
-                epochs=epochs,
-                batch_size=batch_size,
-                seed=seed,
-                loss=loss,
-            )
-        except SolverError:
-            continue
-        # A run that had to lower its rate speaks for the rate that worked.
-        found = (result.objective, result.learning_rate)
-        best = found if best is None else min(best, found)
-    if best is None:
-        raise SolverError(f"{optimizer} diverged at every one of the learning rates {list(learning_rates)}.")
-    return best[1]

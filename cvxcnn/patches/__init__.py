@@ -1,5 +1,7 @@
-"""Images to patches, and the linear and ReLU maps on them; which patches a gate is active on."""
+"""Images to patches, and the linear and ReLU maps on them; which patches a gate is active on; pooling into cells."""
 
-from .patches import Patches, PatchGeometry
+from .geometry import PatchGeometry
+from .patches import Patches
+from .pooling import POOLINGS, Pooling
 
-__all__ = ["PatchGeometry", "Patches"]
+__all__ = ["POOLINGS", "PatchGeometry", "Patches", "Pooling"]

@@ -8,20 +8,18 @@ chunks of images that fit a processor's cache, so that no array of n * K * filte
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.checks import as_flag, as_int, is_int
 from ..core.threads import map_shares
-from ..errors import InputError
 from .activity import active, softly_active
+from .geometry import PatchGeometry
+from .pooling import get_pooling
 
-__all__ = ["PatchGeometry", "Patches"]
+__all__ = ["Patches"]
 
 # Unfolded patches up to this many bytes are kept; larger ones are unfolded again for each chunk.
 CACHE_BYTES = 2 << 30
@@ -42,106 +40,9 @@ _SHARE_PATCHES = 1024
 Result = TypeVar("Result")
 
 
-def _pair(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:
-    pair: Any = value if isinstance(value, (tuple, list)) or np.ndim(value) == 1 else (value, value)
-    if len(pair) != 2 or not all(is_int(side, least) for side in pair):
-        raise InputError(f"{name} must be an int >= {least} or a pair of them; got {value!r}.")
-    return int(pair[0]), int(pair[1])
-
-
 def _sides(padding: tuple[int, int]) -> tuple[int, int, int, int]:
     """Return padding (height, width) as ``F.pad`` takes it; ``F.avg_pool2d`` pads by half a kernel at most."""
     return padding[1], padding[1], padding[0], padding[0]
-
-
-def _interval_weights(length: int, cells: int, pooling: str) -> Tensor:
-    """Return the (cells, length) weights that pool one axis, cells cut as torch's adaptive pooling cuts them."""
-    weights = torch.zeros(cells, length, dtype=torch.float64)
-    for cell in range(cells):
-        start, stop = (cell * length) // cells, -((-(cell + 1) * length) // cells)
-        weights[cell, start:stop] = 1.0 / (stop - start) if pooling == "mean" else 1.0
-    return weights
-
-
-@dataclass(frozen=True)
-class PatchGeometry:
-    """How images are cut into patches and how feature maps are pooled into cells.
-
-    Parameters
-    ----------
-    kernel_size : int or (int, int)
-        Height and width of a patch, in pixels.
-    stride : int or (int, int)
-        Step between patches, in pixels.
-    padding : int or (int, int)
-        Zeros added on each side, in pixels.
-    pooling : {"sum", "mean"}
-        Whether a cell adds its patches' responses or averages them.
-    pool_cells : int
-        Each feature map is pooled into a ``pool_cells`` x ``pool_cells`` grid, cut as by
-        ``torch.nn.AdaptiveAvgPool2d`` (neighbouring cells overlap where the side is not a multiple).
-    bias : bool
-        Append a constant 1 to every patch.
-
-    Raises
-    ------
-    InputError
-        If a value is out of its range.
-
-    Examples
-    --------
-    >>> PatchGeometry(kernel_size=3, padding=1).map_shape((8, 8))
-    (8, 8)
-    """
-
-    kernel_size: int | tuple[int, int] = 3
-    stride: int | tuple[int, int] = 1
-    padding: int | tuple[int, int] = 0
-    pooling: str = "sum"
-    pool_cells: int = 1
-    bias: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "kernel_size", _pair("kernel_size", self.kernel_size, 1))
-        object.__setattr__(self, "stride", _pair("stride", self.stride, 1))
-        object.__setattr__(self, "padding", _pair("padding", self.padding, 0))
-        if self.pooling not in ("sum", "mean"):
-            raise InputError(f'pooling must be "sum" or "mean"; got {self.pooling!r}.')
-        object.__setattr__(self, "pool_cells", as_int("pool_cells", self.pool_cells))
-        object.__setattr__(self, "bias", as_flag("bias", self.bias))
-
-    def _sizes(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-        # __post_init__ has made pairs of them; this tells the type checker.
-        return (
-            _pair("kernel_size", self.kernel_size, 1),
-            _pair("stride", self.stride, 1),
-            _pair("padding", self.padding, 0),
-        )
-
-    def map_shape(self, image_shape: tuple[int, int]) -> tuple[int, int]:
-        """Return the (H', W') of the feature maps of images of height and width ``image_shape``."""
-        kernel, stride, padding = self._sizes()
-        sides = []
-        for size, k, s, p in zip(image_shape, kernel, stride, padding, strict=True):
-            if k > size + 2 * p:
-                raise InputError(
-                    f"kernel_size {kernel} is larger than the padded image: images are {tuple(image_shape)}, "
-                    f"padding is {padding}. Use a smaller kernel or more padding."
-                )
-            sides.append((size + 2 * p - k) // s + 1)
-        if self.pool_cells > min(sides):
-            raise InputError(
-                f"pool_cells={self.pool_cells} needs feature maps of at least that side; they are "
-                f"{sides[0]} x {sides[1]}. Use fewer cells or more padding."
-            )
-        return sides[0], sides[1]
-
-    def pool_matrix(self, image_shape: tuple[int, int]) -> Tensor:
-        """Return the (cells, K) float64 matrix that pools the K responses of one image into its cells."""
-        height, width = self.map_shape(image_shape)
-        rows = _interval_weights(height, self.pool_cells, self.pooling)
-        columns = _interval_weights(width, self.pool_cells, self.pooling)
-        return torch.kron(rows, columns)
 
 
 class _PooledReLU(torch.autograd.Function):
@@ -369,15 +270,15 @@ class Patches:
         """Write the pooled ReLU responses into ``pooled`` (n, cells, m), one image at a time, and return it."""
         count, (height, width), cells = len(filters), self.map_shape, self.geometry.pool_cells
         tiled = height % cells == 0 and width % cells == 0
-        scale = cells**2 / self.n_patches if self.geometry.pooling == "mean" else 1.0
+        weight = get_pooling(self.geometry.pooling).constant(self.n_patches // cells**2) if tiled else None
         respond = self._responses(filters)
 
         def work(share: slice) -> None:
             for row in range(share.start, share.stop):
                 responses = respond(slice(row, row + 1))
-                if tiled:
+                if weight is not None:
                     parts = responses.view(count, cells, height // cells, cells, width // cells)
-                    pooled[row] = parts.sum(dim=(2, 4)).view(count, -1).T.mul_(scale)
+                    pooled[row] = parts.sum(dim=(2, 4)).view(count, -1).T.mul_(weight)
                 else:
                     torch.mm(self.pool, responses.view(count, -1).T, out=pooled[row])
 

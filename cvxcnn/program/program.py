@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..core.checks import is_number
 from ..core.distributed import all_mean, all_sum, size
 from ..core.plainly import plainly
-from ..data.images import check_images, check_targets
+from ..data.checks import check_images, check_targets
 from ..errors import InputError
 from ..losses import Loss, SquaredLoss, get_loss
 from ..patches.patches import Patches

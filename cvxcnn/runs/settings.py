@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from ..arrangements import parse_gates
 from ..core.checks import as_int, as_number, as_tol, is_int, scalar
 from ..core.distributed import gather_rows, rank, shard, size
-from ..data.images import ImageSet, limited_rows, load_rows
+from ..data.images import ImageSet, limited_rows
+from ..data.loading import load_rows
 from ..data.readers import reading
 from ..errors import DataError, InputError
 from ..models.block import DEFAULT_SEARCH, ConvexConvBlock

@@ -32,7 +32,8 @@ import torch
 
 from ..core import distributed
 from ..core.threads import map_items
-from ..patches.patches import CACHE_BYTES, PatchGeometry
+from ..patches.geometry import PatchGeometry
+from ..patches.patches import CACHE_BYTES
 from ..program.design import PART_BYTES_CPU, PART_BYTES_GPU, GatedDesign
 from ..program.program import Program
 

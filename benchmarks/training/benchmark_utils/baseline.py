@@ -8,7 +8,8 @@ import torch
 from benchopt import BaseSolver
 
 from benchmark_utils import Levels, Task
-from cvxcnn.ordinary.baseline import FIRST_CYCLE_STEPS, train_baseline, tune
+from cvxcnn.ordinary import train_baseline, tune
+from cvxcnn.ordinary.baseline import FIRST_CYCLE_STEPS
 from cvxcnn.patches import Patches
 
 

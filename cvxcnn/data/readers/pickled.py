@@ -121,46 +121,49 @@ class _Machine:
             stack.append(_EMPTY[name]())
         elif name in _TUPLES:
             stack.append(tuple(self.take(_TUPLES[name])))
-        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
-            self.memo[argument] = stack[-1]
-        elif name == "MEMOIZE":
-            self.memo[len(self.memo)] = stack[-1]
-        elif name in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(self.memo[argument])
-        elif name == "MARK":
-            self.marks.append(len(stack))
-        elif name == "TUPLE":
-            stack.append(tuple(self.since_mark()))
-        elif name == "LIST":
-            stack.append(self.since_mark())
-        elif name == "DICT":
-            items = self.since_mark()
-            stack.append({})
-            self.update(items)
-        elif name == "APPEND":
-            self.extend(self.take(1))
-        elif name == "APPENDS":
-            self.extend(self.since_mark())
-        elif name == "SETITEM":
-            self.update(self.take(2))
-        elif name == "SETITEMS":
-            self.update(self.since_mark())
-        elif name == "GLOBAL":
-            self.push_name(argument.replace(" ", "."))
-        elif name == "STACK_GLOBAL":
-            self.push_name(".".join(str(part)[:60] for part in self.take(2)))
-        elif name == "REDUCE":
-            function, arguments = self.take(2)
-            if not isinstance(function, Name) or not isinstance(arguments, tuple):
-                raise ValueError("it calls what is no name")
-            stack.append(Call(function, arguments))
-        elif name == "BUILD":
-            call, state = self.take(2)
-            if not isinstance(call, Call):
-                raise ValueError("it sets the state of a plain value")
-            stack.append(Built(call, state))
+        elif name in _STEPS:
+            _STEPS[name](self, argument)
         elif name not in _IGNORED:
             raise ValueError(f"it has the opcode {name}, which this data set doesn't need; nothing was run")
+
+    def put(self, place: int) -> None:
+        self.memo[place] = self.stack[-1]
+
+    def fill_dict(self) -> None:
+        items = self.since_mark()
+        self.stack.append({})
+        self.update(items)
+
+    def call(self) -> None:
+        function, arguments = self.take(2)
+        if not isinstance(function, Name) or not isinstance(arguments, tuple):
+            raise ValueError("it calls what is no name")
+        self.stack.append(Call(function, arguments))
+
+    def build(self) -> None:
+        call, state = self.take(2)
+        if not isinstance(call, Call):
+            raise ValueError("it sets the state of a plain value")
+        self.stack.append(Built(call, state))
+
+
+_STEPS: dict[str, Callable[[_Machine, Any], None]] = {
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _Machine.put),
+    "MEMOIZE": lambda machine, _: machine.put(len(machine.memo)),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda machine, place: machine.stack.append(machine.memo[place])),
+    "MARK": lambda machine, _: machine.marks.append(len(machine.stack)),
+    "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.since_mark())),
+    "LIST": lambda machine, _: machine.stack.append(machine.since_mark()),
+    "DICT": lambda machine, _: machine.fill_dict(),
+    "APPEND": lambda machine, _: machine.extend(machine.take(1)),
+    "APPENDS": lambda machine, _: machine.extend(machine.since_mark()),
+    "SETITEM": lambda machine, _: machine.update(machine.take(2)),
+    "SETITEMS": lambda machine, _: machine.update(machine.since_mark()),
+    "GLOBAL": lambda machine, argument: machine.push_name(argument.replace(" ", ".")),
+    "STACK_GLOBAL": lambda machine, _: machine.push_name(".".join(str(part)[:60] for part in machine.take(2))),
+    "REDUCE": lambda machine, _: machine.call(),
+    "BUILD": lambda machine, _: machine.build(),
+}
 
 
 def pickled_value(content: bytes, names: Collection[str]) -> Any:

@@ -1,0 +1,227 @@
+"""How the responses of a feature map are pooled into cells; a new pooling is one class and one entry here."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from .geometry import PatchGeometry
+
+__all__ = ["POOLINGS", "CellSum", "CellWeights", "MeanPooling", "Pooling", "SumPooling", "get_pooling", "pooling"]
+
+
+class Pooling(ABC):
+    """How a grid of cells is made of feature maps; a new one defines ``weights`` and is entered in ``POOLINGS``.
+
+    Programs and their bounds rest on pooling that is linear, and what rounding may add to them is measured by weights
+    that are not negative.
+
+    Attributes
+    ----------
+    name : str
+        That ``pooling=`` takes.
+    averages : bool
+        Whether the weights of each cell add up to one, however many places it has.
+
+    Examples
+    --------
+    >>> class FirstPooling(Pooling):
+    ...     name = "first"
+    ...     averages = True
+    ...
+    ...     def weights(self, map_shape, cells, dtype=torch.float64, device="cpu"):
+    ...         rows, columns = (
+    ...             torch.eye(side, dtype=dtype, device=device)[[start for start, _ in cell_bounds(side, cells)]]
+    ...             for side in map_shape
+    ...         )
+    ...         return torch.kron(rows, columns)
+    >>> FirstPooling().module((2, 4), 2, torch.ones(1))(torch.arange(8.0).view(1, 1, 2, 4)).tolist()
+    [[[[0.0, 2.0], [4.0, 6.0]]]]
+    """
+
+    name: str
+    averages: bool
+
+    @abstractmethod
+    def weights(
+        self,
+        map_shape: tuple[int, int],
+        cells: int,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Return the weights P_ck of the K places of a map in its cells, shape (cells * cells, K), none negative.
+
+        A pooling that has none, because it isn't linear, raises InputError and says what can be used instead.
+
+        Parameters
+        ----------
+        map_shape : (int, int)
+            H' and W' of the maps; K = H' W'.
+        cells : int
+            The grid is ``cells`` x ``cells``.
+        dtype : torch.dtype
+        device : torch.device or str
+        """
+
+    def constant(self, places: int) -> float | None:
+        """Return the weight that every place has in a cell of so many; None if they differ in theirs."""
+        return None
+
+    def module(self, map_shape: tuple[int, int], cells: int, like: Tensor) -> nn.Module:
+        """Return the module that pools (n, m, H', W') maps to (n, m, cells, cells), for numbers that are like these."""
+        return CellWeights(self.weights(map_shape, cells, like.dtype, like.device))
+
+
+class SumPooling(Pooling):
+    """Each cell adds its responses."""
+
+    name = "sum"
+    averages = False
+
+    def weights(
+        self,
+        map_shape: tuple[int, int],
+        cells: int,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Return ones for the places of each cell."""
+        rows, columns = (_members(side, cells) for side in map_shape)
+        return torch.kron(rows, columns).to(device, dtype)
+
+    def constant(self, places: int) -> float:
+        """Return one."""
+        return 1.0
+
+    def module(self, map_shape: tuple[int, int], cells: int, like: Tensor) -> nn.Module:
+        """Return an average pooling without its division; ``CellSum`` where cells are not of one size."""
+        size = _even(map_shape, cells)
+        if size is not None:
+            return nn.AvgPool2d(size, divisor_override=1)
+        height, width = (_members(side, cells).sum(dim=1) for side in map_shape)
+        return CellSum(cells, torch.outer(height, width).to(like))
+
+
+class MeanPooling(Pooling):
+    """Each cell averages its responses."""
+
+    name = "mean"
+    averages = True
+
+    def weights(
+        self,
+        map_shape: tuple[int, int],
+        cells: int,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Return one over a cell's number of places for each of them."""
+        members = (_members(side, cells) for side in map_shape)
+        rows, columns = (axis / axis.sum(dim=1, keepdim=True) for axis in members)
+        return torch.kron(rows, columns).to(device, dtype)
+
+    def constant(self, places: int) -> float:
+        """Return one over the number of places."""
+        return 1.0 / places
+
+    def module(self, map_shape: tuple[int, int], cells: int, like: Tensor) -> nn.Module:
+        """Return torch's own average pooling."""
+        size = _even(map_shape, cells)
+        return nn.AdaptiveAvgPool2d(cells) if size is None else nn.AvgPool2d(size)
+
+
+POOLINGS: dict[str, type[Pooling]] = {pooling.name: pooling for pooling in (SumPooling, MeanPooling)}
+
+
+def get_pooling(name: str) -> Pooling:
+    """Return the pooling of that name.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    if not isinstance(name, str) or name not in POOLINGS:
+        *others, last = (f'"{known}"' for known in POOLINGS)
+        raise InputError(f"pooling must be {', '.join(others)} or {last}; got {name!r}.")
+    return POOLINGS[name]()
+
+
+def pooling(geometry: PatchGeometry, map_shape: tuple[int, int], like: Tensor) -> nn.Module:
+    """Return the module that pools (n, m, H', W') maps into cells, a standard one where there is one."""
+    return get_pooling(geometry.pooling).module(map_shape, geometry.pool_cells, like)
+
+
+class CellSum(nn.Module):
+    """Sum of each feature map over a grid of cells, for maps whose sides are not multiples of the grid.
+
+    Parameters
+    ----------
+    cells : int
+        The grid is ``cells`` x ``cells``, cut as by ``nn.AdaptiveAvgPool2d``.
+    sizes : Tensor, shape (cells, cells)
+        Positions in each cell.
+    """
+
+    def __init__(self, cells: int, sizes: Tensor) -> None:
+        super().__init__()
+        self.cells = cells
+        self.sizes: Tensor
+        self.register_buffer("sizes", sizes)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return (n, m, cells, cells) sums of (n, m, H', W') maps."""
+        return F.adaptive_avg_pool2d(maps, self.cells) * self.sizes
+
+
+class CellWeights(nn.Module):
+    """Weighted sums of each feature map over a square grid of cells.
+
+    Parameters
+    ----------
+    weights : Tensor, shape (cells * cells, K)
+        Of the places of a map in each cell.
+    """
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__()
+        self.cells = round(len(weights) ** 0.5)
+        self.weights: Tensor
+        self.register_buffer("weights", weights)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return (n, m, cells, cells) sums of (n, m, H', W') maps."""
+        return (maps.flatten(2) @ self.weights.T).view(*maps.shape[:2], self.cells, self.cells)
+
+
+def cell_bounds(length: int, cells: int) -> list[tuple[int, int]]:
+    """Return where the cells of one axis start and stop, cut as torch's adaptive pooling cuts them.
+
+    Examples
+    --------
+    >>> cell_bounds(5, 2)
+    [(0, 3), (2, 5)]
+    """
+    return [(cell * length // cells, -(-(cell + 1) * length // cells)) for cell in range(cells)]
+
+
+def _members(length: int, cells: int) -> Tensor:
+    """Return which places of one axis are in which of its cells, (cells, length) of zeros and ones."""
+    members = torch.zeros(cells, length, dtype=torch.float64)
+    for cell, (start, stop) in enumerate(cell_bounds(length, cells)):
+        members[cell, start:stop] = 1.0
+    return members
+
+
+def _even(map_shape: tuple[int, int], cells: int) -> tuple[int, int] | None:
+    """Return height and width of the cells if they are all of one size, and don't overlap."""
+    height, width = map_shape
+    return None if height % cells or width % cells else (height // cells, width // cells)
