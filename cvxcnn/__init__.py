@@ -8,7 +8,7 @@ from .models.polish import Polished, polish
 from .models.saving import load_model, save_model
 from .models.stack import LayerwiseCNN
 from .pricing import Certificate, PricedGates, PricingOptions
-from .program.program import nonconvex_objective
+from .program import nonconvex_objective
 
 __all__ = [
     "Certificate",

@@ -381,3 +381,26 @@ def test_two_digits_beat_every_adam_run_and_are_certified() -> None:
     columns = torch.as_tensor(targets)[:, None]
     best = min(train_baseline(patches, columns, block.reg, 200, seed=seed).objective for seed in range(6))
     assert block.result_.objective <= best
+
+
+def test_searches_of_fewer_starts_than_cells_and_outputs() -> None:
+    images = torch.randn(10, 1, 4, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    targets = torch.randn(10, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    block = eq2_block(
+        kernel_size=2, pool_cells=2, activation="gated_relu", reg=0.5, gates=PricedGates(starts=8, max_rounds=2)
+    )
+    assert block.fit(images, targets).certificate_.kind == "searched"
+
+
+def test_thinned_sums_are_scaled_however_they_are_computed() -> None:
+    images = torch.ones(4, 1, 18, 18, dtype=torch.float64)
+    patches = Patches(images, PatchGeometry(3, pooling="sum", pool_cells=2))
+    thin, _ = thinned(patches, 200, torch.Generator().manual_seed(0))
+    filters = torch.ones(40, patches.dim, dtype=torch.float64)
+    assert thin.n_patches < patches.n_patches
+    for some in (thin, thin.astype(torch.float32), thin.subset(slice(0, 1))):
+        assert torch.allclose(some.relu_features(filters.to(some.dtype)).double(), patches.relu_features(filters)[:1])
+        assert torch.allclose(
+            some.convolved(filters.to(some.dtype), some.pool.new_zeros(some.n_images, 4, 40)).double(),
+            patches.relu_features(filters)[:1],
+        )

@@ -135,7 +135,7 @@ def read_neurons(program: Program, weights: Tensor, intercepts: Tensor | None = 
 
 def convolution(filters: Tensor, geometry: PatchGeometry, channels: int) -> nn.Conv2d:
     """Return a Conv2d with the given filters (m, d), the bias in the last entry if the geometry has one."""
-    kernel, stride, padding = geometry._sizes()
+    kernel, stride, padding = geometry.sizes()
     layer = nn.Conv2d(channels, len(filters), kernel, stride, padding, bias=geometry.bias).to(filters)
     weight = filters[:, :-1] if geometry.bias else filters
     with torch.no_grad():

@@ -25,7 +25,7 @@ from ..core.plainly import plainly
 from ..data.checks import check_images
 from ..drawing.style import import_matplotlib
 from ..errors import InputError
-from ..patches.pooling import CellSum
+from ..patches.pooling import CellSum, CellWeights
 
 __all__ = ["METHODS", "attribute"]
 
@@ -273,7 +273,8 @@ def _check_cam(network: nn.Module, trace: _Trace, stage: _Stage) -> None:
     # A class of its own may do something else with its parts.
     plain = isinstance(network, nn.Sequential) and type(network).forward is nn.Sequential.forward
     end = list(cast(nn.Sequential, network))[-4:] if plain else []
-    kinds: list[tuple[type, ...]] = [(nn.AvgPool2d, nn.AdaptiveAvgPool2d, CellSum), (nn.Flatten,), (nn.Linear,)]
+    pooling = nn.AvgPool2d, nn.AdaptiveAvgPool2d, CellSum, CellWeights
+    kinds: list[tuple[type, ...]] = [pooling, (nn.Flatten,), (nn.Linear,)]
     fits = len(end) == 4 and all(isinstance(part, kind) for part, kind in zip(end[1:], kinds, strict=True))
     if not fits or stage != trace.stages[-1] or end[0] is not stage.module:
         raise InputError(

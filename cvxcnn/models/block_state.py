@@ -236,7 +236,7 @@ class BlockState(Savable, BaseEstimator):
 
     def _read_neurons(self, reader: StateReader, layer: int) -> None:
         dtype, outputs, cells = DTYPES[self.dtype], self.n_outputs_, self.geometry_.pool_cells**2
-        kernel = self.geometry_._sizes()[0]
+        kernel = self.geometry_.sizes()[0]
         dim = self.image_shape_[0] * kernel[0] * kernel[1] + int(self.geometry_.bias)
         activation = get_activation(self.activation)
         tensors: dict[str, Tensor] = {}

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from sklearn.exceptions import NotFittedError
 from torch import Tensor
 
+from ..core.checks import as_int, is_int
 from ..core.plainly import plainly
+from ..data.augmentation import moved
 from ..data.checks import check_images
 from ..data.layout import check_same_shape
 from ..errors import InputError
@@ -112,3 +114,42 @@ class Layers:
         if not self.mirror:
             return predictions
         return np.asarray((predictions[0::2] + predictions[1::2]) / 2)
+
+    def staged_predict(self, images: Any, *, shift: int = 0) -> Iterator[np.ndarray]:
+        """Yield each layer's predictions, shape (n,) or (n, outputs); for ``shift`` see ``predict``."""
+        far = as_int("shift", shift, 0, "in pixels")
+        views = [images]
+        if far:
+            given = check_images(images)
+            steps = (0, 0), (far, 0), (-far, 0), (0, far), (0, -far)
+            views = [moved(given, down, right) for down, right in steps]
+        for layer, seen in enumerate(zip(*(self.seen(view) for view in views), strict=True)):
+            outputs = self.averaged(np.asarray(sum(view.outputs for view in seen) / len(views)))
+            yield outputs[:, 0] if self.blocks_[layer].flat_targets_ else outputs
+
+    def predict(self, images: Any, layer: int = -1, *, ensemble: bool = False, shift: int = 0) -> np.ndarray:
+        """Return the predictions of a layer, shape (n,) or (n, outputs).
+
+        Parameters
+        ----------
+        images : array-like, shape (n, C, H, W) or (n, H, W)
+        layer : int
+            Counted from 0; the last one by default.
+        ensemble : bool
+            The mean of the predictions of all layers up to this one.
+        shift : int
+            The mean over each image and four copies of it, shifted by so many pixels up, down, left and right, with
+            the edge repeated: five times the work. 0 for none.
+
+        Raises
+        ------
+        NotFittedError
+            Before ``fit``.
+        InputError
+            If there is no such layer, images have another shape than those of ``fit``, or shift is negative.
+        """
+        predictions = list(self.staged_predict(images, shift=shift))
+        if not is_int(layer, -len(predictions), len(predictions)):
+            raise InputError(f"layer must be between 0 and {len(predictions) - 1}; got {layer!r}.")
+        last = int(layer) % len(predictions)
+        return np.asarray(np.mean(predictions[: last + 1], axis=0)) if ensemble else predictions[last]

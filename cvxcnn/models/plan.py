@@ -97,7 +97,7 @@ def plan_layers(
     for layer, (geometry, step) in enumerate(zip(geometries, steps, strict=True)):
         try:
             if layer and project is not None:
-                kernel, _, padding = geometry._sizes()
+                kernel, _, padding = geometry.sizes()
                 sides = PatchGeometry(kernel, 1, padding).map_shape(inputs[1:])
                 inputs = min(project, inputs[0] * kernel[0] * kernel[1]), *sides
                 plan = LayerPlan(inputs, sides, step)

@@ -21,11 +21,12 @@ from ..errors import InputError
 from ..losses import get_loss
 from ..patches.geometry import PatchGeometry
 from ..patches.patches import Patches
+from ..patches.pooling import POOLINGS
 from ..pricing.certificate import Certificate
 from ..pricing.options import PricingOptions
 from ..pricing.solve import solve_priced
+from ..program import nonconvex_objective
 from ..program.problem import Problem
-from ..program.program import nonconvex_objective
 
 __all__ = ["Polished", "polish"]
 
@@ -215,7 +216,7 @@ def _geometry(module: nn.Module, inputs: Tensor) -> PatchGeometry:
             parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
     # Not the first ones, which may be blank.
     probes = inputs[inputs.abs().flatten(1).amax(dim=1).argsort(descending=True)[:_PROBES]]
-    for pooling in ("mean", "sum"):
+    for pooling in sorted(POOLINGS):
         geometry = PatchGeometry(
             **sizes, padding=_padding(convolution), pooling=pooling, pool_cells=cells, bias=convolution.bias is not None
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..core.checks import as_flag, as_int, as_int_or_none, is_int, is_number, sc
 from ..core.distributed import rank, row_counts
 from ..core.plainly import plainly
 from ..core.seeds import seed_of
-from ..data.augmentation import moved, shifted
+from ..data.augmentation import shifted
 from ..data.checks import are_flat, check_images, check_targets
 from ..data.hold_out import held_out
 from ..errors import InputError
@@ -177,7 +177,7 @@ class LayerwiseCNN(StackState):
                 raise InputError(f'half_maps=True needs blocks of dtype="float32"; got {block.dtype!r}.')
         settings = [clone(block) for block in blocks]
         for block in settings[1:] if self.project is not None else []:
-            if block.check_parameters()._sizes()[1] != (1, 1):
+            if block.check_parameters().sizes()[1] != (1, 1):
                 raise InputError(f"project needs blocks of stride 1; got {block.stride!r}.")
             # The projection takes the patches.
             block.set_params(kernel_size=1, padding=0)
@@ -343,7 +343,7 @@ class LayerwiseCNN(StackState):
         """Return what the input of block ``layer`` goes through, from the input of the block before."""
         if layer and self.project is not None:
             blocks = given_blocks(self.block)
-            kernel, _, padding = blocks[min(layer, len(blocks) - 1)].check_parameters()._sizes()
+            kernel, _, padding = blocks[min(layer, len(blocks) - 1)].check_parameters().sizes()
             generator = torch.Generator().manual_seed(layer)
             maps = self._hand_on(layer - 1, self._sampled(inputs, generator))
             return PatchPCA.of(maps, int(self.project), kernel, padding, generator)
@@ -353,47 +353,6 @@ class LayerwiseCNN(StackState):
             return Standardizer.of(inputs)
         parts = torch.split(inputs, _IMAGES_AT_ONCE)
         return Standardizer.of_parts(self._hand_on(layer - 1, part) for part in parts)
-
-    def staged_predict(self, images: Any, *, shift: int = 0) -> Iterator[np.ndarray]:
-        """Yield each layer's predictions, shape (n,) or (n, outputs); for ``shift`` see ``predict``."""
-        if not is_int(shift, 0):
-            raise InputError(f"shift must be an int >= 0, in pixels; got {shift!r}.")
-        views = [images]
-        if shift:
-            given = check_images(images)
-            far = int(shift)
-            steps = (0, 0), (far, 0), (-far, 0), (0, far), (0, -far)
-            views = [moved(given, down, right) for down, right in steps]
-        for layer, seen in enumerate(zip(*(self.seen(view) for view in views), strict=True)):
-            outputs = self.averaged(np.asarray(sum(view.outputs for view in seen) / len(views)))
-            yield outputs[:, 0] if self.blocks_[layer].flat_targets_ else outputs
-
-    def predict(self, images: Any, layer: int = -1, *, ensemble: bool = False, shift: int = 0) -> np.ndarray:
-        """Return the predictions of a layer, shape (n,) or (n, outputs).
-
-        Parameters
-        ----------
-        images : array-like, shape (n, C, H, W) or (n, H, W)
-        layer : int
-            Counted from 0; the last one by default.
-        ensemble : bool
-            The mean of the predictions of all layers up to this one.
-        shift : int
-            The mean over each image and four copies of it, shifted by so many pixels up, down, left and right, with
-            the edge repeated: five times the work. 0 for none.
-
-        Raises
-        ------
-        NotFittedError
-            Before ``fit``.
-        InputError
-            If there is no such layer, images have another shape than those of ``fit``, or shift is negative.
-        """
-        predictions = list(self.staged_predict(images, shift=shift))
-        if not is_int(layer, -len(predictions), len(predictions)):
-            raise InputError(f"layer must be between 0 and {len(predictions) - 1}; got {layer!r}.")
-        last = int(layer) % len(predictions)
-        return np.asarray(np.mean(predictions[: last + 1], axis=0)) if ensemble else predictions[last]
 
     @plainly
     def to_torch(self, layer: int = -1, *, neurons: Neurons | None = None, alone: bool = False) -> nn.Module:

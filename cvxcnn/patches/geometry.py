@@ -68,7 +68,7 @@ class PatchGeometry:
         object.__setattr__(self, "pool_cells", as_int("pool_cells", self.pool_cells))
         object.__setattr__(self, "bias", as_flag("bias", self.bias))
 
-    def _sizes(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    def sizes(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
         # __post_init__ has made pairs of them; this tells the type checker.
         return (
             _pair("kernel_size", self.kernel_size, 1),
@@ -78,7 +78,7 @@ class PatchGeometry:
 
     def map_shape(self, image_shape: tuple[int, int]) -> tuple[int, int]:
         """Return the (H', W') of the feature maps of images of height and width ``image_shape``."""
-        kernel, stride, padding = self._sizes()
+        kernel, stride, padding = self.sizes()
         sides = []
         for size, k, s, p in zip(image_shape, kernel, stride, padding, strict=True):
             if k > size + 2 * p:

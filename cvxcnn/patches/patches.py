@@ -105,6 +105,8 @@ class Patches:
     dtype : torch.dtype or None
         What patches are computed in; None for the images' own. Images kept in a narrower type, float16 say, are
         converted chunk by chunk: rounding to that type is then part of the data.
+    scale : float
+        What the pooling weights are multiplied by.
 
     Attributes
     ----------
@@ -128,18 +130,21 @@ class Patches:
     torch.Size([2, 1, 3])
     """
 
-    def __init__(self, images: Tensor, geometry: PatchGeometry, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, images: Tensor, geometry: PatchGeometry, dtype: torch.dtype | None = None, scale: float = 1.0
+    ) -> None:
         self.images = images
         self.geometry = geometry
         self.dtype = images.dtype if dtype is None else dtype
-        self.kernel, self.stride, self.padding = geometry._sizes()
+        self.kernel, self.stride, self.padding = geometry.sizes()
         n, channels, height, width = images.shape
         self.map_shape = geometry.map_shape((height, width))
         self.n_images = n
         self.n_patches = self.map_shape[0] * self.map_shape[1]
         self.n_cells = geometry.pool_cells**2
         self.dim = channels * self.kernel[0] * self.kernel[1] + int(geometry.bias)
-        self.pool = geometry.pool_matrix((height, width)).to(images.device, self.dtype)
+        self.scale = scale
+        self.pool = scale * geometry.pool_matrix((height, width)).to(images.device, self.dtype)
         self._cached: Tensor | None = None
         self._lengths: Tensor | None = None
         self._keeps = True
@@ -149,11 +154,11 @@ class Patches:
         if dtype == self.dtype:
             return self
         narrower = torch.finfo(dtype).bits < torch.finfo(self.images.dtype).bits
-        return Patches(self.images.to(dtype) if narrower else self.images, self.geometry, dtype)
+        return Patches(self.images.to(dtype) if narrower else self.images, self.geometry, dtype, self.scale)
 
     def subset(self, rows: Tensor | slice) -> Patches:
         """Return the patches of the images with these indices; a slice shares memory and keeps no patches."""
-        part = Patches(self.images[rows], self.geometry, self.dtype)
+        part = Patches(self.images[rows], self.geometry, self.dtype, self.scale)
         if isinstance(rows, slice):
             part._keeps = False
             part._cached = None if self._cached is None else self._cached[rows]
@@ -278,7 +283,7 @@ class Patches:
                 responses = respond(slice(row, row + 1))
                 if weight is not None:
                     parts = responses.view(count, cells, height // cells, cells, width // cells)
-                    pooled[row] = parts.sum(dim=(2, 4)).view(count, -1).T.mul_(weight)
+                    pooled[row] = parts.sum(dim=(2, 4)).view(count, -1).T.mul_(self.scale * weight)
                 else:
                     torch.mm(self.pool, responses.view(count, -1).T, out=pooled[row])
 

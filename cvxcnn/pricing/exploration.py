@@ -187,7 +187,7 @@ class Exploration:
         turns = torch.randn(count, points.shape[1], generator=self.generator, dtype=torch.float64).to(points)
         lengths = torch.rand(count, 1, generator=self.generator, dtype=torch.float64).to(points)
         turns = F.normalize(turns, dim=1) * _NEAREST * (_FARTHEST / _NEAREST) ** lengths
-        for kind in range(norms.shape[1]):  # as the search deals them out
+        for kind in range(min(count, norms.shape[1])):  # as the search deals them out
             rows = torch.arange(kind, count, norms.shape[1], device=points.device)
             own = (self.maxima.kinds == kind).nonzero().flatten()
             if not len(own):

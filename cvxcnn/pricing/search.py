@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..patches.activity import softly_active
 from ..patches.patches import Patches
+from ..patches.pooling import get_pooling
 from ..penalties import Penalty
 from ..program.design import FilterDesign
 from .climb import climbed
@@ -56,8 +57,8 @@ def thinned(patches: Patches, most: int, generator: torch.Generator) -> tuple[Pa
     if step == 1 and len(rows) == patches.n_images:
         return patches, rows
     thin = Patches(patches.images[rows], replace(geometry, stride=stride))
-    if geometry.pooling == "sum":
-        thin.pool = thin.pool * (patches.n_patches / thin.n_patches)
+    if not get_pooling(geometry.pooling).averages:
+        thin = Patches(thin.images, thin.geometry, scale=patches.n_patches / thin.n_patches)
     return thin, rows
 
 

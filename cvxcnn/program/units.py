@@ -91,7 +91,7 @@ class Units:
         """Return patches of the images in these units; the same ones if that is their unit."""
         if self.images == 1.0:
             return patches
-        return Patches(patches.images.to(patches.dtype) / self.images, patches.geometry)
+        return Patches(patches.images.to(patches.dtype) / self.images, patches.geometry, scale=patches.scale)
 
 
 def _typical(values: Tensor) -> float:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..activations.neurons import Neurons
+from ..core.checks import as_int
 from ..core.text import brief, one_line
 from ..core.version import __version__
 from ..data.fingerprint import UNKNOWN, differing, fingerprint, in_words, whereabouts
@@ -270,8 +271,7 @@ def explain_run(
         If the files can't be written.
     """
     source = Path(folder)
-    if n_images < 1:
-        raise InputError(f"n_images must be an int >= 1; got {n_images!r}.")
+    n_images = as_int("n_images", n_images)
     summary = _summary(source)
     networks, layer, model = load_networks(source, layer, resolve_device(device))
     test = _test_images(summary, model, data, say)

@@ -12,7 +12,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from ..core.checks import as_tol, is_int
+from ..core.checks import as_int_or_none, as_tol
 from ..core.distributed import broadcast, size
 from ..core.threads import coarse_threads
 from ..errors import InputError, SolverError
@@ -125,9 +125,7 @@ class Solver(ABC):
 
     def __init__(self, tol: float = 1e-6, max_iter: int | None = None) -> None:
         self.tol = as_tol(tol)
-        if max_iter is not None and not is_int(max_iter, 1):
-            raise InputError(f"max_iter must be an int >= 1, or None; got {max_iter!r}.")
-        self.max_iter = None if max_iter is None else int(max_iter)
+        self.max_iter = as_int_or_none("max_iter", max_iter)
 
     def refusal(self, program: Program) -> str | None:
         """Return why this method can't solve the program, with the remedy, or None if it can."""

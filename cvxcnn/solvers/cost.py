@@ -146,7 +146,7 @@ class Size:
     ) -> Size:
         """Return the size of a block's program of so many ``blocks`` before there is one."""
         channels, height, width = image_shape
-        kernel = geometry._sizes()[0]
+        kernel = geometry.sizes()[0]
         map_shape = geometry.map_shape((height, width))
         dim = channels * kernel[0] * kernel[1] + int(geometry.bias)
         return cls(
