@@ -1,6 +1,6 @@
 """Models and a run that an earlier version wrote, at commit bd8bcf9, are read as they were.
 
-The images are sin(37 t) for 720 values of t from -1 to 1; the predictions of the first four were kept beside the models.
+The images are sin(37 t) for 720 values of t from -1 to 1; predictions of the first four were kept beside the models.
 """
 
 from __future__ import annotations
