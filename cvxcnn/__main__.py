@@ -11,9 +11,9 @@ from .commands.cli import EXIT_CODES, Parser, one_of, run_command
 from .core.version import __version__
 
 COMMANDS = {
-    "train": ("cvxcnn.train", "train a network layer by layer, write its folder and report.html"),
-    "explain": ("cvxcnn.explain", "what the predictions of a finished run rest on, into its folder"),
-    "predict": ("cvxcnn.predict", "images in, labels out, by the network of a finished run"),
+    "train": ("cvxcnn.commands.train", "train a network layer by layer, write its folder and report.html"),
+    "explain": ("cvxcnn.commands.explain", "what the predictions of a finished run rest on, into its folder"),
+    "predict": ("cvxcnn.commands.predict", "images in, labels out, by the network of a finished run"),
 }
 
 

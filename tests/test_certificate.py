@@ -16,6 +16,7 @@ from eq2 import eq2_block
 from problems import noise_arrays
 
 from cvxcnn import ConvexConvBlock, nonconvex_objective, reg_path
+from cvxcnn.activations import get_activation
 from cvxcnn.losses import LogisticLoss, Loss, SoftmaxLoss, SquaredLoss
 from cvxcnn.ordinary import train_baseline
 from cvxcnn.patches import Patches, PatchGeometry
@@ -355,7 +356,8 @@ def test_an_ordinary_network_may_be_below_the_bound_of_the_separate_ones() -> No
 def test_every_program_has_its_class_of_networks_in_every_report(
     activation: str, separable: bool, pairs: int, networks: str
 ) -> None:
-    assert networks_of(activation, separable, pairs) == networks
+    kind = get_activation(activation)
+    assert kind.networks_of(separable, pairs) == networks_of(kind.networks, separable, pairs) == networks
     settings = {"activation": activation, "penalty": "group" if separable else "nuclear", "pool_cells": 1}
     older = RunSummary(settings=settings, data={"n_classes": pairs})
     assert bounded_networks(older, ConvexNumbers()) == networks

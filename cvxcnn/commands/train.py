@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ..activations import ACTIVATIONS
+from ..activations import ACTIVATIONS, get_activation
 from ..arrangements import GATES, parse_gates
 from ..errors import InputError
 from ..penalties import PENALTIES
@@ -149,6 +149,8 @@ def build_parser(prog: str = PROGRAM) -> Parser:
 def settings_of(options: Mapping[str, Any]) -> Settings:
     """Return the settings of parsed arguments."""
     values = dict(options)
+    # By the name of the program's own penalty, which a gated network has another one of.
+    values.setdefault("penalty", get_activation(values["activation"]).program_penalty(Settings.penalty))
     values.pop("recipe", None)
     for name in ("kernel_size", "padding", "gates", "reg_fraction", "downsample", "augment"):
         if isinstance(values.get(name), list):
