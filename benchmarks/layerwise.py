@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from cvxcnn.data import ImageSet, one_hot, split
 from cvxcnn.errors import InputError
 from cvxcnn.models.block import ConvexConvBlock
+from cvxcnn.models.recipes import RECIPES
 from cvxcnn.models.stack import LayerwiseCNN
 from cvxcnn.models.stage import Stage
 from cvxcnn.ordinary import BaselineResult, default_learning_rate, train_baseline
@@ -43,7 +44,7 @@ from cvxcnn.reports.table import results_table
 from cvxcnn.runs.checkpoint import read_state
 from cvxcnn.runs.progress import Reporter
 from cvxcnn.runs.records import LayerRecords, accuracy, describe
-from cvxcnn.runs.settings import RECIPES, Settings, build_stack, check_maps, load_sets, recorded_settings
+from cvxcnn.runs.settings import Settings, build_stack, for_data, load_sets, recorded_settings
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 WHOLE_RATES = (1e-3, 3e-3, 1e-2)
@@ -212,7 +213,7 @@ def main() -> None:
         settings = recorded_settings(state.summary["settings"], baseline=True)
         finished = state.stack
     else:
-        changes = {**RECIPES[options.recipe], "data": options.data, "layers": options.layers}
+        changes = {"recipe": options.recipe, **RECIPES[options.recipe], "data": options.data, "layers": options.layers}
         changes |= {"limit_train": options.limit_train, "baseline": not options.no_baseline}
         for name in ("gates", "reg_fraction", "downsample"):
             if getattr(options, name):
@@ -222,9 +223,10 @@ def main() -> None:
         if options.residual:
             changes["residual"] = True
         settings = replace(Settings(), **changes)
-    stack = build_stack(settings)
     train, test = load_sets(settings)
-    check_maps(stack, train.image_shape)
+    settings = for_data(settings, train.image_shape, len(train))
+    stack = build_stack(settings)
+    stack.plan(train.image_shape)
     records = TimedRecords(
         settings, finished or stack, train, test, Reporter(console, settings.tol), None,
         describe(train, test, settings), patience=options.patience, began=time.perf_counter(),

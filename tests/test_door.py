@@ -35,7 +35,8 @@ from cvxcnn.data.layout import check_layout, looks_channels_last
 from cvxcnn.data.readers.npz import _channels_first
 from cvxcnn.errors import InputError
 from cvxcnn.models.block import DEFAULT_FRACTION, DEFAULT_SEARCH
-from cvxcnn.runs.settings import RECIPES, Settings, build_stack, recorded_settings
+from cvxcnn.models.recipes import RECIPES
+from cvxcnn.runs.settings import Settings, build_stack, recorded_settings
 
 FAST = PricingOptions(starts=0)
 BLOCK = ConvexConvBlock(gates=4, pricing=FAST)

@@ -9,10 +9,11 @@ import pytest
 
 from cvxcnn.commands.train import build_parser, main, settings_of
 from cvxcnn.errors import InputError
+from cvxcnn.models.recipes import RECIPES
 from cvxcnn.runs.memory import check_run_memory, predict_run_memory
-from cvxcnn.runs.settings import RECIPES, Settings, build_stack
+from cvxcnn.runs.settings import Settings, build_stack
 
-LARGE = replace(Settings(), **RECIPES["large"])
+LARGE = replace(Settings(), recipe="large", **RECIPES["large"])
 CIFAR10 = (50_000, 10_000, (3, 32, 32), 10)
 
 
@@ -62,5 +63,5 @@ def test_a_recipe_changes_the_defaults_and_not_what_is_asked_for() -> None:
     own = parsed("--layers", "3", "--recipe", "large", "--kernel-size", "3", "--baseline", "--padding", "1")
     assert own == replace(LARGE, layers=3, kernel_size=3, padding=1, baseline=True)
     assert parsed("--gates", "40", "patches:20").gates == (40, "patches:20")
-    with pytest.raises(InputError, match="--recipe must be one of exact, large; got huge"):
+    with pytest.raises(InputError, match="--recipe must be one of exact, small, large; got huge"):
         parsed("--recipe", "huge")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from rich.console import Console
@@ -11,9 +12,10 @@ from rich.console import Console
 from ..activations import ACTIVATIONS, get_activation
 from ..arrangements import GATES, parse_gates
 from ..errors import InputError
+from ..models.recipes import RECIPES
 from ..penalties import PENALTIES
 from ..runs.run import resume, run
-from ..runs.settings import RECIPES, Settings
+from ..runs.settings import Settings
 from ..solvers import SOLVERS
 from .cli import Parser, fraction, integer, one_of, positive, run_command
 
@@ -31,6 +33,10 @@ def _gates(text: str) -> int | str:
     return gates if isinstance(gates, int) else text
 
 
+# What is typed of these decides no recipe.
+_OF_THE_RUN = {"data", "limit_train", "output", "device", "memory", "seed"}
+
+
 class _RecipeParser(Parser):
     """A parser whose defaults are those of the recipe that is asked for."""
 
@@ -40,8 +46,21 @@ class _RecipeParser(Parser):
         recipe = RECIPES[getattr(first, "recipe", "exact")]
         # A lambda that is asked for takes the place of the recipe's fractions.
         dropped = {"reg_fraction"} if hasattr(first, "reg") else set()
-        self.set_defaults(**{name: value for name, value in recipe.items() if name not in dropped})
+        asked = () if hasattr(first, "recipe") else self._asked(args)
+        self.set_defaults(**{name: value for name, value in recipe.items() if name not in dropped}, asked=asked)
         return super().parse_args(args, namespace)
+
+    def _asked(self, args: Any) -> tuple[str, ...]:
+        """Return the names of the settings that are typed."""
+        kept = [(action, action.default) for action in self._actions]
+        for action in self._actions:
+            action.default = argparse.SUPPRESS
+        try:
+            typed = vars(self.parse_known_args(args)[0])
+        finally:
+            for action, default in kept:
+                action.default = default
+        return tuple(sorted(typed.keys() & {entry.name for entry in fields(Settings)} - _OF_THE_RUN))
 
 
 def build_parser(prog: str = PROGRAM) -> Parser:
@@ -76,7 +95,8 @@ def build_parser(prog: str = PROGRAM) -> Parser:
     model = parser.add_argument_group("network")
     model.add_argument(
         "--recipe", metavar="|".join(RECIPES), type=one_of(*RECIPES), default=argparse.SUPPRESS,
-        help="other defaults for all of this: large, for tens of thousands of photographs (default: exact)",
+        help="other defaults for all of this: exact searches for filters, small and large weigh patches of the data "
+        "(default: what fits the number and the size of the images)",
     )  # fmt: skip
     add(model, "--layers", metavar="N", type=size, help="number of blocks")
     add(model, "--kernel-size", metavar="N", type=size, nargs="+", help="side of a filter, pixels; of each layer")
@@ -151,7 +171,6 @@ def settings_of(options: Mapping[str, Any]) -> Settings:
     values = dict(options)
     # By the name of the program's own penalty, which a gated network has another one of.
     values.setdefault("penalty", get_activation(values["activation"]).program_penalty(Settings.penalty))
-    values.pop("recipe", None)
     for name in ("kernel_size", "padding", "gates", "reg_fraction", "downsample", "augment"):
         if isinstance(values.get(name), list):
             values[name] = tuple(values[name])
@@ -183,7 +202,7 @@ def main(argv: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
             run(settings_of(options), console)
             return
         data = options.pop("data")
-        given = [name for name, value in options.items() if name == "recipe" or value != getattr(Settings, name, None)]
+        given = [name for name, value in options.items() if name != "asked" and value != getattr(Settings, name, None)]
         given.sort(key=lambda name: name != "recipe")
         if given:
             flag = f"--{given[0].replace('_', '-')}"

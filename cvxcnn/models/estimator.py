@@ -16,7 +16,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, column_or_1d, validate_data
 from torch import Tensor
 
-from ..core.checks import is_int
+from ..core.checks import as_int, is_int
 from ..data.checks import check_images, check_labels, check_present, check_targets
 from ..data.images import one_hot
 from ..data.layout import check_layout, looks_channels_last
@@ -24,9 +24,11 @@ from ..errors import InputError
 from ..fitting import DTYPES
 from ..persistence.checks import MisfitError
 from ..persistence.files import CONFIG_FILE
+from ..pricing.options import PricingOptions
 from .block import ConvexConvBlock
 from .blocks import given_blocks
 from .estimator_state import EstimatorState, classes_of, label_config
+from .recipes import blocks_of, recipe, recipe_for
 from .stack import LayerwiseCNN
 
 __all__ = ["ConvexCNNClassifier", "ConvexCNNRegressor"]
@@ -155,6 +157,11 @@ class _ConvexCNN(EstimatorState):
         return [clone(block).set_params(**(_ONE_PIXEL if flat else {})) for block in given_blocks(self.block)]
 
     def _fit_stack(self, inputs: Tensor, targets: Any, *, flat: bool) -> None:
+        if self.block is None and not flat:
+            name = recipe_for(self._shape(inputs), len(inputs))
+            if name != "exact":
+                self.stack_ = self._of_recipe(name, inputs).fit(inputs, targets)
+                return
         blocks = self._blocks(flat=flat)
         self.stack_ = LayerwiseCNN(
             layers=self.layers,
@@ -163,6 +170,28 @@ class _ConvexCNN(EstimatorState):
             standardize=self.standardize,
             reg_fraction=self.reg_fraction,
         ).fit(inputs, targets)
+
+    @staticmethod
+    def _shape(inputs: Tensor) -> tuple[int, int, int]:
+        return inputs.shape[1], inputs.shape[2], inputs.shape[3]
+
+    def _of_recipe(self, name: str, inputs: Tensor) -> LayerwiseCNN:
+        """Return the unfitted stack of a recipe, with the layers, downsampling and fractions that are asked for."""
+        values = recipe(name, self._shape(inputs), len(inputs))
+        blocks = blocks_of(
+            values["kernel_size"], values["padding"], values["gates"], as_int("layers", self.layers),
+            pool_cells=values["pool_cells"], intercept=values["intercept"], tol=values["tol"], dtype=values["dtype"],
+            pricing=PricingOptions(starts=values["starts"]),
+        )  # fmt: skip
+        return LayerwiseCNN(
+            layers=self.layers,
+            block=blocks,
+            downsample=values["downsample"] if self.downsample == 1 else self.downsample,
+            standardize=self.standardize,
+            reg_fraction=values["reg_fraction"] if self.reg_fraction is None else self.reg_fraction,
+            mirror="mirror" in values.get("augment", ()),
+            **{key: values[key] for key in ("residual", "project", "hand_on", "half_maps")},
+        )
 
     def _outputs(self, images: Any) -> NDArray[Any]:
         if not hasattr(self, "stack_"):
@@ -185,8 +214,9 @@ class ConvexCNNClassifier(ClassifierMixin, _ConvexCNN):
     layers : int
         Number of blocks.
     block : ConvexConvBlock, one a layer, or None
-        Settings of every block; None for the defaults of ``ConvexConvBlock``. ``block__reg`` and the like, in
-        ``set_params`` and in searches, go to every block.
+        Settings of every block; None for those that fit the images (``recipes.recipe_for``): the defaults of
+        ``ConvexConvBlock`` up to 256 pixels a channel, patches of the data for filters beyond.
+        ``block__reg`` and the like, in ``set_params`` and in searches, go to every block.
     downsample, standardize, reg_fraction
         As in ``LayerwiseCNN``.
     image_shape : tuple or None

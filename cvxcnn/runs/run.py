@@ -32,6 +32,7 @@ from .settings import (
     build_stack,
     check_settings,
     find_again,
+    for_data,
     load_sets,
     pricing_options,
     recorded_settings,
@@ -149,8 +150,11 @@ def _run(settings: Settings, output: OutputFolder, state: State | None, console:
         settings = replace(settings, baseline=False)
     with output if rank() == 0 else nullcontext() as folder:
         train, test = load_sets(settings)
-        stack.plan(train.image_shape)
         data = describe(train, test, settings)
+        settings = for_data(settings, train.image_shape, data["n_train"])
+        if settings.recipe != "exact":
+            stack = build_stack(settings)
+        stack.plan(train.image_shape)
         predicted = predict_run_memory(stack, data["n_train"], data["n_test"], train.image_shape, len(train.classes))
         check_run_memory(predicted, settings.memory)
         gap = pricing_options(settings).gap if settings.gates == "priced" else settings.tol
@@ -159,6 +163,8 @@ def _run(settings: Settings, output: OutputFolder, state: State | None, console:
             f"{train.name}: {data['n_train']} training and {data['n_test']} test images of shape {train.image_shape}, "
             f"{len(train.classes)} classes"
         )
+        if settings.recipe != "exact":
+            reporter.say(f"settings of --recipe {settings.recipe}; --recipe exact searches for the filters itself")
         if predicted is not None and predicted > _LARGE:
             reporter.say(f"up to {predicted / 2**30:.1f} GiB of memory")
         if size() > 1:

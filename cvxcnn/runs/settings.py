@@ -12,25 +12,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..arrangements import parse_gates
 from ..core.checks import as_int, as_number, as_tol, is_int, scalar
 from ..core.distributed import gather_rows, rank, shard, size
 from ..data.images import ImageSet, limited_rows
 from ..data.loading import load_rows
 from ..data.readers import reading
 from ..errors import DataError, InputError
-from ..models.block import DEFAULT_SEARCH, ConvexConvBlock
+from ..models.block import DEFAULT_SEARCH
+from ..models.recipes import RECIPES, blocks_of, recipe, recipe_for
 from ..models.stack import LayerwiseCNN
 from ..pricing.options import PricingOptions
 from ..solvers import SOLVERS
 
 __all__ = [
     "NAMED",
-    "RECIPES",
     "Settings",
     "build_stack",
     "check_settings",
     "find_again",
+    "for_data",
     "full_path",
     "load_sets",
     "pricing_options",
@@ -89,6 +89,11 @@ class Settings:
     memory : float or None
         GiB: a run that is predicted to need more is refused before it starts.
     seed : int
+    recipe : {"auto", "exact", "small", "large"}
+        Whose defaults what isn't asked for has: "auto" for those that fit the number and the size of the images
+        (``recipes.recipe_for``).
+    asked : sequence of str
+        Names of settings that are asked for even where they are the default.
     """
 
     layers: int = 3
@@ -122,6 +127,8 @@ class Settings:
     device: str = "auto"
     memory: float | None = None
     seed: int = 0
+    recipe: str = "auto"
+    asked: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         # They are written as JSON, which has no numbers but Python's.
@@ -131,44 +138,30 @@ class Settings:
             object.__setattr__(self, entry.name, value)
 
 
-# Settings that differ from the defaults, for a kind of problem.
-RECIPES: dict[str, dict[str, Any]] = {
-    "exact": {},
-    # Tens of thousands of photographs: whitened data patches for filters, which the program weighs; each block fitted
-    # to what is left. Chosen on a validation split of CIFAR-10's training images (benchmarks/RESULTS.md).
-    "large": {
-        "layers": 5,
-        "gates": ("patches:768", "patches:1536", "patches:1536", "patches:1024"),
-        "reg_fraction": (1e-4, 8e-3, 2e-2, 4e-2),
-        "starts": 0,
-        "tol": 1e-3,
-        "kernel_size": (5, 5, 3),
-        "padding": (2, 2, 1),
-        "pool_cells": 3,
-        "downsample": (2, 1, 2, 1),
-        "intercept": True,
-        "residual": True,
-        "project": 80,
-        "hand_on": 128,
-        "augment": ("mirror",),
-        "dtype": "float32",
-        "half_maps": True,
-        "baseline": False,
-    },
-}
-
-
 def pricing_options(settings: Settings) -> PricingOptions:
     """Return how hard the blocks of a run search for filters or gates."""
     return PricingOptions(starts=settings.starts, max_rounds=settings.rounds)
 
 
-def _each(value: Any, layers: int) -> list[Any]:
-    """Return a setting of every layer; the last one given stands for all further layers."""
-    values = list(value) if isinstance(value, (list, tuple)) else [value]
-    if not values:
-        raise InputError("settings of each layer need one value at least; got none.")
-    return [values[min(layer, len(values) - 1)] for layer in range(max(layers, 1))]
+def for_data(settings: Settings, image_shape: tuple[int, int, int], n_train: int) -> Settings:
+    """Return settings with the defaults of their recipe, or of the one that fits the images if none was named.
+
+    Parameters
+    ----------
+    settings : Settings
+    image_shape : (int, int, int)
+        (C, H, W).
+    n_train : int
+        Training images, of all processes.
+    """
+    asked = {entry.name for entry in fields(Settings) if getattr(settings, entry.name) != entry.default}
+    asked |= {*settings.asked, *({"reg_fraction"} if settings.reg is not None else ())}
+    name = recipe_for(image_shape, n_train, asked) if settings.recipe == "auto" else settings.recipe
+    values = recipe(name, image_shape, n_train)
+    if settings.recipe != "auto":
+        # Its fixed settings are there; what depends on the images is not.
+        values = {key: value for key, value in values.items() if key not in RECIPES[name]}
+    return replace(settings, recipe=name, **{key: values[key] for key in values if key not in asked})
 
 
 def build_stack(settings: Settings) -> LayerwiseCNN:
@@ -187,7 +180,6 @@ def build_stack(settings: Settings) -> LayerwiseCNN:
     if unknown:
         raise InputError(f'augment must name "mirror", "crop" or both; got {unknown[0]!r}.')
     as_int("layers", settings.layers)
-    each = (_each(value, settings.layers) for value in (settings.kernel_size, settings.padding, settings.gates))
     common: dict[str, Any] = {
         "pool_cells": settings.pool_cells,
         "activation": settings.activation,
@@ -201,15 +193,7 @@ def build_stack(settings: Settings) -> LayerwiseCNN:
         "intercept": settings.intercept,
         "pricing": pricing_options(settings),
     }
-    blocks = [
-        ConvexConvBlock(
-            kernel_size=kernel,
-            padding=padding,
-            gates=parse_gates(gates) if isinstance(gates, str) else gates,
-            **common,
-        )
-        for kernel, padding, gates in zip(*each, strict=True)
-    ]
+    blocks = blocks_of(settings.kernel_size, settings.padding, settings.gates, settings.layers, **common)
     for block in blocks:
         block.check_parameters()
     stack = LayerwiseCNN(
@@ -244,7 +228,8 @@ def recorded_settings(values: Mapping[str, Any], **changes: Any) -> Settings:
     }
     if known.get("reg") is not None:
         known["reg_fraction"] = None  # of older runs, which had a fraction beside it that meant nothing
-    return replace(Settings(**known), downsample=tuple(known["downsample"]), **changes)
+    # Runs of before the recipes had one had the settings that they recorded.
+    return replace(Settings(**{"recipe": "exact", **known}), downsample=tuple(known["downsample"]), **changes)
 
 
 def resolve_device(name: str) -> str:

@@ -1,0 +1,139 @@
+"""Settings that fit a kind of data: chosen by the number and the size of the images, or by name."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from ..arrangements import parse_gates
+from ..errors import InputError
+from .block import ConvexConvBlock
+
+__all__ = ["RECIPES", "blocks_of", "recipe", "recipe_for"]
+
+# Images of so many pixels in a channel are small enough for the program over all filters: its filters and cells were
+# chosen on 8 x 8 digits.
+_EXACT_PIXELS = 256
+# Training images above which the filters of a layer are many, and few layers no longer enough.
+_MANY = 20_000
+# Whoever asks for one of these asks for a program of their own.
+_OWN_PROGRAM = frozenset({"activation", "gates", "penalty", "solver", "rounds", "starts", "dtype", "project"})
+
+# Settings that differ from the defaults.
+RECIPES: dict[str, dict[str, Any]] = {
+    "exact": {},
+    # Up to some ten thousand images: whitened data patches for filters, which the program weighs. Fractions of reg_max
+    # fall as one over the number of images. Chosen on held-out training images (benchmarks/RESULTS.md).
+    "small": {
+        "layers": 2,
+        "gates": ("patches:256", "patches:384"),
+        "starts": 0,
+        "tol": 1e-3,
+        "kernel_size": (5,),
+        "padding": (2,),
+        "pool_cells": 3,
+        "downsample": (2, 1),
+        "intercept": True,
+        "residual": True,
+        "project": 80,
+        "hand_on": 64,
+        "dtype": "float32",
+        "half_maps": True,
+        "baseline": False,
+    },
+    "large": {
+        "layers": 5,
+        "gates": ("patches:768", "patches:1536", "patches:1536", "patches:1024"),
+        "reg_fraction": (1e-4, 8e-3, 2e-2, 4e-2),
+        "starts": 0,
+        "tol": 1e-3,
+        "kernel_size": (5, 5, 3),
+        "padding": (2, 2, 1),
+        "pool_cells": 3,
+        "downsample": (2, 1, 2, 1),
+        "intercept": True,
+        "residual": True,
+        "project": 80,
+        "hand_on": 128,
+        "augment": ("mirror",),
+        "dtype": "float32",
+        "half_maps": True,
+        "baseline": False,
+    },
+}
+# Of reg_max, times the number of images, at the first layer and at all further ones; and the most.
+_SMALL_FRACTIONS, _LARGEST_FRACTION = (3.0, 300.0), 0.3
+
+
+def recipe_for(image_shape: tuple[int, int, int], n_train: int, asked: Collection[str] = ()) -> str:
+    """Return the recipe that fits images, of a program whose settings aren't asked for.
+
+    Parameters
+    ----------
+    image_shape : (int, int, int)
+        (C, H, W).
+    n_train : int
+    asked : collection of str
+        Settings that are asked for.
+
+    Examples
+    --------
+    >>> recipe_for((1, 8, 8), 1437), recipe_for((1, 28, 28), 2000), recipe_for((3, 32, 32), 50_000)
+    ('exact', 'small', 'large')
+    >>> recipe_for((1, 28, 28), 2000, asked={"gates"})
+    'exact'
+    """
+    if image_shape[1] * image_shape[2] <= _EXACT_PIXELS or _OWN_PROGRAM & set(asked):
+        return "exact"
+    return "small" if n_train <= _MANY else "large"
+
+
+def recipe(name: str, image_shape: tuple[int, int, int], n_train: int) -> dict[str, Any]:
+    """Return the settings of a recipe for images of a shape and number.
+
+    Examples
+    --------
+    >>> recipe("small", (3, 32, 32), 6000)["reg_fraction"]
+    (0.0005, 0.05)
+    """
+    values = dict(RECIPES[name])
+    if name == "small":
+        values["reg_fraction"] = tuple(min(share / n_train, _LARGEST_FRACTION) for share in _SMALL_FRACTIONS)
+    # Photographs look the same in a mirror; letters and digits don't.
+    if name == "small" and image_shape[0] == 3:
+        values["augment"] = ("mirror",)
+    return values
+
+
+def _each(value: Any, layers: int) -> list[Any]:
+    """Return a setting of every layer; the last one given stands for all further layers."""
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    if not values:
+        raise InputError("settings of each layer need one value at least; got none.")
+    return [values[min(layer, len(values) - 1)] for layer in range(max(layers, 1))]
+
+
+def blocks_of(kernel_size: Any, padding: Any, gates: Any, layers: int, **common: Any) -> list[ConvexConvBlock]:
+    """Return a block for each layer, from settings of all layers or of each.
+
+    Parameters
+    ----------
+    kernel_size, padding : int or sequence of int
+    gates : int, str or sequence of them
+        A text is one that ``parse_gates`` reads.
+    layers : int
+    **common
+        Parameters that all blocks have.
+
+    Examples
+    --------
+    >>> [block.kernel_size for block in blocks_of((5, 3), 1, "patches:20", 3, bias=False)]
+    [5, 3, 3]
+    """
+    each = (_each(value, layers) for value in (kernel_size, padding, gates))
+    return [
+        ConvexConvBlock(
+            kernel_size=kernel, padding=border, gates=parse_gates(kind) if isinstance(kind, str) else kind, **common
+        )
+        for kernel, border, kind in zip(*each, strict=True)
+    ]

@@ -1,0 +1,95 @@
+"""Settings that fit the images: chosen by their number and size, and not over what is asked for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from cvxcnn import ConvexCNNClassifier, ConvexConvBlock
+from cvxcnn.commands.train import build_parser, main, settings_of
+from cvxcnn.models.recipes import RECIPES, blocks_of, recipe, recipe_for
+from cvxcnn.runs.settings import Settings, for_data
+
+GREY, COLOUR = (1, 28, 28), (3, 32, 32)
+
+
+def parsed(*arguments: str) -> Settings:
+    options = vars(build_parser().parse_args(list(arguments)))
+    names = Settings.__dataclass_fields__
+    return settings_of({name: value for name, value in options.items() if name in names})
+
+
+def large_digits(count: int) -> tuple[np.ndarray, np.ndarray]:
+    images, labels = load_digits(return_X_y=True)
+    return np.kron(images[:count].reshape(-1, 8, 8) / 16, np.ones((1, 3, 3))), labels[:count]
+
+
+def test_the_recipe_follows_from_the_images() -> None:
+    assert recipe_for((1, 8, 8), 100_000) == recipe_for((3, 16, 16), 10) == "exact"
+    assert recipe_for(GREY, 20_000) == "small" and recipe_for(COLOUR, 20_001) == "large"
+    for own in ("gates", "activation", "penalty", "solver", "rounds", "starts", "dtype", "project"):
+        assert recipe_for(GREY, 2000, {own}) == "exact"
+    assert recipe_for(GREY, 2000, {"layers", "reg", "kernel_size"}) == "small"
+
+
+def test_fractions_fall_with_the_number_of_images_and_photographs_are_mirrored() -> None:
+    few, many = (recipe("small", COLOUR, n)["reg_fraction"] for n in (1000, 10_000))
+    assert many == pytest.approx([share / 10 for share in few])
+    assert max(recipe("small", GREY, 10)["reg_fraction"]) == 0.3
+    assert "augment" not in recipe("small", GREY, 2000) and recipe("small", COLOUR, 2000)["augment"] == ("mirror",)
+    assert recipe("exact", GREY, 10) == {} and recipe("large", COLOUR, 50_000) == RECIPES["large"]
+
+
+def test_what_is_asked_for_stays() -> None:
+    fitted = for_data(parsed("--layers", "3", "--kernel-size", "3", "--baseline"), COLOUR, 6000)
+    assert (fitted.recipe, fitted.layers, fitted.kernel_size, fitted.baseline) == ("small", 3, 3, True)
+    assert fitted.reg_fraction == (0.0005, 0.05) and fitted.augment == ("mirror",)
+    reg = for_data(parsed("--reg", "2"), COLOUR, 6000)
+    assert (reg.recipe, reg.reg, reg.reg_fraction) == ("small", 2, None)
+    assert for_data(parsed("--gates", "50"), COLOUR, 6000) == replace(parsed("--gates", "50"), recipe="exact")
+    assert for_data(Settings(), (1, 8, 8), 1437) == Settings(recipe="exact")
+    named = for_data(parsed("--recipe", "small", "--layers", "1"), (1, 8, 8), 600)
+    assert (named.layers, named.gates, named.reg_fraction) == (1, RECIPES["small"]["gates"], (0.005, 0.3))
+    large = parsed("--recipe", "large")
+    assert for_data(large, GREY, 100) == large
+
+
+def test_blocks_of_settings_of_each_layer() -> None:
+    blocks = blocks_of((5, 3), 1, ("patches:20", 7), 3, pool_cells=1)
+    assert [(block.kernel_size, block.padding, block.pool_cells) for block in blocks] == [
+        (5, 1, 1),
+        (3, 1, 1),
+        (3, 1, 1),
+    ]
+    assert blocks[0].gates.count == 20 and blocks[2].gates == 7
+
+
+def test_a_run_says_and_records_what_was_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    images, labels = large_digits(300)
+    np.savez("images.npz", x_train=images[:240], y_train=labels[:240], x_test=images[240:], y_test=labels[240:])
+    arguments = ["--data", "images.npz", "--layers", "1", "--output", "out"]
+    assert main(arguments) == 0
+    assert "settings of --recipe small" in capsys.readouterr().out
+    summary = json.loads(Path("out/summary.json").read_text())
+    settings = summary["settings"]
+    assert (settings["recipe"], settings["layers"], settings["reg_fraction"]) == ("small", 1, [0.0125, 0.3])
+    assert summary["layers"][0]["convex"]["test_accuracy"] > 0.9
+
+
+def test_estimators_choose_the_same_way() -> None:
+    images, labels = large_digits(300)
+    model = ConvexCNNClassifier().fit(images[:240], labels[:240])
+    assert model.stack_.blocks_[0].kernel_size == 5 and model.stack_.residual
+    assert model.score(images[240:], labels[240:]) > 0.9
+    given = ConvexCNNClassifier(block=ConvexConvBlock(gates=5)).fit(images[:240], labels[:240])
+    assert given.stack_.blocks_[0].kernel_size == 3
+    small = ConvexCNNClassifier().fit(images[:40, ::3, ::3], labels[:40])
+    assert small.stack_.blocks_[0].kernel_size == 3 and small.stack_.blocks_[0].gates == "priced"
