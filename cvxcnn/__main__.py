@@ -13,6 +13,10 @@ from .core.version import __version__
 COMMANDS = {
     "train": ("cvxcnn.train", "train a network layer by layer, write its folder and report.html"),
     "explain": ("cvxcnn.explain", "what the predictions of a finished run rest on, into its folder"),
+    "diagnose": (
+        "cvxcnn.diagnose",
+        "what point of its objective each layer of a finished run is, and what theory says",
+    ),
     "predict": ("cvxcnn.predict", "images in, labels out, by the network of a finished run"),
 }
 

@@ -1,6 +1,7 @@
 """What the literature says of ordinary training, held against networks whose distance from the optimum is known."""
 
 from .deep import deep_gram, layer_grams
+from .diagnosis import BlockDiagnosis, Diagnosis, diagnose
 from .expressivity import Expressivity, expressivity, softplus
 from .kernels import block_ntk, infinite_gram
 from .population import (
@@ -18,7 +19,9 @@ from .quadratic import is_global_quadratic
 from .wide import Premise, WideLayerReport, full_weight_adjoint, full_weight_matrix, wide_layer_report
 
 __all__ = [
+    "BlockDiagnosis",
     "CriticalPoint",
+    "Diagnosis",
     "Expressivity",
     "Premise",
     "SpuriousPoint",
@@ -26,6 +29,7 @@ __all__ = [
     "block_ntk",
     "critical_points",
     "deep_gram",
+    "diagnose",
     "expressivity",
     "full_weight_adjoint",
     "full_weight_matrix",
