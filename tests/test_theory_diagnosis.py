@@ -1,4 +1,4 @@
-"""What `diagnose` says of networks whose state is known: by autograd, dense Hessians, brute force, points made by hand."""
+"""What `diagnose` says of networks whose state is known: by autograd, dense Hessians, and points made by hand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from problems import digits, noise_problem, normal, seeded
 from torch import Tensor
 
-from cvxcnn import ConvexConvBlock, LayerwiseCNN, PricedGates, nonconvex_objective, polish
+from cvxcnn import ConvexConvBlock, LayerwiseCNN, PricedGates, PricingOptions, nonconvex_objective, polish
 from cvxcnn.activations.neurons import Neurons
 from cvxcnn.commands.diagnose import main
 from cvxcnn.errors import InputError
@@ -30,6 +30,9 @@ from cvxcnn.theory import (
 from cvxcnn.theory.point import BlockPoint
 from cvxcnn.theory.stationarity import curvature, stationarity
 from cvxcnn.theory.tangent import tangent
+
+# Ten sampled gates, and no search for a bound over all networks.
+UNBOUNDED = ConvexConvBlock(gates=10, pricing=PricingOptions(starts=0))
 
 
 def eq1(point: BlockPoint, vector: Tensor) -> Tensor:
@@ -127,7 +130,8 @@ def test_the_least_gradient_at_a_kink_is_found() -> None:
     images = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64).view(2, 1, 1, 2)
     patches, targets = Patches(images, PatchGeometry((1, 2))), torch.tensor([[3.0], [1.0]], dtype=torch.float64)
     for size in (0.8, 1.0, 1.1):
-        filters, readout = torch.full((1, 2), size).double(), torch.full((1, 1, 1), 2**0.5 * size).double()
+        filters = torch.full((1, 2), size, dtype=torch.float64)
+        readout = torch.full((1, 1, 1), 2**0.5 * size, dtype=torch.float64)
         point = BlockPoint(patches, targets, filters, readout, 0.1, get_loss("squared"))
         steady = stationarity(point)
         assert steady.near == 1
@@ -153,7 +157,7 @@ def test_copies_of_a_patch_have_one_slope() -> None:
 def test_verdicts_of_an_optimal_a_random_and_a_small_network() -> None:
     images, labels = digits(30, 2)
     targets = np.where(labels == 0, 1.0, -1.0)
-    block = ConvexConvBlock(pool_cells=1, reg=2.0).fit(images, targets)
+    block = ConvexConvBlock(pool_cells=1, reg=0.3).fit(images, targets)
     own = block.neurons_
     half = own.filters[:1], own.readout[:1]
     noise = normal(6, 10, seed=1), normal(6, 1, 1, seed=2)
@@ -229,14 +233,15 @@ def test_a_run_is_diagnosed_into_its_folder(folder: Path, capsys: pytest.Capture
 
 def test_other_images_than_those_of_training_are_named() -> None:
     images, labels = digits(40)
-    stack = LayerwiseCNN(layers=1, block=ConvexConvBlock(gates=10), validation=0.25).fit(images, np.eye(10)[labels])
+    stack = LayerwiseCNN(layers=1, block=UNBOUNDED, validation=0.25).fit(images, np.eye(10)[labels])
     (block,) = diagnose(stack, images, np.eye(10)[labels]).blocks
+    assert block.to_json()["above_bound"] is None and "No bound over all networks was searched." in block.measured
     assert "these are not the images that it was trained on" in block.measured[0]
 
 
 def test_mirror_images_and_residual_targets_are_made_as_in_training() -> None:
     images, labels = digits(40)
-    settings = {"layers": 2, "block": ConvexConvBlock(gates=10), "downsample": 2, "mirror": True, "residual": True}
+    settings = {"layers": 2, "block": UNBOUNDED, "downsample": 2, "mirror": True, "residual": True}
     stack = LayerwiseCNN(**settings).fit(images, np.eye(10)[labels])
     for block, diagnosed in zip(stack.blocks_, diagnose(stack, images, np.eye(10)[labels]).blocks, strict=True):
         assert math.isclose(block.result_.objective, diagnosed.objective, rel_tol=1e-9)
@@ -248,10 +253,11 @@ def test_what_cant_be_diagnosed_is_refused_in_words(tmp_path: Path) -> None:
         diagnose(torch.nn.ReLU(), images, labels)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="isn't fitted yet"):
         diagnose(ConvexConvBlock(), images, labels)
-    gated = ConvexConvBlock(activation="gated_relu", gates=5).fit(images, labels * 1.0)
+    few = {"gates": 5, "pricing": PricingOptions(starts=0)}
+    gated = ConvexConvBlock(activation="gated_relu", **few).fit(images, labels * 1.0)
     with pytest.raises(InputError, match="of activation 'gated_relu'"):
         diagnose(gated, images, labels)
-    block = ConvexConvBlock(gates=5).fit(images, labels * 1.0)
+    block = ConvexConvBlock(**few).fit(images, labels * 1.0)
     with pytest.raises(InputError, match="targets have 2 outputs, and the network 1"):
         diagnose(block, images, np.eye(2)[labels])
     with pytest.raises(InputError, match="layer 1 needs about"):

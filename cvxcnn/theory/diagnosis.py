@@ -310,7 +310,9 @@ def _measurements(
     above_bound: float, above_best: float, steady: Stationarity, bent: Curvature, of_kernel: Tangent
 ) -> tuple[str, ...]:
     """Return what was measured, in sentences."""
-    said = [f"Eq. 1 is {_percent(above_bound)} of itself above its bound."]
+    said = ["No bound over all networks was searched."]
+    if math.isfinite(above_bound):
+        said = [f"Eq. 1 is {_percent(above_bound)} of itself above its bound."]
     if above_best > 0:
         said.append(f"A network that is {_percent(above_best)} lower is known.")
     if not math.isfinite(steady.plain):

@@ -118,7 +118,7 @@ def stationarity(point: BlockPoint, tolerances: Sequence[float] = KINK_TOLERANCE
 
 def _share(value: float | Tensor, scale: float | Tensor) -> float:
     """Return the largest value / scale; NaN without neurons or without reg."""
-    values, scales = torch.as_tensor(value).flatten(), torch.as_tensor(scale).flatten()
+    values, scales = (torch.as_tensor(part, dtype=torch.float64).flatten() for part in (value, scale))
     return float((values / scales).max()) if len(values) and bool((scales > 0).all()) else math.nan
 
 
