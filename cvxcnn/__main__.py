@@ -11,13 +11,13 @@ from .commands.cli import EXIT_CODES, Parser, one_of, run_command
 from .core.version import __version__
 
 COMMANDS = {
-    "train": ("cvxcnn.train", "train a network layer by layer, write its folder and report.html"),
-    "explain": ("cvxcnn.explain", "what the predictions of a finished run rest on, into its folder"),
+    "train": ("cvxcnn.commands.train", "train a network layer by layer, write its folder and report.html"),
+    "explain": ("cvxcnn.commands.explain", "what the predictions of a finished run rest on, into its folder"),
     "diagnose": (
-        "cvxcnn.diagnose",
-        "what point of its objective each layer of a finished run is, and what theory says",
+        "cvxcnn.commands.diagnose",
+        "whether each layer of a finished run is a minimum, a saddle or neither",
     ),
-    "predict": ("cvxcnn.predict", "images in, labels out, by the network of a finished run"),
+    "predict": ("cvxcnn.commands.predict", "images in, labels out, by the network of a finished run"),
 }
 
 

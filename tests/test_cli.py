@@ -36,9 +36,9 @@ def program(*arguments: str, folder: Path, **environment: str) -> subprocess.Com
 def test_one_name_for_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert cvxcnn.__main__.main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(re.search(rf"^  {name} +\w", text, re.MULTILINE) for name in ("train", "explain", "predict"))
+    assert all(re.search(rf"^  {name} +\w", text, re.MULTILINE) for name in ("train", "explain", "diagnose", "predict"))
     assert "130 interrupted" in text
-    for name in ("train", "explain", "predict"):
+    for name in ("train", "explain", "diagnose", "predict"):
         assert cvxcnn.__main__.main([name, "--version"]) == 0
         assert capsys.readouterr().out == f"cvxcnn {__version__}\n"
         assert cvxcnn.__main__.main([name, "--help"]) == 0
