@@ -54,7 +54,7 @@ def test_one_name_for_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         ([], "the following arguments are required: COMMAND"),
-        (["frob", "--layers", "2"], "COMMAND must be one of train, explain, predict; got frob"),
+        (["frob", "--layers", "2"], "COMMAND must be one of train, explain, diagnose, predict; got frob"),
         (["--quiet"], "the following arguments are required: COMMAND"),
     ],
 )
@@ -66,7 +66,7 @@ def test_an_unknown_command(arguments: list[str], message: str, capsys: pytest.C
 def test_the_console_script_is_declared() -> None:
     text = (Path(ROOT) / "pyproject.toml").read_text()
     assert '[project.scripts]\ncvxcnn = "cvxcnn.__main__:main"' in text
-    assert "html_report/template.html" in text
+    assert "reports/template.html" in text
 
 
 def test_a_pipe_gets_plain_lines(tmp_path: Path) -> None:

@@ -113,10 +113,13 @@ def test_infinite_gram_of_fully_connected_networks_in_closed_form() -> None:
     torch.testing.assert_close(infinite_gram(x), of_filters + of_readout, rtol=1e-12, atol=1e-12)
 
 
-def test_antipodal_images_make_it_singular_and_zero_patches_nothing() -> None:
+def test_it_is_singular_for_multiples_and_for_many_antipodal_pairs() -> None:
     x = normal(3, 1, 4, seed=1)
-    gram = np.linalg.eigvalsh(infinite_gram(torch.cat([x, -x]).numpy(), part="filters"))
-    assert gram[0] > 0.01  # of six images, three pairs: the filters' part has 1/2 I on each pair
+    # (u.x)_+ - (-u.x)_+ = u.x is linear, so that more antipodal pairs than dimensions are dependent; fewer aren't.
+    many = normal(5, 1, 4, seed=2)
+    assert np.linalg.eigvalsh(infinite_gram(torch.cat([x, -x]).numpy()))[0] > 0.01
+    for part in ("filters", "readout", "both"):
+        assert abs(np.linalg.eigvalsh(infinite_gram(torch.cat([many, -many]).numpy(), part=part))[0]) < 1e-12
     both = np.linalg.eigvalsh(infinite_gram(torch.cat([x, 2 * x]).numpy()))
     assert abs(both[:3]).max() < 1e-12
     padded = torch.cat([x, torch.zeros(3, 1, 4, dtype=torch.float64)], dim=1)

@@ -176,7 +176,7 @@ def infinite_gram(
     Notes
     -----
     Source: Du, Zhai, Poczos & Singh 2018 for K = 1; with pooling cells derived here. Its smallest eigenvalue is zero
-    where two images of one patch are parallel, antipodal ones included, and not only where they are equal. Cost:
+    where one image of a single patch is a positive multiple of another, and where pairs x and -x outnumber d. Cost:
     (n K)^2 d operations, 8 n^2 bytes and 512 MiB.
 
     Examples
