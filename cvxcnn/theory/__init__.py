@@ -16,6 +16,7 @@ from .population import (
     two_layer_population_risk,
 )
 from .quadratic import is_global_quadratic
+from .two_phase import TwoPhaseResult, train_two_phase
 from .wide import Premise, WideLayerReport, full_weight_adjoint, full_weight_matrix, wide_layer_report
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Expressivity",
     "Premise",
     "SpuriousPoint",
+    "TwoPhaseResult",
     "WideLayerReport",
     "block_ntk",
     "critical_points",
@@ -42,6 +44,7 @@ __all__ = [
     "population_risk_gradient",
     "softplus",
     "spurious_minimum",
+    "train_two_phase",
     "two_layer_population_risk",
     "wide_layer_report",
 ]
