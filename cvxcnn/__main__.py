@@ -13,6 +13,10 @@ from .core.version import __version__
 COMMANDS = {
     "train": ("cvxcnn.commands.train", "train a network layer by layer, write its folder and report.html"),
     "explain": ("cvxcnn.commands.explain", "what the predictions of a finished run rest on, into its folder"),
+    "diagnose": (
+        "cvxcnn.commands.diagnose",
+        "whether each layer of a finished run is a minimum, a saddle or neither",
+    ),
     "predict": ("cvxcnn.commands.predict", "images in, labels out, by the network of a finished run"),
 }
 

@@ -36,9 +36,9 @@ def program(*arguments: str, folder: Path, **environment: str) -> subprocess.Com
 def test_one_name_for_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert cvxcnn.__main__.main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(re.search(rf"^  {name} +\w", text, re.MULTILINE) for name in ("train", "explain", "predict"))
+    assert all(re.search(rf"^  {name} +\w", text, re.MULTILINE) for name in ("train", "explain", "diagnose", "predict"))
     assert "130 interrupted" in text
-    for name in ("train", "explain", "predict"):
+    for name in ("train", "explain", "diagnose", "predict"):
         assert cvxcnn.__main__.main([name, "--version"]) == 0
         assert capsys.readouterr().out == f"cvxcnn {__version__}\n"
         assert cvxcnn.__main__.main([name, "--help"]) == 0
@@ -54,7 +54,7 @@ def test_one_name_for_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         ([], "the following arguments are required: COMMAND"),
-        (["frob", "--layers", "2"], "COMMAND must be one of train, explain, predict; got frob"),
+        (["frob", "--layers", "2"], "COMMAND must be one of train, explain, diagnose, predict; got frob"),
         (["--quiet"], "the following arguments are required: COMMAND"),
     ],
 )

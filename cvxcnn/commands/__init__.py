@@ -1,1 +1,1 @@
-"""The command line: train, explain, predict."""
+"""The command line: train, explain, diagnose, predict."""

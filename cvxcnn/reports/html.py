@@ -15,16 +15,17 @@ from ..core.text import one_line
 from ..errors import ModelFileError
 from ..models.saving import load_model
 from ..persistence.files import ENCODING, read_bytes, write_atomically
-from . import page
+from . import page, page_diagnosis
 from .history import HISTORY_FILE, read_history
 from .summary import SUMMARY_FILE, RunSummary
 from .words import headline
 
-__all__ = ["QUICK_FILE", "REPORT_FILE", "headline", "write_report"]
+__all__ = ["DIAGNOSIS_FILE", "QUICK_FILE", "REPORT_FILE", "headline", "write_report"]
 
 logger = logging.getLogger(__name__)
 
 REPORT_FILE = "report.html"
+DIAGNOSIS_FILE = "diagnosis.json"
 # The small figure that a training run draws itself.
 QUICK_FILE = "explanations_quick.png"
 PICTURES = {"explanations": "explanations.png", "sanity": "sanity.png", "quick": QUICK_FILE}
@@ -40,7 +41,8 @@ def write_report(folder: str | os.PathLike[str]) -> None:
     Parameters
     ----------
     folder : str or path
-        With ``summary.json`` and the model; ``history.csv`` and the files of ``explain`` are shown if they are there.
+        With ``summary.json`` and the model; ``history.csv`` and the files of ``explain`` and ``diagnose`` are
+        shown if they are there.
 
     Raises
     ------
@@ -53,10 +55,10 @@ def write_report(folder: str | os.PathLike[str]) -> None:
     content = _read_json(source / SUMMARY_FILE)
     if content is None:
         raise ModelFileError(f"There is no {SUMMARY_FILE} in {source}. Give the folder of a finished run.")
-    found = _read_json(source / "explanations.json")
+    found, diagnosis = _read_json(source / "explanations.json"), _read_json(source / DIAGNOSIS_FILE)
     pictures = {key: path.read_bytes() for key, name in PICTURES.items() if (path := source / name).is_file()}
     try:
-        written = _page(RunSummary.from_json(content), source, pictures, found)
+        written = _page(RunSummary.from_json(content), source, pictures, found, diagnosis)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ModelFileError(
             f"{source / SUMMARY_FILE} is damaged: {type(error).__name__} {error}. Train the run again."
@@ -64,7 +66,13 @@ def write_report(folder: str | os.PathLike[str]) -> None:
     write_atomically(source / REPORT_FILE, written.encode())
 
 
-def _page(summary: RunSummary, source: Path, pictures: dict[str, bytes], found: dict[str, Any] | None) -> str:
+def _page(
+    summary: RunSummary,
+    source: Path,
+    pictures: dict[str, bytes],
+    found: dict[str, Any] | None,
+    diagnosis: dict[str, Any] | None,
+) -> str:
     data = summary.data
     channels, height, width = data["image_shape"]
     history, model = read_history(source / HISTORY_FILE), load_model(source)
@@ -77,6 +85,7 @@ def _page(summary: RunSummary, source: Path, pictures: dict[str, bytes], found: 
         headline=page.text(headline(summary)),
         comparisons=page.comparisons(summary),
         certainty=page.certainties(summary),
+        diagnosis=page_diagnosis.diagnosis(diagnosis),
         table=page.results(summary),
         overview=_drawn("objective and accuracy", lambda: page.overview(summary)),
         convergence=_drawn("convergence", lambda: page.convergence(history)),

@@ -36,7 +36,7 @@ from .checkpoint import BASELINE_FILE
 from .records import finite
 from .settings import Settings, find_again, full_path, load_sets, resolve_device
 
-__all__ = ["explain_run", "load_networks"]
+__all__ = ["explain_run", "load_networks", "read_summary", "run_images"]
 
 FILES = ("explanations.png", "sparsity.csv", "sanity.png", "explanations.json")
 MEASURES: dict[str, Callable[[Any], NDArray[np.float64]]] = {"gini": gini, "half_mass_share": half_mass_share}
@@ -103,7 +103,8 @@ def load_networks(
     return networks, layer, model
 
 
-def _summary(folder: Path) -> dict[str, Any]:
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Return what is in summary.json of a finished run, or raise ModelFileError."""
     path = folder / SUMMARY_FILE
     if not folder.is_dir():
         raise ModelFileError(f"{folder} is not a folder. Give the folder of a finished run.")
@@ -118,10 +119,10 @@ def _summary(folder: Path) -> dict[str, Any]:
     return dict(summary)
 
 
-def _test_images(
+def run_images(
     summary: Mapping[str, Any], model: LayerwiseCNN, data: str | None, say: Callable[[str], None]
-) -> ImageSet:
-    """Return the run's test images, from where they were or from ``data``."""
+) -> tuple[ImageSet, ImageSet]:
+    """Return the run's training and test images, from where they were or from ``data``, or raise DataError."""
     settings = summary["settings"]
     source = find_again(summary, data)
     limit, seed = settings.get("limit_train"), settings.get("seed", 0)
@@ -143,7 +144,7 @@ def _test_images(
         raise DataError(f"{wrong}: {in_words(different)}. {remedy}")
     if different is None:
         say(UNKNOWN)
-    return test
+    return train, test
 
 
 def _choose(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
@@ -272,9 +273,9 @@ def explain_run(
     """
     source = Path(folder)
     n_images = as_int("n_images", n_images)
-    summary = _summary(source)
+    summary = read_summary(source)
     networks, layer, model = load_networks(source, layer, resolve_device(device))
-    test = _test_images(summary, model, data, say)
+    _, test = run_images(summary, model, data, say)
     possible = [method for method in METHODS if all(method in allowed(network) for network in networks.values())]
     methods = possible if methods is None else list(dict.fromkeys(methods))
     targets = test.labels if target is None else np.full(len(test), _class_number(target, test.classes))
