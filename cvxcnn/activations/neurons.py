@@ -16,7 +16,7 @@ from ..patches.pooling import pooling
 from ..program.design import FilterDesign, SignedGatedDesign
 from ..program.program import Program
 
-__all__ = ["Neurons", "convolution", "read_neurons", "to_module"]
+__all__ = ["Neurons", "balanced", "convolution", "read_neurons", "to_module"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Neurons:
         return {"filters": self.filters, "readout": self.readout, "intercept": self.intercept}
 
 
-def _balanced(directions: Tensor, readout: Tensor, intercept: Tensor) -> Neurons:
+def balanced(directions: Tensor, readout: Tensor, intercept: Tensor) -> Neurons:
     """Share each neuron's scale evenly between filter and output weights; directions are unit vectors."""
     if not len(directions):
         # A convolution needs a channel; a neuron of zeros is the zero function.
@@ -120,7 +120,7 @@ def read_neurons(program: Program, weights: Tensor, intercepts: Tensor | None = 
         intercept = program.intercepts(design.predict(weights)) if intercepts is None else intercepts.to(weights)
     if not program.penalty.separable:
         active = weights.flatten(1).any(dim=1)
-        return _balanced(design.vectors[active], weights[active].squeeze(2), intercept)
+        return balanced(design.vectors[active], weights[active].squeeze(2), intercept)
     blocks, cells, outputs = weights.norm(dim=2).nonzero(as_tuple=True)
     vectors = weights[blocks, cells, :, outputs]
     if isinstance(design, SignedGatedDesign):
@@ -130,7 +130,7 @@ def read_neurons(program: Program, weights: Tensor, intercepts: Tensor | None = 
         directions, amounts = design.vectors[blocks], vectors[:, 0]
     readout = weights.new_zeros(len(blocks), *weights.shape[1::2])
     readout[torch.arange(len(blocks), device=blocks.device), cells, outputs] = amounts
-    return _balanced(directions, readout, intercept)
+    return balanced(directions, readout, intercept)
 
 
 def convolution(filters: Tensor, geometry: PatchGeometry, channels: int) -> nn.Conv2d:
