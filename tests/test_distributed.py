@@ -60,6 +60,8 @@ BLOCKS: dict[str, dict[str, Any]] = {
     "dense": {"penalty": "dense", "bias": True, "intercept": True, "gates": PatchGates(12), "pooling": "mean"},
     "group": {"activation": "gated_relu", "gates": 6, "kernel_size": 2, "pool_cells": 2},
     "nuclear": {"activation": "gated_relu", "penalty": "nuclear", "gates": PatchGates(6), "intercept": True},
+    "quadratic": {"activation": "quadratic", "penalty": "group", "gates": "priced", "kernel_size": 2, "solver": "auto"},
+    "linear": {"activation": "linear", "gates": "priced", "intercept": True, "solver": "auto"},
     "gradient": {"penalty": "dense", "bias": True, "gates": GradientGates(5, images=30, rounds=2)},
     "trained": {"penalty": "dense", "bias": True, "gates": TrainedGates(5, images=30, epochs=2)},
 }

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from ..patches.geometry import PatchGeometry
 from ..patches.patches import Patches
 from ..program.lifts import LinearDesign
 from ..program.problem import Problem
 from ..program.program import Program
-from .neurons import Neurons, balanced, convolution
+from .neurons import Neurons, balanced
 from .whole import WholeActivation
 
-__all__ = ["Linear", "LinearNeurons"]
+__all__ = ["Linear", "LinearMaps", "LinearNeurons"]
 
 # Singular values below this share of the largest are rounding.
 _NEGLIGIBLE = 1e-12
 
 
+class LinearMaps(nn.Identity):
+    """Feature maps as they are, where a ReLU network has its ReLU: what explanations of a linear network are of."""
+
+
 @dataclass(frozen=True)
 class LinearNeurons(Neurons):
     """Linear neurons f_jo = sum_ic w_ico sum_k P_ck x_jk . u_i + b_o; ``filters`` and ``readout`` are u and w."""
+
+    response = ("maps", LinearMaps)
 
     def predict(self, patches: Patches) -> Tensor:
         weights = torch.einsum("id,ico->cdo", self.filters, self.readout)
@@ -35,21 +39,6 @@ class LinearNeurons(Neurons):
         self, patches: Patches, kept: Tensor | None = None, then: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
         return patches.linear_maps(self.filters if kept is None else self.filters[kept], then)
-
-    def map_modules(
-        self, geometry: PatchGeometry, channels: int, kept: Tensor, number: int
-    ) -> OrderedDict[str, nn.Module]:
-        return OrderedDict([(f"conv{number}", convolution(self.filters[kept], geometry, channels))])
-
-    def to_module(
-        self, geometry: PatchGeometry, image_shape: tuple[int, int, int], *, intercept: bool
-    ) -> nn.Sequential:
-        module = super().to_module(geometry, image_shape, intercept=intercept)
-        return nn.Sequential(OrderedDict((name, part) for name, part in module.named_children() if name != "relu"))
-
-    @staticmethod
-    def layer_names(number: int) -> list[str]:
-        return [f"conv{number}"]
 
 
 class Linear(WholeActivation):
@@ -84,8 +73,8 @@ class Linear(WholeActivation):
     def read(self, program: Program, weights: Tensor, intercepts: Tensor | None) -> Neurons:
         intercept = weights.new_zeros(weights.shape[3])
         if program.intercept:
-            found = program.intercepts(program.design.predict(weights)) if intercepts is None else intercepts
-            intercept = found.to(weights)
+            free = program.intercepts(program.design.predict(weights)) if intercepts is None else intercepts
+            intercept = free.to(weights)
         _, cells, _, outputs = weights.shape
         matrix = weights[0].transpose(0, 1).flatten(1)
         if program.penalty.separable:
@@ -95,10 +84,10 @@ class Linear(WholeActivation):
             readout = torch.diag_embed(lengths)[used]
         else:
             left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-            kept = values > _NEGLIGIBLE * values.max()
-            directions, readout = left.T[kept], (values[:, None] * right)[kept]
-        found = balanced(directions, readout.view(-1, cells, outputs), intercept)
-        return LinearNeurons(found.filters, found.readout, found.intercept)
+            large = values > _NEGLIGIBLE * values.max()
+            directions, readout = left.T[large], (values[:, None] * right)[large]
+        neurons = balanced(directions, readout.view(-1, cells, outputs), intercept)
+        return LinearNeurons(neurons.filters, neurons.readout, neurons.intercept)
 
     def eq1(self, neurons: Neurons, program: Program) -> float | None:
         exact = program.double()

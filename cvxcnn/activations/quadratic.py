@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,14 +11,13 @@ from torch import Tensor, nn
 
 from ..core.symmetric import packed, unpacked
 from ..errors import InputError
-from ..patches.geometry import PatchGeometry
 from ..patches.patches import Patches
 from ..penalties.symmetric import SymmetricPenalty
 from ..program.decay import Decay
 from ..program.lifts import QuadraticDesign
 from ..program.problem import Problem
 from ..program.program import Program
-from .neurons import Neurons, convolution
+from .neurons import Neurons
 from .whole import WholeActivation
 
 __all__ = ["Quadratic", "QuadraticNeurons", "Square"]
@@ -46,7 +44,9 @@ class Square(nn.Module):
 
 @dataclass(frozen=True)
 class QuadraticNeurons(Neurons):
-    """Quadratic neurons f_jo = sum_ic w_ico sum_k P_ck (x_jk . u_i)^2 + b_o; ``filters`` and ``readout`` are u and w."""
+    """Quadratic neurons f_jo = sum_ic w_ico sum_k P_ck (x_jk . u_i)^2 + b_o, filters u and readout w."""
+
+    response = ("square", Square)
 
     def predict(self, patches: Patches) -> Tensor:
         weights = torch.einsum("ia,ib,ico->coab", self.filters, self.filters, self.readout)
@@ -60,27 +60,10 @@ class QuadraticNeurons(Neurons):
 
         return patches.linear_maps(self.filters if kept is None else self.filters[kept], squared)
 
-    def map_modules(
-        self, geometry: PatchGeometry, channels: int, kept: Tensor, number: int
-    ) -> OrderedDict[str, nn.Module]:
-        conv = convolution(self.filters[kept], geometry, channels)
-        return OrderedDict([(f"conv{number}", conv), (f"square{number}", Square())])
-
     def norms(self) -> Tensor:
         """Return how much each neuron contributes, shape (m,): ||u_i||^2 ||w_i||."""
         sizes: Tensor = self.filters.square().sum(dim=1) * self.readout.flatten(1).norm(dim=1)
         return sizes
-
-    def to_module(
-        self, geometry: PatchGeometry, image_shape: tuple[int, int, int], *, intercept: bool
-    ) -> nn.Sequential:
-        module = super().to_module(geometry, image_shape, intercept=intercept)
-        parts = [("square", Square()) if name == "relu" else (name, part) for name, part in module.named_children()]
-        return nn.Sequential(OrderedDict(parts))
-
-    @staticmethod
-    def layer_names(number: int) -> list[str]:
-        return [f"conv{number}", f"square{number}"]
 
 
 class Quadratic(WholeActivation):
@@ -116,7 +99,7 @@ class Quadratic(WholeActivation):
         if penalty == "group":
             return ""
         return (
-            f'penalty={penalty!r} has no convex program for quadratic neurons: one filter for all cells and outputs is '
+            f"penalty={penalty!r} has no convex program for quadratic neurons: one filter for all cells and outputs is "
             'a tensor problem. Use penalty="group".'
         )
 
@@ -124,8 +107,9 @@ class Quadratic(WholeActivation):
         dim = problem.patches.dim
         if dim > _LARGEST_DIM:
             raise InputError(
-                f"quadratic neurons on patches of {dim} numbers need {dim * (dim + 1) // 2} features a cell; at most "
-                f"{_LARGEST_DIM} numbers are taken. Project the patches (LayerwiseCNN(project=60)), or use smaller ones."
+                f"quadratic neurons on patches of {dim} numbers need {dim * (dim + 1) // 2} features a cell; "
+                f"at most {_LARGEST_DIM} numbers are taken. Project them, LayerwiseCNN(project=60) or --project 60, "
+                "or use smaller ones."
             )
         return Program(
             QuadraticDesign(problem.patches), problem.targets, problem.reg, SymmetricPenalty(), problem.loss,

@@ -100,7 +100,8 @@ def build_parser(prog: str = PROGRAM) -> Parser:
     add(program, "--activation", metavar="|".join(activations), type=one_of(*activations), help="of the blocks")
     program.add_argument(
         "--penalty", metavar="|".join(penalties), type=one_of(*penalties),
-        help="what a neuron feeds, and what that costs (default: dense; nuclear for gated networks)",
+        help="what a neuron feeds, and what that costs (default: dense; nuclear for gated and "
+        "linear networks, group for quadratic ones)",
     )  # fmt: skip
     add(
         program, "--gates", metavar="priced|N|KIND:N", type=_gates, nargs="+",
@@ -150,6 +151,8 @@ def settings_of(options: Mapping[str, Any]) -> Settings:
     """Return the settings of parsed arguments."""
     values = dict(options)
     values.pop("recipe", None)
+    # What a neuron of this kind feeds where nobody says.
+    values.setdefault("penalty", ACTIVATIONS[values.get("activation", Settings.activation)].penalties[0])
     for name in ("kernel_size", "padding", "gates", "reg_fraction", "downsample", "augment"):
         if isinstance(values.get(name), list):
             values[name] = tuple(values[name])

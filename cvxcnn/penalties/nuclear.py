@@ -42,7 +42,7 @@ class NuclearPenalty(Penalty):
         after, count = (values - step).clamp_min(0.0), values.shape[-1]
         shrunk = (left[..., :count] * after.unsqueeze(-2)) @ right[..., :count, :]
         slope = SingularSlope(left, right.mT, values, after)
-        return shrunk.unflatten(-1, (cells, outputs)).transpose(1, 2).contiguous(), slope
+        return shrunk.view(*shrunk.shape[:2], cells, outputs).transpose(1, 2).contiguous(), slope
 
     def dual_norms(self, correlation: Tensor) -> Tensor:
         norms: Tensor = torch.linalg.svdvals(self.matrices(correlation)).amax(dim=1)

@@ -111,11 +111,14 @@ class SingularSlope(ProxSlope):
     def up(self, coordinates: Tensor) -> Tensor:
         *_, cells, _, outputs = coordinates.shape
         inner = self._halves(self.roots * coordinates.transpose(-3, -2).flatten(-2))
-        found = self.left @ inner @ self.right.mT
-        return found.unflatten(-1, (cells, outputs)).transpose(-3, -2)
+        return _weights(self.left @ inner @ self.right.mT, cells, outputs)
 
     def down(self, weights: Tensor) -> Tensor:
         *_, cells, _, outputs = weights.shape
         inner = self.left.mT @ weights.transpose(-3, -2).flatten(-2) @ self.right
-        found = self.roots * self._halves(inner)
-        return found.unflatten(-1, (cells, outputs)).transpose(-3, -2)
+        return _weights(self.roots * self._halves(inner), cells, outputs)
+
+
+def _weights(matrices: Tensor, cells: int, outputs: int) -> Tensor:
+    """Return matrices (..., rows, cells * outputs) as weights (..., cells, rows, outputs)."""
+    return matrices.reshape(*matrices.shape[:-1], cells, outputs).transpose(-3, -2)

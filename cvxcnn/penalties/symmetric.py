@@ -61,7 +61,8 @@ class SymmetricPenalty(Penalty):
 
     @staticmethod
     def _of(vectors: Tensor, values: Tensor) -> Tensor:
-        return packed(vectors * values.unsqueeze(-2) @ vectors.mT).transpose(-1, -2).contiguous()
+        weights: Tensor = packed(vectors * values.unsqueeze(-2) @ vectors.mT).transpose(-1, -2).contiguous()
+        return weights
 
     def dual_norms(self, correlation: Tensor) -> Tensor:
         norms: Tensor = torch.linalg.eigvalsh(self.matrices(correlation)).abs().amax(dim=-1)
@@ -76,7 +77,8 @@ class SymmetricPenalty(Penalty):
         # An error of a matrix moves no eigenvalue by more than its Frobenius norm.
         errors = _EIGENVALUE_ROUNDINGS * side * torch.finfo(lengths.dtype).eps * lengths
         norms = self.dual_norms(correlation) + errors + (0.0 if rounding is None else rounding.to(lengths))
-        return reg / norms.amax(dim=(0, 1)).clamp_min(torch.finfo(norms.dtype).tiny)
+        scale: Tensor = reg / norms.amax(dim=(0, 1)).clamp_min(torch.finfo(norms.dtype).tiny)
+        return scale
 
     def expression(self, weights: Any, shape: tuple[int, int, int, int]) -> Any:
         import cvxpy as cp

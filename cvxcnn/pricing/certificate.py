@@ -91,8 +91,9 @@ class Certificate:
         Lower bound over ALL gates: of the non-convex problem with any number of neurons.
     kind : {"proved", "searched", "none"}
         "proved": all patterns were enumerated, or the pricing problem was bounded over the whole sphere by branch
-        and bound, or it is an eigenvalue problem (quadratic and linear neurons). "searched": valid unless some direction is worse than the worst
-        that the search found: evidence, not proof. "none": no search was asked for (``global_bound`` is nan).
+        and bound, or it is an eigenvalue problem (quadratic and linear neurons). "searched": valid unless some
+        direction is worse than the worst that the search found: evidence, not proof. "none": no search was asked for
+        (``global_bound`` is nan).
     n_searched : int
         Starts of that search; 0 unless "searched".
     networks : {"all", "gated", "quadratic", "linear"}, or these with "separate"

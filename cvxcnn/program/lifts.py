@@ -78,7 +78,8 @@ class WholeDesign(Design):
             parts = [self._lengths(chunk).double() for _, chunk in self.patches.chunks(1)]
             lengths = torch.cat(parts) if parts else self.patches.pool.new_zeros(0, self.patches.n_patches).double()
             self._sizes = lengths @ self.patches.pool.double().abs().T
-        return self._sizes.T @ dual.double().abs()
+        mass: Tensor = self._sizes.T @ dual.double().abs()
+        return mass
 
 
 class QuadraticDesign(WholeDesign):
@@ -115,4 +116,5 @@ class LinearDesign(WholeDesign):
         return self.patches.pool @ chunk
 
     def _lengths(self, chunk: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(chunk, dim=2)
+        lengths: Tensor = torch.linalg.vector_norm(chunk, dim=2)
+        return lengths

@@ -42,7 +42,7 @@ def get_solver(name: str, program: Program, tol: float = 1e-6, max_iter: int | N
             return streamed
         for candidate in _AUTO:
             solver = candidate(tol=tol, max_iter=max_iter)
-            if solver.objection(program) is None:
+            if solver.objection(program) is None and solver.suits(program):
                 return solver
         raise InputError("no solver of this package accepts the program; name a cvxpy solver instead.")
     if name not in SOLVERS:

@@ -144,5 +144,5 @@ class ProximalNewton(Solver):
     def _run(model: Program, start: Tensor, gap: float) -> Tensor:
         # The tolerance of a solver is relative to its own objective.
         accuracy = max(gap / model.objective(start), _FINEST)
-        solver = next(s for s in (kind(tol=accuracy) for kind in _INNER) if s.refusal(model) is None)
+        solver = next(s for s in (kind(tol=accuracy) for kind in _INNER) if s.refusal(model) is None and s.suits(model))
         return solver.run(model, start, lambda *_: None).weights
