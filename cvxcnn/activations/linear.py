@@ -51,7 +51,7 @@ class Linear(WholeActivation):
 
     Notes
     -----
-    Source: Ergen & Pilanci 2021, Implicit Convex Regularizers of CNN Architectures, section 3 (linear CNNs).
+    Source: Ergen & Pilanci 2021, Implicit Convex Regularizers of CNN Architectures.
     """
 
     name = "linear"

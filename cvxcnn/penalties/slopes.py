@@ -22,7 +22,8 @@ class ProxSlope(ABC):
     shape. With an eigenvalue (or singular value) decomposition of the point, J multiplies the coordinates in its basis
     by divided differences (p_i - p_j) / (l_i - l_j) of the values before (l) and after (p).
 
-    Sources: Lewis & Sendov 2001, Twice differentiable spectral functions; Jiang, Sun & Toh 2013, for nuclear norms.
+    Sources: Lewis & Sendov 2001, Twice differentiable spectral functions; Jiang, Sun & Toh 2014, A partial
+    proximal point algorithm for nuclear norm regularized matrix least squares problems.
     """
 
     @abstractmethod

@@ -43,9 +43,9 @@ class Decay:
     --------
     >>> import torch
     >>> u, a = Decay.of((4, 2)).balanced(torch.tensor([[0.6, 0.8]]), torch.tensor([-9.0]))
-    >>> float(u.norm()) ** 2, float(a)
+    >>> round(float(u.norm()) ** 2, 6), float(a)
     (3.0, -3.0)
-    >>> Decay.of("path").value(u.norm(dim=1), a.abs())
+    >>> round(Decay.of("path").value(u.norm(dim=1), a.abs()), 6)
     9.0
     """
 
