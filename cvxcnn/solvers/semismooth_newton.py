@@ -36,7 +36,8 @@ _FACTORED, _CONJUGATE, _FORCING = 300, 500, 0.05
 _FACTORED_NUMBERS = 1 << 26
 # Proximal steps without progress of the gap before the end.
 _PATIENCE = 8
-_EPSILON = torch.finfo(torch.float64).eps
+# Changes of nu that are too small to see, beside the targets.
+_LEAST = 1e-12
 
 
 class SemismoothNewton(Solver):
@@ -131,7 +132,8 @@ class _ProximalStep:
         self.form, self.penalty, self.reg, self.centre, self.step = form, penalty, reg, centre, step
         self.apart = penalty.separable and getattr(form, "roots", None) is None
         self.linear = form.linear.view(form.shape)
-        self.floor = _EPSILON * float(form.squared_norm.sum())
+        # The square of a change of nu beside that of the targets.
+        self.floor = _LEAST**2 * float(form.squared_norm.sum())
         self.steps, self.reached = 0, False
 
     def product(self, weights: Tensor) -> Tensor:
