@@ -344,7 +344,7 @@ BAD = [
     ),
     (["--solver", "magic"], "--solver must be one of auto, cone_working_set, cvxpy:CLARABEL, "),
     (["--penalty", "sparse"], "--penalty must be one of dense, group, nuclear; got sparse"),
-    (["--activation", "tanh"], "--activation must be one of relu, gated_relu; got tanh"),
+    (["--activation", "tanh"], "--activation must be one of relu, gated_relu, quadratic, linear; got tanh"),
     (["--device", "tpu"], "--device must be one of auto, cpu, cuda; got tpu"),
     (["--quiet", "--verbose"], "not allowed with argument"),
     (["--solver", "fista"], "solver 'fista' needs fixed gates: add --gates 100"),
