@@ -343,7 +343,7 @@ def test_dropped_gates_are_logged(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"activation": "tanh"}, 'activation must be "relu" or "gated_relu"; got \'tanh\''),
+        ({"activation": "tanh"}, 'activation must be "relu", "gated_relu", "quadratic" or "linear"; got \'tanh\''),
         ({"penalty": "ridge"}, "penalty must be one of"),
         ({"penalty": "nuclear"}, 'penalty="nuclear" is a gated program'),
         ({"loss": "hinge"}, "loss must be one of"),

@@ -35,11 +35,20 @@ class Activation(ABC):
     """Of which networks its programs are exact: "all" or "gated" (``certificate.NETWORKS``)."""
     ordinary: ClassVar[bool] = True
     """Whether an ordinary ReLU network minimises the same objective, so that the two can be compared."""
+    whole: ClassVar[bool] = False
+    """Whether its program has no gates and is over all neurons at once: ``unpriced``, with a proved bound."""
     contribution: ClassVar[str] = (
         "the norm of the filter times that of its output weights, as a share of the sum over all. The class is the one "
         "whose output the filter moves most, averaged over the pooling cells."
     )
     """What ``Neurons.norms`` is, in words, for the page of a run."""
+
+    def __init__(self, decay: Any = None) -> None:
+        if decay is not None:
+            raise InputError(
+                f'decay is for activation="quadratic"; {self.name} neurons have that of Eq. 1, the squares of all '
+                f"weights. Leave decay out; got {decay!r}."
+            )
 
     def check(self, penalty: str) -> None:
         """Raise InputError if a penalty doesn't go with it."""
@@ -139,7 +148,7 @@ class Activation(ABC):
         return f"{type(self).__name__}()"
 
     def __eq__(self, other: Any) -> bool:
-        return type(self) is type(other)
+        return type(self) is type(other) and vars(self) == vars(other)
 
     def __hash__(self) -> int:
         return hash(type(self))

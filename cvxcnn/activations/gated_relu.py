@@ -94,8 +94,8 @@ class GatedNeurons(Neurons):
             linear,
         )
 
-    @staticmethod
-    def layer_names(number: int) -> list[str]:
+    @classmethod
+    def layer_names(cls, number: int) -> list[str]:
         return [f"gated{number}"]
 
     def state(self) -> dict[str, Tensor]:

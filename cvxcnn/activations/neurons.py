@@ -16,7 +16,7 @@ from ..patches.pooling import pooling
 from ..program.design import FilterDesign, SignedGatedDesign
 from ..program.program import Program
 
-__all__ = ["Neurons", "convolution", "read_neurons", "to_module"]
+__all__ = ["Neurons", "balanced", "convolution", "read_neurons", "to_module"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Neurons:
 
     design: ClassVar[type[FilterDesign]] = FilterDesign
     """What the filters respond with."""
+    response: ClassVar[tuple[str, Callable[[], nn.Module]]] = ("relu", nn.ReLU)
+    """The torch module that follows the convolution, and its name."""
 
     def __len__(self) -> int:
         return int(self.filters.any(dim=1).sum())
@@ -60,8 +62,8 @@ class Neurons:
         self, geometry: PatchGeometry, channels: int, kept: Tensor, number: int
     ) -> OrderedDict[str, nn.Module]:
         """Return the torch modules of ``maps``, by their names in layer ``number`` of a deep network."""
-        conv = convolution(self.filters[kept], geometry, channels)
-        return OrderedDict([(f"conv{number}", conv), (f"relu{number}", nn.ReLU())])
+        conv, (name, module) = convolution(self.filters[kept], geometry, channels), self.response
+        return OrderedDict([(f"conv{number}", conv), (f"{name}{number}", module())])
 
     def norms(self) -> Tensor:
         """Return how much each neuron contributes, shape (m,): ||u_i|| ||w_i||."""
@@ -79,17 +81,17 @@ class Neurons:
         """Return the torch network of these neurons, on images of a shape (C, H, W)."""
         return to_module(self, geometry, image_shape, intercept=intercept)
 
-    @staticmethod
-    def layer_names(number: int) -> list[str]:
+    @classmethod
+    def layer_names(cls, number: int) -> list[str]:
         """Return the names in a deep network of the modules before pooling, flatten and linear."""
-        return [f"conv{number}", f"relu{number}"]
+        return [f"conv{number}", f"{cls.response[0]}{number}"]
 
     def state(self) -> dict[str, Tensor]:
         """Return all tensors by name."""
         return {"filters": self.filters, "readout": self.readout, "intercept": self.intercept}
 
 
-def _balanced(directions: Tensor, readout: Tensor, intercept: Tensor) -> Neurons:
+def balanced(directions: Tensor, readout: Tensor, intercept: Tensor) -> Neurons:
     """Share each neuron's scale evenly between filter and output weights; directions are unit vectors."""
     if not len(directions):
         # A convolution needs a channel; a neuron of zeros is the zero function.
@@ -120,7 +122,7 @@ def read_neurons(program: Program, weights: Tensor, intercepts: Tensor | None = 
         intercept = program.intercepts(design.predict(weights)) if intercepts is None else intercepts.to(weights)
     if not program.penalty.separable:
         active = weights.flatten(1).any(dim=1)
-        return _balanced(design.vectors[active], weights[active].squeeze(2), intercept)
+        return balanced(design.vectors[active], weights[active].squeeze(2), intercept)
     blocks, cells, outputs = weights.norm(dim=2).nonzero(as_tuple=True)
     vectors = weights[blocks, cells, :, outputs]
     if isinstance(design, SignedGatedDesign):
@@ -130,7 +132,7 @@ def read_neurons(program: Program, weights: Tensor, intercepts: Tensor | None = 
         directions, amounts = design.vectors[blocks], vectors[:, 0]
     readout = weights.new_zeros(len(blocks), *weights.shape[1::2])
     readout[torch.arange(len(blocks), device=blocks.device), cells, outputs] = amounts
-    return _balanced(directions, readout, intercept)
+    return balanced(directions, readout, intercept)
 
 
 def convolution(filters: Tensor, geometry: PatchGeometry, channels: int) -> nn.Conv2d:
@@ -148,7 +150,7 @@ def convolution(filters: Tensor, geometry: PatchGeometry, channels: int) -> nn.C
 def to_module(
     neurons: Neurons, geometry: PatchGeometry, image_shape: tuple[int, int, int], *, intercept: bool
 ) -> nn.Sequential:
-    """Return Conv2d -> ReLU -> pooling -> Flatten -> Linear with these neurons."""
+    """Return Conv2d -> ReLU (or another response) -> pooling -> Flatten -> Linear with these neurons."""
     channels, height, width = image_shape
     conv = convolution(neurons.filters, geometry, channels)
     # Channel by channel, each with its cells: the order of Flatten.
@@ -158,12 +160,7 @@ def to_module(
         linear.weight.copy_(weight)
         if intercept:
             linear.bias.copy_(neurons.intercept)
-    return nn.Sequential(
-        OrderedDict(
-            conv=conv,
-            relu=nn.ReLU(),
-            pool=pooling(geometry, geometry.map_shape((height, width)), weight),
-            flatten=nn.Flatten(),
-            linear=linear,
-        )
-    )
+    name, module = neurons.response
+    pool = pooling(geometry, geometry.map_shape((height, width)), weight)
+    parts = [("conv", conv), (name, module()), ("pool", pool), ("flatten", nn.Flatten()), ("linear", linear)]
+    return nn.Sequential(OrderedDict(parts))

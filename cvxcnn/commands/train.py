@@ -120,7 +120,8 @@ def build_parser(prog: str = PROGRAM) -> Parser:
     add(program, "--activation", metavar="|".join(activations), type=one_of(*activations), help="of the blocks")
     program.add_argument(
         "--penalty", metavar="|".join(penalties), type=one_of(*penalties),
-        help="what a neuron feeds, and what that costs (default: dense; nuclear for gated networks)",
+        help="what a neuron feeds, and what that costs (default: dense; nuclear for gated and "
+        "linear networks, group for quadratic ones)",
     )  # fmt: skip
     add(
         program, "--gates", metavar="priced|N|KIND:N", type=_gates, nargs="+",
@@ -169,8 +170,9 @@ def build_parser(prog: str = PROGRAM) -> Parser:
 def settings_of(options: Mapping[str, Any]) -> Settings:
     """Return the settings of parsed arguments."""
     values = dict(options)
-    # By the name of the program's own penalty, which a gated network has another one of.
-    values.setdefault("penalty", get_activation(values["activation"]).program_penalty(Settings.penalty))
+    # What a neuron of this kind feeds where nobody says.
+    kind = get_activation(values["activation"])
+    values.setdefault("penalty", kind.program_penalty(kind.penalties[0]))
     for name in ("kernel_size", "padding", "gates", "reg_fraction", "downsample", "augment"):
         if isinstance(values.get(name), list):
             values[name] = tuple(values[name])

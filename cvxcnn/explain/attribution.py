@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..activations.gated_relu import GatedConv
+from ..activations.linear import LinearMaps
+from ..activations.quadratic import Square
 from ..core.checks import is_int
 from ..core.plainly import plainly
 from ..data.checks import check_images
@@ -32,6 +34,12 @@ __all__ = ["METHODS", "attribute"]
 METHODS = ("cam", "gradcam", "guided_gradcam", "gradient", "deconvolution", "guided_backprop")
 # Those that change what ReLUs do to the gradient, and are the plain gradient where they find none.
 GUIDED = ("guided_gradcam", "deconvolution", "guided_backprop")
+# Modules of our own that give maps and are no ReLUs.
+_NO_RELUS: dict[type[nn.Module], str] = {
+    GatedConv: "a gated convolution",
+    Square: "a square",
+    LinearMaps: "a linear layer of maps",
+}
 
 # Images that go through a network together: few enough for the maps of wide layers.
 BATCH = 64
@@ -56,7 +64,8 @@ def attribute(
         See the notes.
     layer : int
         For Grad-CAM and Guided Grad-CAM: which feature maps A, counted from 0 in the order of computation; the last
-        ones by default. They are the outputs (n, m, H, W) of ``nn.ReLU`` modules and of gated convolutions, those of
+        ones by default. They are the outputs (n, m, H, W) of ``nn.ReLU`` modules and of what stands for them in gated,
+        quadratic and linear networks, those of
         each call of a module that is called several times.
 
     Returns
@@ -128,8 +137,8 @@ def attribute(
 
 def allowed(module: nn.Module) -> tuple[str, ...]:
     """Return the methods that can be used on a module of ``to_torch``."""
-    gated = any(isinstance(part, GatedConv) for part in module.modules())
-    return tuple(method for method in METHODS if not (gated and method in GUIDED))
+    other = any(isinstance(part, tuple(_NO_RELUS)) for part in module.modules())
+    return tuple(method for method in METHODS if not (other and method in GUIDED))
 
 
 # Checks.
@@ -211,7 +220,7 @@ def _trace(network: nn.Module, image: Tensor) -> _Trace:
             stages.append(_Stage(part, calls[part]))
         calls[part] += 1
 
-    hooks = [p.register_forward_hook(note) for p in network.modules() if isinstance(p, (nn.ReLU, GatedConv))]
+    hooks = [p.register_forward_hook(note) for p in network.modules() if isinstance(p, (nn.ReLU, *_NO_RELUS))]
     counter = _ReLUCounter()  # type: ignore[no-untyped-call]
     try:
         with torch.no_grad(), counter:
@@ -243,8 +252,9 @@ def _targets(target: int | ArrayLike, count: int, n_classes: int) -> Tensor:
 
 def _check_relus(network: nn.Module, trace: _Trace) -> None:
     in_modules, total = trace.in_modules, trace.relus
-    if any(isinstance(part, GatedConv) for part in network.modules()):
-        what = "has a gated convolution, which is no ReLU"
+    others = [name for kind, name in _NO_RELUS.items() if any(isinstance(part, kind) for part in network.modules())]
+    if others:
+        what = f"has {others[0]}, which is no ReLU"
     elif not in_modules:
         what = "has no nn.ReLU module"
     elif total > in_modules:

@@ -4,5 +4,6 @@ from .fit import fit, over, share_of
 from .fixed import OverFixedGates
 from .priced import OverPricedGates
 from .task import DTYPES, Fit, Task
+from .whole import OverAllNeurons
 
-__all__ = ["DTYPES", "Fit", "OverFixedGates", "OverPricedGates", "Task", "fit", "over", "share_of"]
+__all__ = ["DTYPES", "Fit", "OverAllNeurons", "OverFixedGates", "OverPricedGates", "Task", "fit", "over", "share_of"]

@@ -9,12 +9,15 @@ from ..solvers import Callback
 from .fixed import OverFixedGates
 from .priced import OverPricedGates
 from .task import Fit, Task
+from .whole import OverAllNeurons
 
 __all__ = ["fit", "over", "share_of"]
 
 
-def over(task: Task, *, keep: bool = False) -> OverFixedGates | OverPricedGates:
+def over(task: Task, *, keep: bool = False) -> OverFixedGates | OverPricedGates | OverAllNeurons:
     """Return what fits a task at any reg; ``keep`` says that there will be many fits."""
+    if task.activation.whole:
+        return OverAllNeurons(task, keep=keep)
     return OverPricedGates(task) if task.priced else OverFixedGates(task, keep=keep)
 
 

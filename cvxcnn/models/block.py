@@ -70,11 +70,12 @@ class ConvexConvBlock(BlockState):
         Each feature map is pooled into a grid of ``pool_cells`` x ``pool_cells`` cells.
     bias : bool
         Append a constant 1 to every patch: the bias belongs to the filter and is regularised with it.
-    activation : {"relu", "gated_relu"}
+    activation : {"relu", "gated_relu", "quadratic", "linear"}
+        Quadratic and linear neurons need no gates: one finite program is over all of them, and its bound is proved.
     penalty : {"group", "nuclear", "dense"}
         "group": each neuron feeds one (cell, output). "dense": each feeds them all, as in an ordinary network;
         the gates are then the directions of its filters. Of a gated network the program of that is a nuclear norm:
-        "nuclear" is its name there, and "dense" means the same.
+        "nuclear" is its name there, and of a linear one, and "dense" means the same. Quadratic neurons have "group".
     loss : {"squared", "logistic", "softmax"}
         A sum over images, not a mean. "logistic" takes targets of -1 and +1, "softmax" one-hot targets; the outputs
         are then log-odds.
@@ -83,10 +84,10 @@ class ConvexConvBlock(BlockState):
     gates : int, array (P, d), gate sampler, PricedGates or "priced"
         A number of Gaussian gates; given vectors; a sampler such as ``PatchGates(100)``; or ``PricedGates(...)``:
         found by the optimisation itself, until the gap over all gates is small. "priced" is the same, as hard as
-        ``pricing`` says.
+        ``pricing`` says; of quadratic and linear neurons, all of them at once.
     solver : str
-        "auto", "working_set", "cone_working_set", "fista", "proximal_newton", "streamed", "cvxpy:CLARABEL",
-        "cvxpy:SCS" or "cvxpy:MOSEK".
+        "auto", "working_set", "cone_working_set", "semismooth_newton", "fista", "proximal_newton", "streamed",
+        "cvxpy:CLARABEL", "cvxpy:SCS" or "cvxpy:MOSEK".
         With priced gates only "auto".
     tol : float
         Relative duality gap over the gates at hand.
@@ -104,6 +105,9 @@ class ConvexConvBlock(BlockState):
         ``starts=0`` skips the search; None for ``PricingOptions()``, until the gap is 1e-4 or 40 rounds are over. The
         command line, and stacks and estimators whose ``block`` isn't given, take three rounds of 96 starts.
         ``PricedGates`` brings its own options.
+    decay : {"path", "fixed_sign"}, (p, q) or None
+        Of quadratic neurons: which regulariser of the network the program is (``program.decay``), and so how the size
+        of a neuron is shared between its filter and its output weight; None for (4, 2). Predictions are the same.
 
     Attributes
     ----------
@@ -163,6 +167,7 @@ class ConvexConvBlock(BlockState):
         intercept: bool = False,
         max_iter: int | None = None,
         pricing: PricingOptions | None = None,
+        decay: Any = None,
     ) -> None:
         self.kernel_size = kernel_size
         self.stride = stride
@@ -183,6 +188,7 @@ class ConvexConvBlock(BlockState):
         self.intercept = intercept
         self.max_iter = max_iter
         self.pricing = pricing
+        self.decay = decay
 
     @plainly
     def fit(self, images: Any, targets: Any, callback: Callback | None = None) -> ConvexConvBlock:
@@ -216,7 +222,7 @@ class ConvexConvBlock(BlockState):
         dtype, device = DTYPES[self.dtype], torch.device(self.device)
         inputs = check_images(images, dtype=_stored(images, dtype), device=device)
         expected = check_targets(targets, len(inputs), dtype=dtype, device=device)
-        activation, search = get_activation(self.activation), self.priced_options()
+        activation, search = get_activation(self.activation, self.decay), self.priced_options()
         penalty = activation.program_penalty(self.penalty, geometry.pool_cells**2 * expected.shape[1])
         problem = Problem(
             Patches(inputs, geometry, dtype), expected, 1.0, get_penalty(penalty), get_loss(self.loss),
@@ -256,7 +262,7 @@ class ConvexConvBlock(BlockState):
             If a parameter, or a combination of them, can't be used.
         """
         geometry = PatchGeometry(self.kernel_size, self.stride, self.padding, self.pooling, self.pool_cells, self.bias)
-        activation = get_activation(self.activation)
+        activation = get_activation(self.activation, self.decay)
         get_penalty(self.penalty)
         get_loss(self.loss)
         activation.check(self.penalty)
@@ -269,11 +275,20 @@ class ConvexConvBlock(BlockState):
         if isinstance(self.gates, str) and self.gates != "priced":
             raise InputError(f'gates must be a number, an array, a sampler or "priced"; got {self.gates!r}.')
         as_int_or_none("max_iter", self.max_iter)
-        if self.priced_options() is not None:
+        if activation.whole:
+            self._check_whole()
+        elif self.priced_options() is not None:
             self._check_priced()
         self._check_place()
         check_seed(self.random_state)
         return geometry
+
+    def _check_whole(self) -> None:
+        if self.priced_options() is None:
+            raise InputError(
+                f"{self.activation} neurons have no gates: their program is over all of them at once. Leave gates out, "
+                f'or use gates="priced"; got {self.gates!r}.'
+            )
 
     def _check_priced(self) -> None:
         if isinstance(self.gates, PricedGates) and self.pricing is not None:

@@ -315,6 +315,7 @@ _VALID: dict[str, tuple[Callable[[Any], bool], str]] = {
     "gates": (lambda v: is_int(v) or is_text(v) or is_table(v), "a number, a text or an object"),
     "max_iter": (lambda v: v is None or is_size(v), "an int >= 1 or null"),
     "pricing": (lambda v: v is None or is_table(v), "an object or null"),
+    "decay": (lambda v: v is None or is_text(v) or isinstance(v, tuple), "a text, two numbers or null"),
 }
 
 

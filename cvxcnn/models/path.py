@@ -21,7 +21,7 @@ from ..core.threads import coarse_threads
 from ..data.checks import are_flat
 from ..drawing.path import plot_path
 from ..errors import InputError
-from ..fitting import Fit, OverFixedGates, OverPricedGates, Task
+from ..fitting import Fit, OverAllNeurons, OverFixedGates, OverPricedGates, Task
 from ..pricing.options import PricingOptions
 from ..program.problem import Problem
 from ..solvers import Callback
@@ -307,15 +307,17 @@ class _Points(Protocol):
 
 
 def _points(task: Task, between: PricingOptions | None) -> _Points:
-    return _Priced(task, between or _light(task.search)) if task.priced else _Fixed(task)
+    if task.activation.whole:
+        return _Started(OverAllNeurons(task, keep=True))
+    return _Priced(task, between or _light(task.search)) if task.priced else _Started(OverFixedGates(task, keep=True))
 
 
-class _Fixed:
-    """Points over fixed gates: each solve begins with the weights of the point before."""
+class _Started:
+    """Points over fixed gates or all neurons: each solve begins with the weights of the point before."""
 
-    def __init__(self, task: Task) -> None:
-        self.fits = OverFixedGates(task, keep=True)
-        self.unsearched = replace(task.search, starts=0)
+    def __init__(self, fits: OverFixedGates | OverAllNeurons) -> None:
+        self.fits = fits
+        self.unsearched = replace(fits.task.search, starts=0)
         self.weights: Tensor | None = None
 
     def reg_max(self) -> float:

@@ -253,8 +253,8 @@ class Patches:
         """Return whether responses to ``count`` filters are cheaper one image at a time than in chunks."""
         return self.images.device.type == "cpu" and count * self.n_patches * self.dim >= CONVOLUTION_PRODUCTS
 
-    def _responses(self, filters: Tensor) -> Callable[[slice], Tensor]:
-        """Return the function that gives the ReLU responses of some images, shape (b, m, K) or (b, m, H', W').
+    def _responses(self, filters: Tensor, rectify: bool = True) -> Callable[[slice], Tensor]:
+        """Return the function that gives the (ReLU) responses of some images, shape (b, m, K) or (b, m, H', W').
 
         A convolution in float32, which has fast ones; a matrix product otherwise.
         """
@@ -265,9 +265,11 @@ class Patches:
         def respond(rows: slice) -> Tensor:
             images = self.images[rows].to(self.dtype)
             if self.dtype == torch.float32:
-                return F.conv2d(images, kernels, bias, self.stride, self.padding).relu_()
+                responses = F.conv2d(images, kernels, bias, self.stride, self.padding)
+                return responses.relu_() if rectify else responses
             products = flat @ F.unfold(images, self.kernel, padding=self.padding, stride=self.stride)
-            return (products if bias is None else products.add_(bias[:, None])).relu_()
+            products = products if bias is None else products.add_(bias[:, None])
+            return products.relu_() if rectify else products
 
         return respond
 
@@ -296,9 +298,16 @@ class Patches:
         With ``then``, a function of maps (b, m, H', W') that takes each image by itself, what it makes of them: the
         maps of all images are never there together.
         """
+        return self._maps(filters, then, rectify=True)
+
+    def linear_maps(self, filters: Tensor, then: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Return the unpooled responses x_jk . u_i, as ``relu_maps`` returns their positive parts."""
+        return self._maps(filters, then, rectify=False)
+
+    def _maps(self, filters: Tensor, then: Callable[[Tensor], Tensor] | None, *, rectify: bool) -> Tensor:
         count, shape = len(filters), (len(filters), *self.map_shape)
         if count and self.n_images and (then is not None or self.convolves(count)):
-            respond = self._responses(filters)
+            respond = self._responses(filters, rectify)
 
             def made(rows: slice) -> Tensor:
                 maps = respond(rows).view(-1, *shape)
@@ -320,7 +329,8 @@ class Patches:
 
         def work(share: slice) -> None:
             for rows, chunk in self.chunks(count, share):
-                maps[rows] = (chunk @ filters.T).relu_().transpose(1, 2)
+                responses = chunk @ filters.T
+                maps[rows] = (responses.relu_() if rectify else responses).transpose(1, 2)
 
         self.map_shares(work)
         return maps.view(self.n_images, *shape)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .slopes import ProxSlope
 
 __all__ = ["Penalty"]
 
@@ -77,6 +78,16 @@ class Penalty:
         """Whether there is an ``expression``."""
         return self.group_axes is not None or type(self).expression is not Penalty.expression
 
+    @property
+    def smooth(self) -> bool:
+        """Whether the proximal map comes with a derivative, ``linearised``."""
+        return type(self).linearised is not Penalty.linearised
+
+    @property
+    def stackable(self) -> bool:
+        """Whether it is a penalty of stacked outputs too (``program.design.StackedDesign``): "group", or itself."""
+        return self.columnwise or self.group_axes == ()
+
     def _joined(self) -> tuple[int, ...]:
         """Return the axes of (blocks, cells, rows, outputs) that a group has all of."""
         indexed = {0, *(_AXES[axis] for axis in self.group_axes or ())}
@@ -90,6 +101,10 @@ class Penalty:
         """Return argmin_v 1/2 ||v - weights||^2 + step * Omega(v)."""
         norms: Tensor = torch.linalg.vector_norm(weights, dim=self._joined(), keepdim=True)
         return weights * (1 - step / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_min(0.0)
+
+    def linearised(self, weights: Tensor, step: float) -> tuple[Tensor, ProxSlope]:
+        """Return ``prox`` and its derivative there; only where ``smooth``."""
+        raise NotImplementedError(f"penalty {self.name!r} gives no derivative of its proximal map")
 
     def dual_norms(self, correlation: Tensor) -> Tensor:
         """Return the dual norm of each group of A^T nu: (blocks, sizes of ``group_axes``), or (blocks, ...) of None.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .base import Penalty
+from .slopes import ProxSlope, SingularSlope
 
 __all__ = ["NuclearPenalty"]
 
@@ -34,6 +35,14 @@ class NuclearPenalty(Penalty):
         left, values, right = torch.linalg.svd(self.matrices(weights), full_matrices=False)
         shrunk: Tensor = (left * (values - step).clamp_min(0.0).unsqueeze(-2)) @ right
         return shrunk.view(blocks, rows, cells, outputs).transpose(1, 2).contiguous()
+
+    def linearised(self, weights: Tensor, step: float) -> tuple[Tensor, ProxSlope]:
+        _, cells, _, outputs = weights.shape
+        left, values, right = torch.linalg.svd(self.matrices(weights), full_matrices=True)
+        after, count = (values - step).clamp_min(0.0), values.shape[-1]
+        shrunk = (left[..., :count] * after.unsqueeze(-2)) @ right[..., :count, :]
+        slope = SingularSlope(left, right.mT, values, after)
+        return shrunk.view(*shrunk.shape[:2], cells, outputs).transpose(1, 2).contiguous(), slope
 
     def dual_norms(self, correlation: Tensor) -> Tensor:
         norms: Tensor = torch.linalg.svdvals(self.matrices(correlation)).amax(dim=1)

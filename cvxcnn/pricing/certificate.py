@@ -15,12 +15,18 @@ NETWORKS = {
     "separate": "all networks whose neurons each feed one pooling cell and one output",
     "gated": "all gated networks",
     "gated_separate": "all gated networks whose filters each feed one pooling cell and one output",
+    "quadratic": "all quadratic networks",
+    "quadratic_separate": "all quadratic networks whose neurons each feed one pooling cell and one output",
+    "linear": "all linear networks",
+    "linear_separate": "all linear networks whose neurons each feed one pooling cell and one output",
 }
 
 # Networks that such a bound says nothing of, though they are of the same layer.
 _BEYOND = {
     "separate": "an ordinary network, whose neurons feed all cells and outputs, may be below the bound",
     "gated_separate": "a gated network whose filters feed all cells and outputs may be below the bound",
+    "quadratic_separate": "a quadratic network whose neurons feed all cells and outputs may be below the bound",
+    "linear_separate": "a linear network whose neurons feed all cells and outputs may be below the bound",
 }
 
 
@@ -29,7 +35,7 @@ def networks_of(networks: str, separable: bool, n_pairs: int) -> str:
 
     Parameters
     ----------
-    networks : {"all", "gated"}
+    networks : {"all", "gated", "quadratic", "linear"}
         Of which its activation is.
     separable : bool
         Whether the penalty is a sum over (cell, output), as "group" is.
@@ -42,7 +48,7 @@ def networks_of(networks: str, separable: bool, n_pairs: int) -> str:
     ('all', 'separate', 'gated')
     """
     if separable and n_pairs > 1:
-        return {"all": "separate", "gated": "gated_separate"}[networks]
+        return "separate" if networks == "all" else f"{networks}_separate"
     return networks
 
 
@@ -85,11 +91,12 @@ class Certificate:
         Lower bound over ALL gates: of the non-convex problem with any number of neurons.
     kind : {"proved", "searched", "none"}
         "proved": all patterns were enumerated, or the pricing problem was bounded over the whole sphere by branch
-        and bound. "searched": valid unless some direction is worse than the worst
-        that the search found: evidence, not proof. "none": no search was asked for (``global_bound`` is nan).
+        and bound, or it is an eigenvalue problem (quadratic and linear neurons). "searched": valid unless some
+        direction is worse than the worst that the search found: evidence, not proof. "none": no search was asked for
+        (``global_bound`` is nan).
     n_searched : int
         Starts of that search; 0 unless "searched".
-    networks : {"all", "separate", "gated", "gated_separate"}
+    networks : {"all", "gated", "quadratic", "linear"}, or these with "separate"
         Of which networks ``global_bound`` is a bound, in the words of ``NETWORKS``: with the "group" penalty each
         neuron feeds one (cell, output), and an ordinary network, whose neurons feed them all, may be below it.
     n_distinct : int

@@ -14,6 +14,7 @@ from ..core.plainly import plainly
 from ..data.checks import check_images, check_targets
 from ..errors import InputError
 from ..losses import get_loss
+from .decay import Decay
 
 __all__ = ["nonconvex_objective"]
 
@@ -41,13 +42,19 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 
 @plainly
-def nonconvex_objective(module: nn.Module, images: Any, targets: Any, reg: float, loss: str = "squared") -> float:
+def nonconvex_objective(
+    module: nn.Module, images: Any, targets: Any, reg: float, loss: str = "squared", decay: Any = None
+) -> float:
     """Return Eq. 1 of a torch Conv2d -> ReLU -> pooling -> Linear module, in float64.
 
         loss(module(images), targets) + reg/2 * (sum_i ||u_i||^2 + ||w||^2)
 
     with u_i the i-th filter with its bias, and w the weights of the Linear layer, whose own bias is free. The module is
-    evaluated as by ``module.eval()``, without Dropout.
+    evaluated as by ``module.eval()``, without Dropout. With ``decay``, that of quadratic networks,
+
+        loss(module(images), targets) + reg * sum_i [(2/p) ||u_i||^p + (1/q) ||w_i||^q]
+
+    with w_i all weights that read filter i, of which a neuron of the "group" penalty has one.
 
     Parameters
     ----------
@@ -59,6 +66,9 @@ def nonconvex_objective(module: nn.Module, images: Any, targets: Any, reg: float
         lam >= 0.
     loss : {"squared", "logistic", "softmax"}
         Sums over images and outputs. "logistic" takes targets of -1 and +1, "softmax" one-hot targets.
+    decay : {"path", "fixed_sign"}, (p, q) or None
+        None for Eq. 1's own, of any activation; otherwise 2/p + 1/q = 1, or reg * sum_i ||w_i|| ||u_i||^2 for "path",
+        or reg * sum_i ||u_i||^2 for "fixed_sign".
 
     Raises
     ------
@@ -114,9 +124,25 @@ def nonconvex_objective(module: nn.Module, images: Any, targets: Any, reg: float
             f"the module's outputs have shape {tuple(prediction.shape)} but the targets {tuple(expected.shape)}. "
             "Pass one column of targets for each output."
         )
-    squares = convolution.weight.detach().double().square().sum() + linear.weight.detach().double().square().sum()
-    if convolution.bias is not None:
-        squares = squares + convolution.bias.detach().double().square().sum()
     kind = get_loss(loss)
     kind.check_targets(expected)
-    return kind.value(prediction, expected) + 0.5 * float(reg) * float(squares)
+    return kind.value(prediction, expected) + float(reg) * _decay_of(convolution, linear, decay)
+
+
+def _decay_of(convolution: nn.Conv2d, linear: nn.Linear, decay: Any) -> float:
+    """Return what reg multiplies."""
+    filters, readout = convolution.weight.detach().double(), linear.weight.detach().double()
+    squares = filters.square().flatten(1).sum(dim=1)
+    if convolution.bias is not None:
+        squares = squares + convolution.bias.detach().double().square()
+    if decay is None:
+        return 0.5 * float(squares.sum() + readout.square().sum())
+    kind = Decay.of(decay)
+    if readout.shape[1] % len(filters):
+        raise InputError(
+            f"decay needs the output weights of each filter, and the Linear layer reads {readout.shape[1]} numbers of "
+            f"{len(filters)} maps. Pass one Conv2d -> Square -> pooling -> Linear block."
+        )
+    # Flatten lays maps out one after another, each with its cells.
+    sizes = readout.view(len(readout), len(filters), -1).square().sum(dim=(0, 2)).sqrt()
+    return kind.value(squares.sqrt(), sizes)

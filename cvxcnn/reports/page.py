@@ -21,7 +21,7 @@ from .history import Point
 from .metrics import METRICS, decimal
 from .page_figures import WIDTH, Tile, filter_tiles, gaps, input_norms, plot_gaps, shares
 from .summary import RunSummary
-from .words import certainty, comparable, comparison, percent
+from .words import certainty, comparable, comparison, kind, percent
 
 __all__ = ["certainties", "comparisons", "convergence", "explanations", "filters", "overview", "results", "settings"]
 
@@ -78,7 +78,7 @@ def comparisons(summary: RunSummary) -> str:
     same, n_test = comparable(summary), int(summary.data["n_test"])
     return bullets(
         [
-            f"<strong>Layer {entry.layer}.</strong> {text(' '.join(comparison(entry, n_test, same)))}"
+            f"<strong>Layer {entry.layer}.</strong> {text(' '.join(comparison(entry, n_test, same, kind(summary))))}"
             for entry in summary.layers
         ]
     )

@@ -63,6 +63,11 @@ def comparable(summary: RunSummary) -> bool:
     return ACTIVATIONS.get(str(summary.settings.get("activation")), Relu).ordinary
 
 
+def kind(summary: RunSummary) -> str:
+    """Return what the networks of a run are called, by their activation."""
+    return str(summary.settings.get("activation", "relu")).removesuffix("_relu")
+
+
 def _p_value(rival: NonconvexNumbers) -> float:
     """Return how often chance would split the images that one method alone gets right at least as unevenly."""
     first, second = rival.only_convex_right, rival.only_nonconvex_right
@@ -89,7 +94,7 @@ def headline(summary: RunSummary) -> str:
     if comparable(summary):
         said.append(_winners({entry.layer: _gain(entry) for entry, _ in both}))
     else:
-        said.append("The two objectives are of different networks (gated and ReLU), so they name no winner.")
+        said.append(f"The two objectives are of different networks ({kind(summary)} and ReLU), so they name no winner.")
     said.append(_accuracies(both))
     return " ".join(said)
 
@@ -150,7 +155,7 @@ def _accuracies(both: Sequence[tuple[LayerSummary, NonconvexNumbers]]) -> str:
     return f"{text}; the difference is more than chance gives at {_at(beyond, len(signs))}."
 
 
-def comparison(entry: LayerSummary, n_test: int, same_objective: bool = True) -> list[str]:
+def comparison(entry: LayerSummary, n_test: int, same_objective: bool = True, kind: str = "gated") -> list[str]:
     """Return sentences on a layer: the objectives, then the accuracies.
 
     Parameters
@@ -160,6 +165,8 @@ def comparison(entry: LayerSummary, n_test: int, same_objective: bool = True) ->
         Test images.
     same_objective : bool
         See ``comparable``.
+    kind : str
+        What the networks of another objective are called.
     """
     convex, rival = entry.convex, entry.nonconvex
     reached = format(number(convex.objective), ".6g")
@@ -171,7 +178,7 @@ def comparison(entry: LayerSummary, n_test: int, same_objective: bool = True) ->
     other = format(number(rival.objective), ".6g")
     gain = _gain(entry)
     if not same_objective:
-        first = f"Training objective {reached} for the gated network, {other} for the ReLU network: not comparable."
+        first = f"Training objective {reached} for the {kind} network, {other} for the ReLU network: not comparable."
     elif not gain or math.isnan(gain):
         first = f"Both reached the training objective {reached}." if gain == 0 else "An objective is missing."
     else:

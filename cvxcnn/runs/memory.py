@@ -26,6 +26,8 @@ _WORKSPACE = 768 << 20
 
 def _count(block: ConvexConvBlock) -> int | None:
     """Return how many gates a block is to have, None if the optimisation decides."""
+    if get_activation(block.activation).whole:
+        return 1
     if is_int(block.gates):
         return int(block.gates)
     if isinstance(block.gates, GateSampler):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,7 @@ class Settings:
     memory: float | None = None
     seed: int = 0
     recipe: str = "auto"
-    asked: Sequence[str] = ()
+    asked: Sequence[str] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         # They are written as JSON, which has no numbers but Python's.

@@ -11,6 +11,7 @@ from .cost import choose
 from .cvxpy_solver import Clarabel, Mosek, Scs
 from .fista import Fista
 from .proximal_newton import ProximalNewton
+from .semismooth_newton import SemismoothNewton
 from .streamed import Streamed
 from .working_set import WorkingSet
 
@@ -18,13 +19,13 @@ __all__ = ["SOLVERS", "Callback", "Progress", "SolveResult", "Solver", "Status",
 
 SOLVERS: dict[str, type[Solver]] = {
     solver.name: solver
-    for solver in (WorkingSet, ConeWorkingSet, Fista, ProximalNewton, Streamed, Clarabel, Scs, Mosek)
+    for solver in (WorkingSet, ConeWorkingSet, SemismoothNewton, Fista, ProximalNewton, Streamed, Clarabel, Scs, Mosek)
 }
 
 # What "auto" tries, in this order: the first that accepts the program runs, and the result records it. Before them
 # comes ``Streamed``, where it accepts the program and the cost model says that it is cheaper, or where several
 # processes share the images.
-_AUTO = (WorkingSet, ConeWorkingSet, Fista, ProximalNewton)
+_AUTO = (WorkingSet, ConeWorkingSet, SemismoothNewton, Fista, ProximalNewton)
 
 
 def get_solver(name: str, program: Program, tol: float = 1e-6, max_iter: int | None = None) -> Solver:
@@ -41,7 +42,7 @@ def get_solver(name: str, program: Program, tol: float = 1e-6, max_iter: int | N
             return streamed
         for candidate in _AUTO:
             solver = candidate(tol=tol, max_iter=max_iter)
-            if solver.objection(program) is None:
+            if solver.objection(program) is None and solver.suits(program):
                 return solver
         raise InputError("no solver of this package accepts the program; name a cvxpy solver instead.")
     if name not in SOLVERS:

@@ -131,6 +131,10 @@ class Solver(ABC):
         """Return why this method can't solve the program, with the remedy, or None if it can."""
         return self.needs.refusal(program)
 
+    def suits(self, program: Program) -> bool:
+        """Return whether "auto" may choose it for a program that it takes."""
+        return True
+
     def objection(self, program: Program) -> str | None:
         """Return ``refusal``, or that the method needs all images in one process and there are several."""
         if size() > 1 and not self.shares_images:

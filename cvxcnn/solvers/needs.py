@@ -21,6 +21,8 @@ class Needs:
         True: the cones of the ReLU program; False: none; None: either.
     groups : bool
         A penalty that says its ``group_axes``.
+    smooth : bool
+        A penalty whose proximal map comes with a derivative.
     expression : bool
         A penalty that cvxpy has an expression of.
 
@@ -38,6 +40,7 @@ class Needs:
     quadratic: bool | None = None
     cones: bool | None = None
     groups: bool = False
+    smooth: bool = False
     expression: bool = False
 
     def refusal(self, program: Program) -> str | None:
@@ -54,6 +57,8 @@ class Needs:
             return f"it is for programs with cones. {remedy}"
         if self.groups and penalty.group_axes is None:
             return f"it needs a penalty of fixed groups, and {penalty.name!r} says none. {remedy}"
+        if self.smooth and not penalty.smooth:
+            return f"it needs a penalty whose proximal map has a derivative; {penalty.name!r} gives none. {remedy}"
         if self.expression and not penalty.expressible:
             return f"penalty {penalty.name!r} gives no cvxpy expression. {remedy}"
         return None

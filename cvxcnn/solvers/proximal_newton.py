@@ -17,12 +17,13 @@ from .base import Outcome, Solver, Status
 from .cone_working_set import ConeWorkingSet
 from .fista import Fista, accelerated
 from .needs import Needs
+from .semismooth_newton import SemismoothNewton
 from .working_set import WorkingSet
 
 __all__ = ["ProximalNewton"]
 
-# Every program without cones is for one of the outer two, every other for the second.
-_INNER: tuple[type[Solver], ...] = (WorkingSet, ConeWorkingSet, Fista)
+# Every program has one that takes it.
+_INNER: tuple[type[Solver], ...] = (WorkingSet, ConeWorkingSet, SemismoothNewton, Fista)
 # The least curvature of a separable model, which falls while whole steps are taken and rises when none is: flat tails
 # would make steps as long as they are uncertain.
 _FLOOR, _LEAST_FLOOR, _FLOOR_FACTOR = 1e-4, 1e-12, 10.0
@@ -110,10 +111,11 @@ class ProximalNewton(Solver):
                 target[..., part] = self._solve(program, scale, fitted, rest, start, gap / program.n_outputs)
             return target
         factor = torch.diag_embed(root) if program.loss.separable else root
-        if penalty.columnwise or penalty.group_axes == ():
-            design = StackedDesign(program.design, factor, penalty.columnwise)
+        if penalty.stackable:
+            design = StackedDesign(program.design, factor, penalty.separable)
             aim = self._aim(factor, prediction, remainder).reshape(-1, 1)
-            model = replace(program, design=design, targets=aim, loss=SquaredLoss(), penalty=GroupPenalty())
+            stacked = penalty if penalty.group_axes is None else GroupPenalty()
+            model = replace(program, design=design, targets=aim, loss=SquaredLoss(), penalty=stacked)
             return design.unstack(self._run(model, design.stack(weights), gap))
         columns = program.design.n_blocks * program.design.n_cells * program.design.rows
         if 8 * len(prediction) * columns <= _FEATURE_BYTES:
@@ -142,5 +144,5 @@ class ProximalNewton(Solver):
     def _run(model: Program, start: Tensor, gap: float) -> Tensor:
         # The tolerance of a solver is relative to its own objective.
         accuracy = max(gap / model.objective(start), _FINEST)
-        solver = next(s for s in (kind(tol=accuracy) for kind in _INNER) if s.refusal(model) is None)
+        solver = next(s for s in (kind(tol=accuracy) for kind in _INNER) if s.refusal(model) is None and s.suits(model))
         return solver.run(model, start, lambda *_: None).weights

@@ -17,6 +17,7 @@ from .algebra.gram_newton import GramLasso
 from .base import Outcome, Solver
 from .fista import accelerated
 from .needs import Needs
+from .semismooth_newton import minimised
 
 __all__ = ["Streamed", "path", "solve_form"]
 
@@ -111,8 +112,10 @@ def solve_form(
         A point to start from, the solution of a neighbouring reg for one.
     rounds : int
         Limit; a round is a few sweeps over the groups and a truncated Newton step, or, for a penalty
-        without fixed groups, an iteration of FISTA.
+        without fixed groups, a proximal step or an iteration of FISTA.
     """
+    if penalty.smooth and form.shape[0] == 1:
+        return minimised(form, penalty, reg, tol, start, None if rounds == _ROUNDS else rounds).weights
     if penalty.group_axes is None:
         return accelerated(form, penalty, reg, tol, start, None if rounds == _ROUNDS else rounds).weights
     _, cells, rows, outputs = form.shape
