@@ -183,7 +183,7 @@ def test_there_is_one_set_of_defaults() -> None:
         "tol": 1e-6, "device": "cpu", "dtype": "float64", "random_state": 0,
     }  # fmt: skip
     given = {name: parameter.default for name, parameter in inspect.signature(ConvexConvBlock).parameters.items()}
-    assert given == {**contract, "intercept": False, "max_iter": None, "pricing": None}
+    assert given == {**contract, "intercept": False, "max_iter": None, "pricing": None, "decay": None}
     main = build_stack(replace(Settings(), device="cpu")).block[0].get_params()
     # A block by itself searches until its gap is small; networks of several stop after three rounds each.
     assert ConvexConvBlock().priced_options() == PricingOptions()

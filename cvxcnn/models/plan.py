@@ -90,7 +90,7 @@ def plan_layers(
     Examples
     --------
     >>> [layer.inputs for layer in plan_layers((1, 8, 8), [PatchGeometry(3)] * 2, [2, 1], counts=[20, 10])]
-    [(1, 8, 8), (20, 4, 4)]
+    [(1, 8, 8), (20, 3, 3)]
     """
     plans: list[LayerPlan] = []
     inputs = image_shape

@@ -161,7 +161,7 @@ def for_data(settings: Settings, image_shape: tuple[int, int, int], n_train: int
     if settings.recipe != "auto":
         # Its fixed settings are there; what depends on the images is not.
         values = {key: value for key, value in values.items() if key not in RECIPES[name]}
-    return replace(settings, recipe=name, **{key: values[key] for key in values if key not in asked})
+    return replace(settings, recipe=name, asked=(), **{key: values[key] for key in values if key not in asked})
 
 
 def build_stack(settings: Settings) -> LayerwiseCNN:
