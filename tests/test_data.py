@@ -104,6 +104,9 @@ def test_tensors_of_other_kinds_and_numbers_kept_as_objects_are_images() -> None
 class NAType:
     """As the NA of pandas: neither equal nor unequal to anything, itself among it."""
 
+    def __repr__(self) -> str:
+        return "NA"
+
     def __bool__(self) -> bool:
         raise TypeError("boolean value of NA is ambiguous")
 
