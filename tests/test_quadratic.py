@@ -11,10 +11,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import digits, noise_patches, noise_tensors, normal
+from problems import digits, noise_patches, noise_tensors, normal, two_digits
 from torch import Tensor, nn
 
-from cvxcnn import ConvexCNNClassifier, ConvexConvBlock, LayerwiseCNN, nonconvex_objective, reg_path
+from cvxcnn import ConvexCNNClassifier, ConvexConvBlock, LayerwiseCNN, PricingOptions, nonconvex_objective, reg_path
 from cvxcnn.activations.quadratic import Square
 from cvxcnn.core.symmetric import packed, unpacked
 from cvxcnn.errors import InputError
@@ -26,6 +26,7 @@ from cvxcnn.penalties.symmetric import SymmetricPenalty
 from cvxcnn.program.decay import Decay
 from cvxcnn.program.lifts import LinearDesign, QuadraticDesign, WholeDesign
 from cvxcnn.program.program import Program
+from cvxcnn.reports.history import history_of
 from cvxcnn.solvers import get_solver
 from cvxcnn.solvers.algebra.gram import GramForm
 from cvxcnn.solvers.semismooth_newton import minimised
@@ -393,3 +394,11 @@ def test_digits_to_a_proved_gap_at_a_small_reg() -> None:
 @pytest.mark.parametrize(("settings", "seed"), list(itertools.product(BLOCKS[:2], range(30))))
 def test_weak_duality_over_many_small_problems(settings: dict[str, Any], seed: int) -> None:
     test_no_network_that_torch_finds_is_below_the_bound(settings, seed)
+
+
+def test_the_history_of_a_proved_network_bounds_all_of_them() -> None:
+    images, targets = two_digits(20)
+    points = history_of(1, ConvexConvBlock(activation="quadratic", penalty="group").fit(images, targets))
+    assert all(point.overall and point.bound_over.startswith("all quadratic networks") for point in points)
+    fixed = history_of(1, ConvexConvBlock(gates=4, pricing=PricingOptions(starts=0)).fit(images, targets))
+    assert not any(point.overall for point in fixed)

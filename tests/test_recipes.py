@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from cvxcnn import ConvexCNNClassifier, ConvexConvBlock, PricingOptions
+from cvxcnn import ConvexCNNClassifier, ConvexCNNRegressor, ConvexConvBlock, PricingOptions
 from cvxcnn.commands.train import build_parser, main, settings_of
 from cvxcnn.models.recipes import RECIPES, blocks_of, recipe, recipe_for
 from cvxcnn.runs.settings import Settings, for_data
@@ -41,7 +41,8 @@ def test_fractions_fall_with_the_number_of_images_and_photographs_are_mirrored()
     few, many = (recipe("small", COLOUR, n)["reg_fraction"] for n in (1000, 10_000))
     assert many == pytest.approx([share / 10 for share in few])
     assert max(recipe("small", GREY, 10)["reg_fraction"]) == 0.3
-    assert "augment" not in recipe("small", GREY, 2000) and recipe("small", COLOUR, 2000)["augment"] == ("mirror",)
+    assert recipe("small", GREY, 2000)["augment"] == () and recipe("small", COLOUR, 2000)["augment"] == ("mirror",)
+    assert recipe("large", GREY, 60_000)["augment"] == ()
     assert recipe("exact", GREY, 10) == {} and recipe("large", COLOUR, 50_000) == RECIPES["large"]
 
 
@@ -95,3 +96,10 @@ def test_estimators_choose_the_same_way() -> None:
     assert given.stack_.blocks_[0].kernel_size == 3
     small = ConvexCNNClassifier().fit(images[:20, ::3, ::3], labels[:20])
     assert small.stack_.blocks_[0].kernel_size == 3 and small.stack_.blocks_[0].gates == "priced"
+
+
+def test_classes_are_mirrored_and_numbers_are_not() -> None:
+    random = np.random.default_rng(0)
+    images = random.random((30, 3, 17, 17))
+    assert ConvexCNNClassifier().fit(images, np.repeat([0, 1], 15)).stack_.mirror
+    assert not ConvexCNNRegressor().fit(images, random.random(30)).stack_.mirror

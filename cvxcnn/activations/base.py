@@ -30,9 +30,9 @@ class Activation(ABC):
 
     name: ClassVar[str]
     penalties: ClassVar[tuple[str, ...]]
-    """Names of the penalties that it goes with; what others are refused with is ``refusal``."""
+    """Names of the penalties that it goes with, the one of the command line first; ``refusal`` refuses others."""
     networks: ClassVar[str] = "all"
-    """Of which networks its programs are exact: "all" or "gated" (``certificate.NETWORKS``)."""
+    """Of which networks its programs are exact: "all", or a kind of them (``certificate.NETWORKS``)."""
     ordinary: ClassVar[bool] = True
     """Whether an ordinary ReLU network minimises the same objective, so that the two can be compared."""
     whole: ClassVar[bool] = False
@@ -104,13 +104,10 @@ class Activation(ABC):
     def read(self, program: Program, weights: Tensor, intercepts: Tensor | None) -> Neurons:
         """Return the neurons that a solution stands for."""
 
-    @abstractmethod
     def eq1(self, neurons: Neurons, program: Program) -> float | None:
         """Return Eq. 1 of neurons, in float64, on the program's images; None if the objective is not Eq. 1."""
-
-    def count(self, neurons: Neurons) -> int:
-        """Return how many neurons are active."""
-        return len(neurons)
+        exact, kept = program.double(), neurons.double()
+        return exact.loss.value(kept.predict(exact.design.patches), exact.targets) + program.reg * kept.decay()
 
     def shapes(self, dim: int, cells: int, outputs: int) -> Shapes:
         """Return the shapes of the tensors of ``Neurons.state``; numbers of neurons have a name, "m" for one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -88,12 +88,6 @@ class Linear(WholeActivation):
             directions, readout = left.T[large], (values[:, None] * right)[large]
         neurons = balanced(directions, readout.view(-1, cells, outputs), intercept)
         return LinearNeurons(neurons.filters, neurons.readout, neurons.intercept)
-
-    def eq1(self, neurons: Neurons, program: Program) -> float | None:
-        exact = program.double()
-        kept = replace(neurons, **{name: value.double() for name, value in neurons.state().items()})
-        squares = float(kept.filters.square().sum() + kept.readout.square().sum())
-        return exact.loss.value(kept.predict(exact.design.patches), exact.targets) + 0.5 * program.reg * squares
 
     def from_state(self, state: Mapping[str, Tensor]) -> Neurons:
         return LinearNeurons(state["filters"], state["readout"], state["intercept"])

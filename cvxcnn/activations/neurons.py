@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 import torch
@@ -85,6 +85,14 @@ class Neurons:
     def layer_names(cls, number: int) -> list[str]:
         """Return the names in a deep network of the modules before pooling, flatten and linear."""
         return [f"conv{number}", f"{cls.response[0]}{number}"]
+
+    def decay(self) -> float:
+        """Return what reg multiplies in Eq. 1: half the squares of filters and readout."""
+        return 0.5 * float(self.filters.square().sum() + self.readout.square().sum())
+
+    def double(self) -> Neurons:
+        """Return these neurons in float64."""
+        return replace(self, **{entry.name: getattr(self, entry.name).double() for entry in fields(self)})
 
     def state(self) -> dict[str, Tensor]:
         """Return all tensors by name."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -64,6 +64,10 @@ class QuadraticNeurons(Neurons):
         """Return how much each neuron contributes, shape (m,): ||u_i||^2 ||w_i||."""
         sizes: Tensor = self.filters.square().sum(dim=1) * self.readout.flatten(1).norm(dim=1)
         return sizes
+
+    def decay(self) -> float:
+        # The path norm is the least of every decay, and no other is moved less by rounding.
+        return float(self.norms().sum())
 
 
 class Quadratic(WholeActivation):
@@ -132,13 +136,6 @@ class Quadratic(WholeActivation):
             # A convolution needs a channel; a neuron of zeros is the zero function.
             filters, readout = filters.new_zeros(1, vectors.shape[-1]), filters.new_zeros(1, *values.shape[:2])
         return QuadraticNeurons(filters.to(weights), readout.to(weights), intercept)
-
-    def eq1(self, neurons: Neurons, program: Program) -> float | None:
-        exact = program.double()
-        kept = replace(neurons, **{name: value.double() for name, value in neurons.state().items()})
-        # The path norm is the least of every decay, and no other is moved less by rounding.
-        decay = float(kept.norms().sum())
-        return exact.loss.value(kept.predict(exact.design.patches), exact.targets) + program.reg * decay
 
     def from_state(self, state: Mapping[str, Tensor]) -> Neurons:
         return QuadraticNeurons(state["filters"], state["readout"], state["intercept"])

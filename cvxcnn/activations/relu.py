@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -65,12 +64,6 @@ class Relu(Activation):
 
     def read(self, program: Program, weights: Tensor, intercepts: Tensor | None) -> Neurons:
         return read_neurons(program, weights, intercepts)
-
-    def eq1(self, neurons: Neurons, program: Program) -> float | None:
-        exact = program.double()
-        kept = replace(neurons, **{name: value.double() for name, value in neurons.state().items()})
-        squares = float(kept.filters.square().sum() + kept.readout.square().sum())
-        return exact.loss.value(kept.predict(exact.design.patches), exact.targets) + 0.5 * program.reg * squares
 
     def blocks(self, gates: int, penalty: Penalty) -> tuple[int, bool]:
         return (gates, False) if penalty.group_axes == () else (2 * gates, True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -224,13 +223,13 @@ class ConvexConvBlock(BlockState):
         expected = check_targets(targets, len(inputs), dtype=dtype, device=device)
         activation, search = get_activation(self.activation, self.decay), self.priced_options()
         penalty = activation.program_penalty(self.penalty, geometry.pool_cells**2 * expected.shape[1])
-        problem = Problem(
-            Patches(inputs, geometry, dtype), expected, 1.0, get_penalty(penalty), get_loss(self.loss),
-            bool(self.intercept),
-        )  # fmt: skip
         reg = None if self.reg is None else float(self.reg)
+        problem = Problem(
+            Patches(inputs, geometry, dtype), expected, 1.0 if reg is None else reg, get_penalty(penalty),
+            get_loss(self.loss), bool(self.intercept),
+        )  # fmt: skip
         return Task(
-            replace(problem, reg=1.0 if reg is None else reg),
+            problem,
             activation,
             self.gates,
             search is not None,

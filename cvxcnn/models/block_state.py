@@ -9,6 +9,7 @@ by itself is written as a stack of one layer.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict
 from numbers import Integral
@@ -164,9 +165,9 @@ class BlockState(Savable, BaseEstimator):
     n_outputs_: int
     flat_targets_: bool
 
+    @abstractmethod
     def check_parameters(self) -> PatchGeometry:
         """Return the geometry of the patches, after checking all parameters."""
-        raise NotImplementedError
 
     def check_device(self) -> None:
         if torch.device(self.device).type != "cpu":

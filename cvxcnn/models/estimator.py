@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -73,6 +73,9 @@ def _nearest_probabilities(outputs: NDArray[Any]) -> NDArray[Any]:
 
 class _ConvexCNN(EstimatorState):
     """What both estimators share: settings, and images of every accepted shape."""
+
+    _mirrors: ClassVar[bool] = True
+    """Whether an image and its mirror image have the same target."""
 
     def __init__(
         self,
@@ -189,7 +192,7 @@ class _ConvexCNN(EstimatorState):
             downsample=values["downsample"] if self.downsample == 1 else self.downsample,
             standardize=self.standardize,
             reg_fraction=values["reg_fraction"] if self.reg_fraction is None else self.reg_fraction,
-            mirror="mirror" in values.get("augment", ()),
+            mirror=self._mirrors and "mirror" in values["augment"],
             **{key: values[key] for key in ("residual", "project", "hand_on", "half_maps")},
         )
 
@@ -326,6 +329,7 @@ class ConvexCNNRegressor(RegressorMixin, _ConvexCNN):
     """
 
     kind = "ConvexCNNRegressor"
+    _mirrors = False  # numbers may be of where something is
 
     def take_own(self, table: dict[str, Any]) -> None:
         if {block.loss for block in self.stack_.blocks_} != {"squared"}:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +27,7 @@ from .standardizer import Standardizer
 __all__ = ["Layers"]
 
 
-class Layers:
+class Layers(ABC):
     """What ``LayerwiseCNN`` does with the blocks that it has so far."""
 
     blocks_: list[ConvexConvBlock]
@@ -37,9 +38,9 @@ class Layers:
     half_maps: bool
     hand_on: int | None
 
+    @abstractmethod
     def pooling_after(self, layer: int) -> int:
         """Return the average pooling between block ``layer`` (from 0) and the next."""
-        raise NotImplementedError
 
     @plainly
     def _inputs(self, layer: int, inputs: Tensor) -> Tensor:

@@ -99,9 +99,9 @@ def recipe(name: str, image_shape: tuple[int, int, int], n_train: int) -> dict[s
     values = dict(RECIPES[name])
     if name == "small":
         values["reg_fraction"] = tuple(min(share / n_train, _LARGEST_FRACTION) for share in _SMALL_FRACTIONS)
-    # Photographs look the same in a mirror; letters and digits don't.
-    if name == "small" and image_shape[0] == 3:
-        values["augment"] = ("mirror",)
+    if name != "exact":
+        # Classes of photographs are the same in a mirror; those of letters and digits, which are grey, aren't.
+        values["augment"] = ("mirror",) if image_shape[0] == 3 else ()
     return values
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
@@ -17,7 +17,7 @@ Self = TypeVar("Self", bound="Savable")
 KINDS = ("ConvexConvBlock", "LayerwiseCNN", "ConvexCNNClassifier", "ConvexCNNRegressor")
 
 
-class Savable:
+class Savable(ABC):
     """Gives a class ``save(folder)`` and ``load(folder)``."""
 
     kind: ClassVar[str]

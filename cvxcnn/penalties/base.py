@@ -103,8 +103,14 @@ class Penalty:
         return weights * (1 - step / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_min(0.0)
 
     def linearised(self, weights: Tensor, step: float) -> tuple[Tensor, ProxSlope]:
-        """Return ``prox`` and its derivative there; only where ``smooth``."""
-        raise NotImplementedError(f"penalty {self.name!r} gives no derivative of its proximal map")
+        """Return ``prox`` and its derivative there.
+
+        Raises
+        ------
+        InputError
+            If it isn't ``smooth``.
+        """
+        raise InputError(f'penalty {self.name!r} gives no derivative of its proximal map. Use solver="fista".')
 
     def dual_norms(self, correlation: Tensor) -> Tensor:
         """Return the dual norm of each group of A^T nu: (blocks, sizes of ``group_axes``), or (blocks, ...) of None.

@@ -5,6 +5,7 @@ A program over them is the whole network: its dual constraint is that of every f
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import ClassVar
 
 import torch
@@ -28,17 +29,17 @@ class WholeDesign(Design):
         self._sizes: Tensor | None = None
 
     @staticmethod
+    @abstractmethod
     def rows_of(dim: int) -> int:
         """Return how many numbers there are of a patch of ``dim``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _pooled(self, chunk: Tensor) -> Tensor:
         """Return the features (b, cells, rows) of patches (b, K, d)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _lengths(self, chunk: Tensor) -> Tensor:
         """Return the length (b, K) of what is pooled of each patch."""
-        raise NotImplementedError
 
     @property
     def directions(self) -> Tensor:

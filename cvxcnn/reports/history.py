@@ -66,12 +66,14 @@ def history_of(layer: int, block: ConvexConvBlock, rival: BaselineResult | None 
         Fitted here, not loaded: model files hold no history.
     rival : BaselineResult, optional
     """
-    result = block.result_
-    # A priced solve reports the bound of its search over all networks, any other the bound of its own program.
+    result, certificate = block.result_, block.certificate_
+    # A priced solve reports the bound of its search over all networks, any other the bound of its own program, which is
+    # one over all networks if that is what proved it.
     priced = result.solver.startswith("priced")
-    over = NETWORKS[block.certificate_.networks] if priced else OWN_GATES
+    overall = priced or (certificate.kind == "proved" and certificate.global_bound == result.dual_bound)
+    over = NETWORKS[certificate.networks] if overall else OWN_GATES
     points = [Point(layer, "convex", p.seconds, p.objective, p.dual_bound, over) for p in result.history]
-    last = block.certificate_.global_bound if priced else result.dual_bound
+    last = certificate.global_bound if priced else result.dual_bound
     points.append(Point(layer, "convex", result.seconds, result.objective, last, over))
     if rival is not None:
         points += [Point(layer, "nonconvex", seconds, objective) for seconds, objective in rival.history]

@@ -141,7 +141,8 @@ def resume(path: str | os.PathLike[str], console: Console | None = None, *, data
 def _run(settings: Settings, output: OutputFolder, state: State | None, console: Console) -> dict[str, Any]:
     """Train the layers that a state doesn't have, and write everything."""
     check_settings(settings)
-    stack = build_stack(settings)
+    if settings.recipe != "auto":
+        build_stack(settings)  # what can't be used is refused before the images are read
     if rank():
         console = Console(quiet=True)
     if size() > 1 and settings.baseline:
@@ -152,8 +153,7 @@ def _run(settings: Settings, output: OutputFolder, state: State | None, console:
         train, test = load_sets(settings)
         data = describe(train, test, settings)
         settings = for_data(settings, train.image_shape, data["n_train"])
-        if settings.recipe != "exact":
-            stack = build_stack(settings)
+        stack = build_stack(settings)
         stack.plan(train.image_shape)
         predicted = predict_run_memory(stack, data["n_train"], data["n_test"], train.image_shape, len(train.classes))
         check_run_memory(predicted, settings.memory)
