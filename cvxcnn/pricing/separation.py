@@ -95,7 +95,8 @@ def worst_direction(
     """
     check_searchable(program)
     exact = program.double()
-    separation = Exploration(exact, dual.double(), quick, generator)
+    # What was centred in float32 still has a mean, which a free intercept makes a bound of nothing.
+    separation = Exploration(exact, exact.centre(dual.double()), quick, generator)
     used = separation.add(F.normalize(exact.design.vectors, dim=1))
     steps = options.ascent_steps
     found = separation.look(options.starts, steps // 3 + 1 if rough else steps)
