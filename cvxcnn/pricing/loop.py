@@ -203,7 +203,8 @@ def price(master: Master, start: Tensor | None = None, callback: Callback | None
     history: list[Progress] = []
     violation = float("inf")
     for rounds in range(options.max_rounds + 1):
-        dual = point.program.dual_point(point.prediction)
+        # In float64, where what a dual point must keep is kept: a mean of zero, shares that sum to one.
+        dual = point.program.double().dual_point(point.prediction.double())
         enough = None if last else point.objective * (1 - options.gap)
         rough = master.hasty and not last and violation >= _NEARLY
         met = worst_direction(point.program, master.quick, dual, options, master.generator, enough=enough, rough=rough)

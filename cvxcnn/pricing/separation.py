@@ -79,7 +79,7 @@ def worst_direction(
         Of any dtype; directions are scored, and the bound is taken, in float64.
     quick : Patches
         The patches in the dtype of the ascent.
-    dual : Tensor, shape (n, outputs)
+    dual : Tensor, shape (n, outputs), float64
         nu.
     options : PricingOptions
     generator : torch.Generator
@@ -91,12 +91,14 @@ def worst_direction(
     Raises
     ------
     InputError
-        If the search doesn't know the penalty's dual norm.
+        If the search doesn't know the penalty's dual norm, or the dual point isn't in float64.
     """
     check_searchable(program)
     exact = program.double()
-    # What was centred in float32 still has a mean, which a free intercept makes a bound of nothing.
-    separation = Exploration(exact, exact.centre(dual.double()), quick, generator)
+    if dual.dtype != torch.float64:
+        # Constraints that it keeps in float32, a mean or a sum of zero, it breaks in float64 by more than bounds may.
+        raise InputError(f"dual must be a dual point in float64, as program.double() gives it; got {dual.dtype}.")
+    separation = Exploration(exact, dual, quick, generator)
     used = separation.add(F.normalize(exact.design.vectors, dim=1))
     steps = options.ascent_steps
     found = separation.look(options.starts, steps // 3 + 1 if rough else steps)
