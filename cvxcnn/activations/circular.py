@@ -276,9 +276,9 @@ class CircularRelu(Activation):
         design: Any = program.design
         outputs = weights.shape[3]
         blocks, _, places = weights.norm(dim=2).nonzero(as_tuple=True)
-        images = design.frequencies.images(weights[blocks, 0, :, places])
+        columns = weights[blocks, 0, :, places]
         # A convolution needs a channel; a neuron of zeros is the zero function.
-        images = images if len(images) else design.frequencies.images(weights.new_zeros(1, weights.shape[2]))
+        images = design.frequencies.images(columns if len(columns) else weights.new_zeros(1, weights.shape[2]))
         filters, hidden, readout = (
             images.new_zeros(len(images), *shape) for shape in (images.shape[1:], images.shape[2:], (1, outputs))
         )

@@ -47,8 +47,8 @@ class FrequencyPenalty(Penalty):
 
     def parts(self, weights: Tensor) -> Tensor:
         """Return weights (blocks, cells, rows, outputs) as (blocks, cells, frequencies, rows of each, outputs)."""
-        blocks, cells, _, outputs = weights.shape
-        return weights.reshape(blocks, cells, self.n_frequencies, -1, outputs)
+        blocks, cells, rows, outputs = weights.shape
+        return weights.reshape(blocks, cells, self.n_frequencies, rows // self.n_frequencies, outputs)
 
     def value(self, weights: Tensor) -> float:
         return float(torch.linalg.vector_norm(self.parts(weights), dim=3).sum())

@@ -62,7 +62,7 @@ class Frequencies:
         """Return the spectra (..., K) of real images (..., H, W)."""
         spectra = torch.fft.fft2(images).flatten(-2)[..., self.places]
         # Exactly real where it is real: rounding must not look like a part of its own.
-        return torch.complex(spectra.real, spectra.imag * (self.counts - 1))
+        return torch.complex(spectra.real, spectra.imag * (self.counts - 1).to(spectra.real))
 
     def synthesised(self, spectra: Tensor) -> Tensor:
         """Return the real images (..., H, W) with these spectra (..., K)."""
@@ -79,7 +79,7 @@ class Frequencies:
 
     def _parts(self, rows: Tensor) -> Tensor:
         """Return rows (..., K * 2 * C) as (..., K, 2 * C)."""
-        return rows.reshape(*rows.shape[:-1], len(self), -1)
+        return rows.reshape(*rows.shape[:-1], len(self), rows.shape[-1] // len(self))
 
     def weights(self, images: Tensor) -> Tensor:
         """Return ``rows`` times counts / d, shape (..., K * 2 * C).
@@ -87,12 +87,12 @@ class Frequencies:
         The Euclidean norms of the frequencies of these add up to |F z|_1 / sqrt(d), over channels together.
         """
         scale = self.counts / (self.shape[0] * self.shape[1])
-        return (self._parts(self.rows(images)) * scale[:, None]).flatten(-2)
+        return (self._parts(self.rows(images)) * scale.to(images)[:, None]).flatten(-2)
 
     def images(self, weights: Tensor) -> Tensor:
         """Return the images (..., C, H, W) of ``weights`` (..., K * 2 * C)."""
         scale = self.shape[0] * self.shape[1] / self.counts
-        real, imaginary = (self._parts(weights) * scale[:, None]).chunk(2, dim=-1)
+        real, imaginary = (self._parts(weights) * scale.to(weights)[:, None]).chunk(2, dim=-1)
         return self.synthesised(torch.complex(real, imaginary).transpose(-1, -2))
 
 

@@ -53,9 +53,8 @@ def shortest(vector: Array, normals: Array, n_parts: int, ceiling: float = 0.0) 
     unit, rows = vector / plain, normals[lengths > 0] / lengths[lengths > 0, None]
     parts = unit.reshape(n_parts, -1)
     worst = int(np.linalg.norm(parts, axis=1).argmax())
-    point = np.zeros_like(parts)
-    point[worst] = parts[worst]
-    least, working, point = 1.0, np.zeros(0, dtype=int), point.ravel()
+    point: Array = np.where(np.arange(len(unit)) // parts.shape[1] == worst, unit, 0.0)
+    least, working = 1.0, np.zeros(0, dtype=int)
     for _ in range(_ROUNDS):
         slack = rows @ point
         slack[working] = 0.0

@@ -65,6 +65,9 @@ class SpectralCones(Solver):
                 if not len(chosen):
                     break
             weights[chosen, 0, :, output] = torch.from_numpy(found).to(weights)
+        if program.objective(weights) >= program.zero_objective:
+            # Where zero is the solution, an interior point has a little of everything.
+            weights = program.zeros()
         return Outcome(weights, iterations, stopped)
 
     def _solve(
