@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..activations import Activation
 from ..activations.circular import CircularLinear, CircularNeurons, CircularRelu, CircularReluNeurons
+from ..arrangements import WaveGates
 from ..core.checks import as_flag, as_int_or_none, as_number, as_tol, is_int, scalar
 from ..core.plainly import plainly
 from ..core.seeds import check_seed, seed_of
@@ -72,8 +73,8 @@ class CircularCNN(Savable, BaseEstimator):
     reg : float or None
         lam > 0; None for 0.01 of ``reg_max``. ``reg_`` has the one used.
     gates : int, array (P, C * H * W), gate sampler or None
-        Of three layers: sampled, given, or ``EnumeratedGates()``, with which the bound is over all networks; None for
-        50. Two layers have no gates.
+        Of three layers: a number of ``WaveGates``, 50 for None; given ones; another sampler, or ``EnumeratedGates()``,
+        with which the bound is over all networks. Two layers have no gates.
     solver : str
         "auto", or a solver of the package: of three layers "spectral_cones", for the squared loss, or one of cvxpy's.
     tol : float
@@ -208,10 +209,14 @@ class CircularCNN(Savable, BaseEstimator):
         cones = self.layers == 3 and not problem.loss.quadratic
         solver = "cvxpy:CLARABEL" if cones and self.solver == "auto" else self.solver
         return Task(
-            problem, self._activation(), DEFAULT_GATES if self.gates is None else self.gates, False,
+            problem, self._activation(), self._gates(), False,
             PricingOptions(starts=0), reg, solver=solver, tol=as_tol(self.tol),
             max_iter=as_int_or_none("max_iter", self.max_iter), seed=seed_of(self.random_state),
         )  # fmt: skip
+
+    def _gates(self) -> Any:
+        count = DEFAULT_GATES if self.gates is None else self.gates
+        return WaveGates(count) if is_int(count) else count
 
     def _activation(self) -> Activation:
         return _KINDS[int(scalar(self.layers))]()
