@@ -158,8 +158,8 @@ figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
 for axis, gates in zip(axes, (GaussianGates(40), WaveGates(40)), strict=True):
     sampled = CircularCNN(layers=3, gates=gates, reg=2.0).fit(noise, rectified)
     order = np.argsort(-sampled.neurons_.norms().numpy())[:8]
-    picture = axis.imshow(sampled.spectra()[order, 0, :9], aspect="auto", cmap="viridis", vmin=0, vmax=4)
-    axis.set(title=f"{gates}: Eq. 1 {sampled.result_.objective:.2f}", xlabel="periods")
+    picture = axis.imshow(sampled.spectra()[order, 0, :9], aspect="auto", cmap="viridis", vmin=0, vmax=2)
+    axis.set(title=f"{type(gates).__name__}: Eq. 1 {sampled.result_.objective:.2f}", xlabel="periods")
     print(f"{gates}: {sampled.certificate_}")
 axes[0].set_ylabel("neuron")
 _ = figure.colorbar(picture, ax=axes, label="|F v|")
