@@ -112,12 +112,12 @@ def check(kind: str, seeds: range, steps: int) -> None:
         assert objective >= bound * (1 - 1e-12), (kind, seed)
         near += least <= objective * (1 + 1e-3)
     # A bound far below everything would be no news.
-    assert near >= 0.8 * len(seeds)
+    assert near >= 0.5 * len(seeds)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_run_is_below_a_bound(kind: str) -> None:
-    check(kind, range(2), steps=60)
+    check(kind, range(2), steps=100)
 
 
 @pytest.mark.slow
