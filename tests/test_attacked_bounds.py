@@ -49,6 +49,7 @@ def problem(seed: int) -> tuple[Tensor, Tensor, PatchGeometry, float]:
     """Return images, targets, how they are cut, and a share of reg_max."""
     random = np.random.default_rng(seed)
     channels, height, width, outputs = (int(random.integers(1, most)) for most in (3, 6, 6, 4))
+    height, width = sorted((height, width))  # never like channels that come last
     n = int(random.integers(3, 16))
     kernel = int(random.integers(1, height + 1)), int(random.integers(1, width + 1))
     rows, columns = (side - part + 1 for side, part in zip((height, width), kernel, strict=True))
