@@ -233,6 +233,14 @@ def test_any_prediction_gives_a_bound() -> None:
     assert program.dual_bound(0 * program.targets) <= least
 
 
+def test_a_solve_that_is_cut_short_says_so() -> None:
+    images, targets = data((1, 1, 6), 15, 1)
+    short = CircularCNN(layers=3, gates=8, reg=0.5, max_iter=4).fit(images, targets).result_
+    whole = CircularCNN(layers=3, gates=8, reg=0.5).fit(images, targets).result_
+    assert (short.status, whole.status) == ("iteration_limit", "optimal")
+    assert short.dual_bound <= whole.objective <= short.objective * (1 + 1e-12)
+
+
 def trained(layers: int, images: Tensor, targets: Tensor, reg: float, width: int, seeds: int = 20) -> Tensor:
     """Return Eq. 1 of ordinary training from several starts at once, (seeds,); ||u|| <= 1 by division."""
     n, places = images.shape[0], images[0].numel()
