@@ -2,6 +2,7 @@
 
 from .core.version import __version__ as __version__
 from .models.block import ConvexConvBlock
+from .models.circular import CircularCNN
 from .models.estimator import ConvexCNNClassifier, ConvexCNNRegressor
 from .models.path import RegPath, reg_path
 from .models.polish import Polished, polish
@@ -12,6 +13,7 @@ from .program import nonconvex_objective
 
 __all__ = [
     "Certificate",
+    "CircularCNN",
     "ConvexCNNClassifier",
     "ConvexCNNRegressor",
     "ConvexConvBlock",

@@ -242,7 +242,7 @@ def test_other_texts_are_refused(text):
     with pytest.raises(InputError) as caught:
         parse_gates(text)
     assert str(caught.value) == (
-        'gates must be "priced", a number N >= 1, or one of gaussian:N, gradient:N, patches:N, trained:N; '
+        'gates must be "priced", a number N >= 1, or one of gaussian:N, gradient:N, patches:N, trained:N, waves:N; '
         f"got {text!r}."
     )
 

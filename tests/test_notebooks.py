@@ -15,10 +15,16 @@ SCRIPTS = sorted(FOLDER.glob("[0-9]*.py"))
 MARKED = [SCRIPTS[0], *(pytest.param(script, marks=pytest.mark.slow) for script in SCRIPTS[1:])]
 
 
-def test_there_are_four_pairs() -> None:
+def test_there_are_five_pairs() -> None:
     pairs = [path.stem for path in sorted(FOLDER.glob("*.ipynb"))]
     assert [path.stem for path in SCRIPTS] == pairs
-    assert pairs == ["01_first_block", "02_convex_against_nonconvex", "03_certificates", "04_explanations"]
+    assert pairs == [
+        "01_first_block",
+        "02_convex_against_nonconvex",
+        "03_certificates",
+        "04_explanations",
+        "05_circular",
+    ]
 
 
 @pytest.mark.parametrize("script", MARKED, ids=lambda path: path.stem)

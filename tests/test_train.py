@@ -248,6 +248,17 @@ def test_gated_networks(capsys: pytest.CaptureFixture[str]) -> None:
     assert load_model("out").blocks_[0].penalty == "nuclear"
 
 
+def test_quadratic_networks_with_a_decay(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--layers", "1", "--limit-train", "40", "--activation", "quadratic", "--decay", "3,3"]
+    assert main([*arguments, "--no-baseline", "--output", "out"]) == 0
+    assert json.loads(Path("out/summary.json").read_text())["settings"]["decay"] == [3.0, 3.0]
+    block = load_model("out").blocks_[0]
+    assert block.decay == (3.0, 3.0)
+    # |u|^3 = |a|^3, to rounding.
+    sizes = block.neurons_.filters.norm(dim=1) / block.neurons_.readout.flatten(1).norm(dim=1)
+    assert float((sizes - 1).abs().max()) < 1e-9
+
+
 def test_quiet_says_nothing_and_an_empty_folder_is_used(capsys: pytest.CaptureFixture[str]) -> None:
     Path("out").mkdir()
     node = Path("out").stat().st_ino
@@ -321,6 +332,8 @@ def test_defaults_and_arguments_become_settings() -> None:
     assert parse("--reg", "2") == Settings(reg=2.0)
     assert parse("--activation", "gated_relu").penalty == "nuclear"
     assert parse("--output", "x").output == "x"
+    assert parse("--activation", "quadratic", "--decay", "path").decay == "path"
+    assert parse("--activation", "quadratic", "--decay", "6,1.5").decay == (6.0, 1.5)
 
 
 BAD = [
@@ -340,11 +353,15 @@ BAD = [
     (["--seed", "-1"], "--seed must be an int from 0 to 4294967295; got -1"),
     (
         ["--gates", "0"],
-        '--gates must be "priced", a number N >= 1, or one of gaussian:N, gradient:N, patches:N, trained:N; got',
+        '--gates must be "priced", a number N >= 1, or one of gaussian:N, gradient:N, patches:N, trained:N, waves:N;',
     ),
     (["--solver", "magic"], "--solver must be one of auto, cone_working_set, cvxpy:CLARABEL, "),
     (["--penalty", "sparse"], "--penalty must be one of dense, group, nuclear; got sparse"),
     (["--activation", "tanh"], "--activation must be one of relu, gated_relu, quadratic, linear; got tanh"),
+    (["--decay", "little"], "--decay must be one of path, fixed_sign, or two exponents P,Q; got little"),
+    (["--decay", "3,3"], 'decay is for activation="quadratic"'),
+    (["--activation", "quadratic", "--decay", "2,2"], "decay=(2, 2), that of Eq. 1, has no convex program"),
+    (["--activation", "quadratic", "--decay", "3"], "decay must be a name or two positive exponents"),
     (["--device", "tpu"], "--device must be one of auto, cpu, cuda; got tpu"),
     (["--quiet", "--verbose"], "not allowed with argument"),
     (["--solver", "fista"], "solver 'fista' needs fixed gates: add --gates 100"),

@@ -1,4 +1,4 @@
-"""Gates and their patterns: Gaussian, data patches, chosen by targets, trained, enumerated. One sampler a file."""
+"""Gates and their patterns: Gaussian, data patches, waves, chosen by targets, trained, enumerated. One a file."""
 
 from .base import Gates, GateSampler, distinct, patterns
 from .data_patches import PatchGates, whitening
@@ -10,6 +10,7 @@ from .named import GATES, parse_gates
 from .resolution import resolve
 from .supervised import SupervisedGates
 from .trained_gates import TrainedGates
+from .waves import WaveGates
 
 __all__ = [
     "GATES",
@@ -21,6 +22,7 @@ __all__ = [
     "PatchGates",
     "SupervisedGates",
     "TrainedGates",
+    "WaveGates",
     "arrangement_count",
     "distinct",
     "enumerate_gates",

@@ -10,6 +10,7 @@ from .data_patches import PatchGates
 from .gaussian import GaussianGates
 from .gradient_gates import GradientGates
 from .trained_gates import TrainedGates
+from .waves import WaveGates
 
 __all__ = ["GATES", "parse_gates"]
 
@@ -18,6 +19,7 @@ GATES: dict[str, Callable[[int], GateSampler]] = {
     "gradient": GradientGates,
     "patches": PatchGates,
     "trained": TrainedGates,
+    "waves": WaveGates,
 }
 
 

@@ -14,6 +14,7 @@ from ..arrangements import GATES, parse_gates
 from ..errors import InputError
 from ..models.recipes import RECIPES
 from ..penalties import PENALTIES
+from ..program.decay import DECAYS
 from ..runs.run import resume, run
 from ..runs.settings import Settings
 from ..solvers import SOLVERS
@@ -31,6 +32,15 @@ def _gates(text: str) -> int | str:
         raise argparse.ArgumentTypeError(str(error).removeprefix("gates ").rstrip(".")) from error
     # A sampler goes into the settings by its name, which JSON can hold.
     return gates if isinstance(gates, int) else text
+
+
+def _decay(text: str) -> str | tuple[float, ...]:
+    """Return a name or two exponents "P,Q"."""
+    try:
+        return text if text in DECAYS else tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        names = ", ".join(DECAYS)
+        raise argparse.ArgumentTypeError(f"must be one of {names}, or two exponents P,Q; got {text}") from error
 
 
 # What is typed of these decides no recipe.
@@ -123,6 +133,10 @@ def build_parser(prog: str = PROGRAM) -> Parser:
     program = parser.add_argument_group("convex program")
     activations, penalties = tuple(ACTIVATIONS), ("dense", *sorted(set(PENALTIES) - {"dense"}))
     add(program, "--activation", metavar="|".join(activations), type=one_of(*activations), help="of the blocks")
+    add(
+        program, "--decay", metavar="|".join((*DECAYS, "P,Q")), type=_decay,
+        help="of quadratic neurons: how weights are regularised, with exponents 2/P + 1/Q = 1 (default: 4,2)",
+    )  # fmt: skip
     program.add_argument(
         "--penalty", metavar="|".join(penalties), type=one_of(*penalties),
         help="what a neuron feeds, and what that costs (default: dense; nuclear for gated and "

@@ -21,7 +21,8 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from torch import Tensor
 
-from ..activations import Neurons, get_activation
+from ..activations import Activation, Neurons, get_activation
+from ..activations.base import Shapes
 from ..core.checks import scalar
 from ..errors import InputError
 from ..fitting import DTYPES
@@ -47,7 +48,17 @@ from ..pricing.options import PricedGates, PricingOptions
 from ..solvers import SolveResult, Status
 from .savable import Savable
 
-__all__ = ["BlockState", "block_settings", "check_all_used", "layer_config", "layer_tables", "layer_tensors"]
+__all__ = [
+    "BlockState",
+    "block_settings",
+    "check_all_used",
+    "layer_config",
+    "layer_neurons",
+    "layer_tables",
+    "layer_tensors",
+    "outcome_config",
+    "read_outcome",
+]
 
 Self = TypeVar("Self", bound="BlockState")
 
@@ -86,10 +97,14 @@ def block_settings(block: BlockState) -> dict[str, Any]:
 
 def layer_config(block: BlockState) -> dict[str, Any]:
     """Return what the tensors don't say of a fitted block."""
-    result, certificate = block.result_, block.certificate_
+    return {"block": block_settings(block), **outcome_config(block)}
+
+
+def outcome_config(model: Any) -> dict[str, Any]:
+    """Return the result, the certificate and the counts of a fitted block, or of a model with the same attributes."""
+    result, certificate = model.result_, model.certificate_
     return {
-        "block": block_settings(block),
-        "reg": plain(block.reg_),
+        "reg": plain(model.reg_),
         "result": {
             **{name: plain(getattr(result, name)) for name in RESULT},
             "status": str(result.status),
@@ -104,9 +119,9 @@ def layer_config(block: BlockState) -> dict[str, Any]:
             "n_distinct": int(certificate.n_distinct),
             "expected_unseen": plain(certificate.expected_unseen),
         },
-        "n_neurons": int(block.n_neurons_),
-        "n_outputs": int(block.n_outputs_),
-        "flat_targets": bool(block.flat_targets_),
+        "n_neurons": int(model.n_neurons_),
+        "n_outputs": int(model.n_outputs_),
+        "flat_targets": bool(model.flat_targets_),
     }
 
 
@@ -223,50 +238,67 @@ class BlockState(Savable, BaseEstimator):
         block.geometry_, block.image_shape_ = geometry, shape
         block.n_outputs_, block.flat_targets_ = outputs, flat
         block._read_neurons(reader, layer)
-        saved = entry(table, "n_neurons", is_int, "an int", where)
-        if saved != block.n_neurons_:
-            raise MisfitError(f"{where}n_neurons in {CONFIG_FILE} is {saved}, but there are {block.n_neurons_}")
         # Files of before had the reg that was used among the settings, whatever had chosen it.
-        used: Any = block.reg if "reg" not in table else entry(table, "reg", is_number, "a number", where)
-        if not is_number(used, above=0):
-            raise MisfitError(f"{where}reg in {CONFIG_FILE} must be a positive number; it is {short(used)}")
-        block.reg_ = float(used)
-        block.result_ = _result(table, where, block)
-        block.certificate_ = _certificate(table, where, block)
+        read_outcome(block, {"reg": block.reg, **table}, where, block._networks())
         return block
+
+    def _networks(self) -> str:
+        """Return of which networks the certificate is, for files of before these were kept."""
+        pairs = self.geometry_.pool_cells**2 * self.n_outputs_
+        return get_activation(self.activation).networks_of(get_penalty(self.penalty).separable, pairs)
 
     def _read_neurons(self, reader: StateReader, layer: int) -> None:
         dtype, outputs, cells = DTYPES[self.dtype], self.n_outputs_, self.geometry_.pool_cells**2
         kernel = self.geometry_.sizes()[0]
         dim = self.image_shape_[0] * kernel[0] * kernel[1] + int(self.geometry_.bias)
         activation = get_activation(self.activation)
-        tensors: dict[str, Tensor] = {}
-        counts: dict[str, int] = {}
-        for name, sides in activation.shapes(dim, cells, outputs).items():
-            shape = tuple(counts.get(side) if isinstance(side, str) else side for side in sides)
-            tensors[name] = reader.tensor(f"layers.{layer}.{name}", dtype, shape)
-            counts |= {str(side): size for side, size in zip(sides, tensors[name].shape, strict=True)}
-            if name == "filters" and not len(tensors[name]):
-                raise MisfitError(f"layers.{layer}.filters has no filter")
+        self.neurons_ = layer_neurons(reader, layer, activation, activation.shapes(dim, cells, outputs), dtype)
         gates = reader.tensor(f"layers.{layer}.gates", dtype, (None, dim))
-        placed = {name: reader.placed(value) for name, value in tensors.items()}
-        try:
-            self.neurons_ = activation.from_state(placed)
-        except ValueError as error:
-            raise MisfitError(f"layers.{layer} has {error}") from error
         self.n_neurons_ = len(self.neurons_)
         self.gates_ = gates.numpy()
         if isinstance(self.gates, np.ndarray):
             self.gates = self.gates_
 
 
-def _result(table: dict[str, Any], where: str, block: BlockState) -> SolveResult:
+def layer_neurons(
+    reader: StateReader, layer: int, activation: Activation, shapes: Shapes, dtype: torch.dtype
+) -> Neurons:
+    """Return the neurons of layer ``layer`` (from 0), whose tensors have these shapes."""
+    tensors: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+    for name, sides in shapes.items():
+        shape = tuple(counts.get(side) if isinstance(side, str) else side for side in sides)
+        tensors[name] = reader.tensor(f"layers.{layer}.{name}", dtype, shape)
+        counts |= {str(side): size for side, size in zip(sides, tensors[name].shape, strict=True)}
+        if name == "filters" and not len(tensors[name]):
+            raise MisfitError(f"layers.{layer}.filters has no filter")
+    placed = {name: reader.placed(value) for name, value in tensors.items()}
+    try:
+        return activation.from_state(placed)
+    except ValueError as error:
+        raise MisfitError(f"layers.{layer} has {error}") from error
+
+
+def read_outcome(model: Any, table: dict[str, Any], where: str, networks: str) -> None:
+    """Give a model with neurons the rest of what ``outcome_config`` wrote; ``networks`` where the file doesn't say."""
+    saved = entry(table, "n_neurons", is_int, "an int", where)
+    if saved != model.n_neurons_:
+        raise MisfitError(f"{where}n_neurons in {CONFIG_FILE} is {saved}, but there are {model.n_neurons_}")
+    used: Any = entry(table, "reg", is_number, "a number", where)
+    if not is_number(used, above=0):
+        raise MisfitError(f"{where}reg in {CONFIG_FILE} must be a positive number; it is {short(used)}")
+    model.reg_ = float(used)
+    model.result_ = _result(table, where, model.neurons_)
+    model.certificate_ = _certificate(table, where, networks)
+
+
+def _result(table: dict[str, Any], where: str, neurons: Neurons) -> SolveResult:
     table = entry(table, "result", is_table, "an object", where)
     where += "result."
     values = {name: number(entry(table, name, is_number_or_none, "a number or null", where)) for name in RESULT}
     statuses = [status.value for status in Status]
     return SolveResult(
-        weights=block.neurons_.filters.new_zeros(0),
+        weights=neurons.filters.new_zeros(0),
         status=entry(table, "status", lambda v: v in statuses, f"one of {statuses}", where),
         solver=entry(table, "solver", is_text, "a text", where),
         iterations=entry(table, "iterations", is_int, "an int", where),
@@ -278,13 +310,10 @@ def _result(table: dict[str, Any], where: str, block: BlockState) -> SolveResult
     )
 
 
-def _certificate(table: dict[str, Any], where: str, block: BlockState) -> Certificate:
+def _certificate(table: dict[str, Any], where: str, networks: str) -> Certificate:
     table = entry(table, "certificate", is_table, "an object", where)
     where += "certificate."
     kinds = ["proved", "searched", "none"]
-    # Files of before these were kept say what they are by the settings of the block.
-    separable = get_penalty(block.penalty).separable
-    networks = get_activation(block.activation).networks_of(separable, block.geometry_.pool_cells**2 * block.n_outputs_)
     further = {"networks": networks, "n_distinct": 0, "expected_unseen": None, **table}
     return Certificate(
         **{name: number(entry(table, name, is_number_or_none, "a number or null", where)) for name in CERTIFICATE},

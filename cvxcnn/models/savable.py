@@ -14,7 +14,7 @@ __all__ = ["Savable"]
 Self = TypeVar("Self", bound="Savable")
 
 # The kinds of models that a folder may hold.
-KINDS = ("ConvexConvBlock", "LayerwiseCNN", "ConvexCNNClassifier", "ConvexCNNRegressor")
+KINDS = ("ConvexConvBlock", "LayerwiseCNN", "ConvexCNNClassifier", "ConvexCNNRegressor", "CircularCNN")
 
 
 class Savable(ABC):

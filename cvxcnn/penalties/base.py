@@ -50,6 +50,8 @@ class Penalty:
     """
     spectral: bool = False
     """Whether a block's dual norm is the largest singular value of its (rows, cells * outputs) matrix."""
+    n_frequencies: int | None = None
+    """Into how many parts, each with a norm of its own, columns are cut (``penalties.spectra``); None: not at all."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

@@ -19,6 +19,9 @@ NETWORKS = {
     "quadratic_separate": "all quadratic networks whose neurons each feed one pooling cell and one output",
     "linear": "all linear networks",
     "linear_separate": "all linear networks whose neurons each feed one pooling cell and one output",
+    "circular": "all circular linear networks of full-length filters",
+    "circular_relu": "all circular ReLU networks of full-length filters",
+    "circular_relu_separate": "all circular ReLU networks of full-length filters whose neurons each feed one output",
 }
 
 # Networks that such a bound says nothing of, though they are of the same layer.
@@ -27,6 +30,7 @@ _BEYOND = {
     "gated_separate": "a gated network whose filters feed all cells and outputs may be below the bound",
     "quadratic_separate": "a quadratic network whose neurons feed all cells and outputs may be below the bound",
     "linear_separate": "a linear network whose neurons feed all cells and outputs may be below the bound",
+    "circular_relu_separate": "a circular ReLU network whose neurons feed all outputs may be below the bound",
 }
 
 

@@ -21,7 +21,10 @@ from torch import Tensor
 
 from ..errors import InputError
 
-__all__ = ["Decay"]
+__all__ = ["DECAYS", "Decay"]
+
+DECAYS = ("path", "fixed_sign")
+"""Those that have a name."""
 
 _REMEDY = 'Use decay=(4, 2), (3, 3), "path" or "fixed_sign", all of which are one and the same program.'
 
@@ -64,7 +67,7 @@ class Decay:
         """
         if given is None:
             return cls(None)
-        if given in ("path", "fixed_sign"):
+        if given in DECAYS:
             return cls(given)
         pair = isinstance(given, (tuple, list)) and len(given) == 2
         if not pair or not all(isinstance(value, Real) and 0 < float(value) < float("inf") for value in given):

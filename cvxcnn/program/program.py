@@ -239,6 +239,13 @@ class Program:
         """Return the (centred) features of these blocks, shape (n, len(blocks), cells, rows)."""
         return self.centre(self.design.columns(blocks))
 
+    def cone_norm(self, block: int, vector: np.ndarray, ceiling: float) -> float:
+        """Return max {a . u : Omega(u) <= 1, u in cone} of a column a of a block; below ``ceiling``, a bound of it."""
+        if self.cones is None:
+            return float(np.linalg.norm(vector))
+        point, _ = self.cones.project(block % len(self.cones.gates), vector, ceiling=ceiling)
+        return float(np.linalg.norm(point))
+
     def cone_norms(self, correlation: Tensor, floor: float) -> Tensor:
         """Return max {a . u : ||u|| <= 1, u in cone} for each column a of A^T nu: (blocks, cells, outputs).
 
@@ -248,11 +255,9 @@ class Program:
         norms = self.penalty.group_norms(correlation)
         if self.cones is None:
             return norms
-        count = len(self.cones.gates)
         values = correlation.cpu().numpy()
         for block, cell, output in (norms >= floor).nonzero().tolist():
-            point, _ = self.cones.project(block % count, values[block, cell, :, output], ceiling=floor)
-            norms[block, cell, output] = float(np.linalg.norm(point))
+            norms[block, cell, output] = self.cone_norm(block, values[block, cell, :, output], floor)
         return norms
 
     def dual_bound(self, prediction: Tensor, correlation: Tensor | None = None) -> float:
@@ -329,8 +334,7 @@ class Program:
             block, cell, output = np.unravel_index(index, tuple(norms.shape))
             if norms[block, cell, output] <= peak:
                 break
-            point, _ = self.cones.project(block % len(self.cones.gates), values[block, cell, :, output], ceiling=peak)
-            peak = max(peak, float(np.linalg.norm(point)))
+            peak = max(peak, self.cone_norm(block, values[block, cell, :, output], peak))
         return peak
 
 

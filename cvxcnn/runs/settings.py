@@ -64,6 +64,8 @@ class Settings:
         for both methods.
     activation, penalty, solver, tol, pool_cells, dtype, intercept
         Of every ``ConvexConvBlock``; pooling is the mean, and filters have a bias.
+    decay : {"path", "fixed_sign"}, (p, q) or None
+        Of every block, if its neurons are quadratic; None for (4, 2).
     kernel_size, padding, gates : int, str, or sequence of them
         Of every block, or of each; the last value stands for all further blocks. Gates may be a text that
         ``parse_gates`` reads, such as "patches:400".
@@ -104,6 +106,7 @@ class Settings:
     output: str | None = None
     limit_train: int | None = None
     activation: str = "relu"
+    decay: str | Sequence[float] | None = None
     penalty: str = "dense"
     gates: int | str | Sequence[int | str] = "priced"
     solver: str = "auto"
@@ -189,6 +192,7 @@ def build_stack(settings: Settings) -> LayerwiseCNN:
     common: dict[str, Any] = {
         "pool_cells": settings.pool_cells,
         "activation": settings.activation,
+        "decay": settings.decay,
         "penalty": settings.penalty,
         "reg": settings.reg,
         "solver": settings.solver,

@@ -12,6 +12,7 @@ from .cvxpy_solver import Clarabel, Mosek, Scs
 from .fista import Fista
 from .proximal_newton import ProximalNewton
 from .semismooth_newton import SemismoothNewton
+from .spectral_cones import SpectralCones
 from .streamed import Streamed
 from .working_set import WorkingSet
 
@@ -19,13 +20,24 @@ __all__ = ["SOLVERS", "Callback", "Progress", "SolveResult", "Solver", "Status",
 
 SOLVERS: dict[str, type[Solver]] = {
     solver.name: solver
-    for solver in (WorkingSet, ConeWorkingSet, SemismoothNewton, Fista, ProximalNewton, Streamed, Clarabel, Scs, Mosek)
+    for solver in (
+        WorkingSet,
+        ConeWorkingSet,
+        SemismoothNewton,
+        Fista,
+        ProximalNewton,
+        SpectralCones,
+        Streamed,
+        Clarabel,
+        Scs,
+        Mosek,
+    )
 }
 
 # What "auto" tries, in this order: the first that accepts the program runs, and the result records it. Before them
 # comes ``Streamed``, where it accepts the program and the cost model says that it is cheaper, or where several
 # processes share the images.
-_AUTO = (WorkingSet, ConeWorkingSet, SemismoothNewton, Fista, ProximalNewton)
+_AUTO = (WorkingSet, ConeWorkingSet, SemismoothNewton, Fista, ProximalNewton, SpectralCones)
 
 
 def get_solver(name: str, program: Program, tol: float = 1e-6, max_iter: int | None = None) -> Solver:

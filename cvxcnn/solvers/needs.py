@@ -23,6 +23,8 @@ class Needs:
         A penalty that says its ``group_axes``.
     smooth : bool
         A penalty whose proximal map comes with a derivative.
+    frequencies : bool
+        A penalty that cuts columns into frequencies.
     expression : bool
         A penalty that cvxpy has an expression of.
 
@@ -41,6 +43,7 @@ class Needs:
     cones: bool | None = None
     groups: bool = False
     smooth: bool = False
+    frequencies: bool = False
     expression: bool = False
 
     def refusal(self, program: Program) -> str | None:
@@ -59,6 +62,8 @@ class Needs:
             return f"it needs a penalty of fixed groups, and {penalty.name!r} says none. {remedy}"
         if self.smooth and not penalty.smooth:
             return f"it needs a penalty whose proximal map has a derivative; {penalty.name!r} gives none. {remedy}"
+        if self.frequencies and penalty.n_frequencies is None:
+            return f"it needs a penalty of frequencies; got {penalty.name!r}. {remedy}"
         if self.expression and not penalty.expressible:
             return f"penalty {penalty.name!r} gives no cvxpy expression. {remedy}"
         return None
