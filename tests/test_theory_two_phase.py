@@ -32,7 +32,7 @@ def test_every_step_is_at_most_its_bound_and_the_promise_is_kept() -> None:
     assert math.isclose(result.objective, 0.5 * float((outputs - targets).square().sum()), rel_tol=1e-9)
     values = np.linalg.svd(features.flatten(1).numpy(), compute_uv=False) ** 2
     assert math.isclose(result.predicted_steps, math.log(20) * values[0] / values[-1], rel_tol=1e-9)
-    assert result.guarantee.startswith("Zero loss, after")
+    assert result.guarantee.startswith("Zero loss is guaranteed, after")
 
 
 @pytest.mark.parametrize("width", [2, 12])
@@ -45,7 +45,7 @@ def test_with_reg_it_is_ridge_regression_and_nothing_is_guaranteed(width: int) -
     ridge = Ridge(alpha=0.3, fit_intercept=False).fit(features, targets.numpy())
     found = result.readout.transpose(0, 1).flatten(0, 1)
     np.testing.assert_allclose(found.numpy().T, ridge.coef_, rtol=1e-6, atol=1e-9)
-    assert result.guarantee.startswith("None: the theorem is about the loss without reg")
+    assert result.guarantee.startswith("Nothing is guaranteed: the theorem is about the loss without reg")
 
 
 def test_copies_of_an_image_are_never_guaranteed() -> None:
@@ -53,7 +53,7 @@ def test_copies_of_an_image_are_never_guaranteed() -> None:
     twice = Patches(torch.cat([patches.images, patches.images[:1]]), patches.geometry)
     result = train_two_phase(twice, torch.cat([targets, targets[:1] + 1]), 40, epochs=2, steps=5)
     # "deficient", or "undecided" where a product has rounded the copies differently.
-    assert result.rank.decision != "full" and result.guarantee.startswith("None: the rank")
+    assert result.rank.decision != "full" and result.guarantee.startswith("Nothing is guaranteed: the rank")
 
 
 def test_a_promise_of_too_many_steps_is_called_useless() -> None:

@@ -265,10 +265,10 @@ def _descend(
 def _words(rank: Expressivity, reg: float, predicted: float) -> str:
     if reg > 0:
         return (
-            "None: the theorem is about the loss without reg. With reg, phase 2 is the convex program over fixed "
-            "filters, which is solved."
+            "Nothing is guaranteed: the theorem is about the loss without reg. With reg, phase 2 is the convex program "
+            "over fixed filters, which is solved."
         )
     if rank.decision != "full":
-        return f"None: the rank of the features is {rank.decision}, {rank.reason}."
+        return f"Nothing is guaranteed: the rank of the features is {rank.decision}, {rank.reason}."
     useless = " True, and useless." if predicted > 1e6 else ""
-    return f"Zero loss, after {predicted:.3g} steps at the certified rate.{useless}"
+    return f"Zero loss is guaranteed, after {predicted:.3g} steps at the certified rate.{useless}"

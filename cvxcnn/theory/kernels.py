@@ -269,4 +269,5 @@ def _arc_cosine(left: Tensor, right: Tensor, weight: Tensor, part: str, exact: b
     scale, other = ((weight * patches.norm(dim=2)).to(values) for patches in (left, right))
     by_place = scale[:, None] @ values.view(*scale.shape, -1)  # (a, 1, b k)
     found = (by_place.view(len(left), *other.shape) * other).sum(dim=2) / (2 * math.pi)
-    return found.double()
+    gram: Tensor = found.double()
+    return gram
