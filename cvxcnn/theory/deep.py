@@ -62,6 +62,7 @@ def deep_gram(
     Parameters
     ----------
     x : array-like, shape (n, d)
+        Inputs; under ``process_group`` those of this process, and the matrix is of those of all processes.
     depth : int
         H >= 1, the hidden layers.
     activation : {"softplus", "sigmoid", "tanh", "relu"}
@@ -93,7 +94,7 @@ def deep_gram(
     >>> np.round(deep_gram([[1.0, 0.0], [0.0, 1.0]], depth=1, activation="relu"), 12).tolist()
     [[1.0, 0.0], [0.0, 1.0]]
     """
-    inputs = as_double("x", x, ("n", "d"), _place(device))
+    inputs = gather_rows(as_double("x", x, ("n", "d"), _place(device)))
     n = len(inputs)
     check_bytes(f"the Gram matrix of {n} inputs", 32 * n**2 + 32 * _ENTRIES, memory, "Give fewer inputs.")
     layers = as_int("depth", depth)
