@@ -164,7 +164,7 @@ for place, label in ((0, "largest"), (19, "20th"), (39, "smallest")):
     )
     left.axhline(optimum[place].clip(1e-12), color=line.get_color(), linestyle="--", linewidth=1)
 left.set(xscale="log", yscale="log", xlabel="step of Adam", ylabel="eigenvalue of K", ylim=(1e-8, None))
-left.legend(frameon=False, title="dashed: the convex optimum", loc=(0.05, 0.55))
+left.legend(frameon=False, title="dashed: the convex optimum", loc=(0.05, 0.13))
 kernels = {"at the start": spectra[0], "after Adam": spectra[-1], "convex optimum": optimum, "infinite width": infinite}
 for label, spectrum in kernels.items():
     right.plot(np.arange(1, 41), (spectrum / spectrum[0]).clip(1e-12), label=label)
