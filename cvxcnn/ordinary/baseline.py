@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..core.checks import as_int, as_number, is_number
 from ..core.plainly import plainly
+from ..data.checks import check_weights
 from ..errors import InputError
 from ..patches.patches import Patches
 from .minibatch import OPTIMIZERS, BaselineCallback, BaselineResult, Minibatches, check_problem
@@ -40,6 +41,7 @@ def train_baseline(
     tol: float = 1e-3,
     seed: int = 0,
     loss: str = "squared",
+    sample_weight: Tensor | None = None,
     softplus: float | None = None,
     callback: BaselineCallback | None = None,
 ) -> BaselineResult:
@@ -83,6 +85,8 @@ def train_baseline(
         same result.
     loss : str
         Name of a loss.
+    sample_weight : Tensor, shape (n,), optional
+        The loss is sum_j s_j l(f_j, Y_j) with these s_j >= 0.
     softplus : float, optional
         The zeta of softplus neurons log(1 + exp(zeta t)) / zeta in place of ReLUs. The objective is then Eq. 1 with
         them, and no bound on that of ReLU networks says anything of it.
@@ -147,6 +151,7 @@ def train_baseline(
         tol=float(tol),
         seed=int(seed),
         loss=loss,
+        weights=None if sample_weight is None else check_weights(sample_weight, len(targets), device=targets.device),
         softplus=None if softplus is None else as_number("softplus", softplus),
         callback=callback,
     )

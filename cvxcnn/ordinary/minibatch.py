@@ -245,6 +245,8 @@ class Minibatches:
     ----------
     connect, optimizer, learning_rate, epochs, batch_size, warmup, tol, seed, loss, callback
         As ``train_baseline`` has them; the optimizer is "adam" or "sgd".
+    weights : Tensor or None, shape (n,)
+        Of the images.
     softplus : float or None
         The zeta of softplus neurons in place of ReLUs.
     """
@@ -258,6 +260,7 @@ class Minibatches:
     tol: float = 1e-3
     seed: int = 0
     loss: str = "squared"
+    weights: Tensor | None = None
     softplus: float | None = None
     callback: BaselineCallback | None = None
 
@@ -265,7 +268,7 @@ class Minibatches:
         """Train a block with ``width`` neurons on Eq. 1, or raise SolverError if training diverges at every rate."""
         began = time.perf_counter()
         # Adam's own constant is absolute, and the training is in float32.
-        units = Units.of(patches, targets, get_loss(self.loss))
+        units = Units.of(patches, targets, get_loss(self.loss, self.weights))
         patches, targets, reg = units.scaled(patches), targets / units.targets, reg / units.reg
         # softplus(c z, zeta / c) = c softplus(z, zeta): responses of unit weights are in units of images and weights.
         softplus = None if self.softplus is None else self.softplus * units.images * math.sqrt(units.weights)
@@ -277,9 +280,8 @@ class Minibatches:
 
         with torch.no_grad(), coarse_threads():
             exact = patches.astype(torch.float64)
-            network = Network(
-                patches.astype(torch.float32), targets, get_loss(self.loss), width, self.connect, softplus
-            )
+            near_one = get_loss(self.loss, self.weights).in_unit(units.importance)
+            network = Network(patches.astype(torch.float32), targets, near_one, width, self.connect, softplus)
             start = network.start(self.seed)
             peak = network.learning_rate(self.optimizer, start[0])
             if self.learning_rate is not None:

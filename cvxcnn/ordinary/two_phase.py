@@ -209,6 +209,9 @@ def two_phases(
     with torch.no_grad(), coarse_threads():
         features = block_features(exact, filters, how.softplus).flatten(1)
         rank = expressivity(features, bias=False)
+        if how.weights is not None:  # a weighted loss is that of rows times the roots of their weights
+            root = how.weights.to(features)[:, None].sqrt()
+            features, expected = root * features, root * expected
         start = first.readout.transpose(0, 1).flatten(0, 1)
         if reg > 0:
             readout = _ridge(features, expected, reg)
@@ -217,7 +220,7 @@ def two_phases(
         else:
             readout, losses, bounds, predicted = _descend(features, expected, start, steps, tol)
         squares = float(filters.square().sum() + readout.square().sum())
-        objective = 0.5 * float((features @ readout - expected).square().sum()) + 0.5 * reg * squares
+        objective = 0.5 * float(losses[-1]) ** 2 + 0.5 * reg * squares
     return TwoPhaseResult(
         filters, readout.view(patches.n_cells, width, -1).transpose(0, 1), objective, first, rank, losses, bounds,
         predicted, _words(rank, reg, predicted),

@@ -106,7 +106,13 @@ def kernel_bytes(n_train: int, n_test: int, places: int, dim: int) -> int:
 
 
 def train_kernel(
-    patches: Patches, targets: Tensor, tested: Patches, *, memory: float | None = None, device: str = "cpu"
+    patches: Patches,
+    targets: Tensor,
+    tested: Patches,
+    *,
+    weights: Tensor | None = None,
+    memory: float | None = None,
+    device: str = "cpu",
 ) -> RivalFit:
     """Train the infinitely wide network of a block's architecture: kernel ridge regression with ``infinite_gram``.
 
@@ -117,6 +123,8 @@ def train_kernel(
     patches, tested : Patches
         Of training and test images.
     targets : Tensor, shape (n, outputs)
+    weights : Tensor, shape (n,), optional
+        Of the training images.
     memory : float, optional
         GiB that may be used.
     device : str
@@ -146,13 +154,20 @@ def train_kernel(
 
     gram, between = kernel(None), kernel(tested.unfold())
     expected = targets.double().cpu().numpy()
-    alpha = _least_alpha(gram, expected)
-    model = KernelRidge(alpha=alpha, kernel="precomputed").fit(gram, expected)
+    alpha = _least_alpha(gram, expected) if weights is None else _least_alpha(*_weighted(gram, expected, weights))
+    importance = None if weights is None else weights.double().cpu().numpy()
+    model = KernelRidge(alpha=alpha, kernel="precomputed").fit(gram, expected, importance)
     remark = (
         f"Infinitely wide, with a ridge of {alpha / gram.diagonal().mean():.1g} of the kernel's mean diagonal, by its "
         "leave-one-out error on the training images."
     )
     return RivalFit(model.predict(gram), model.predict(between), time.perf_counter() - began, remark)
+
+
+def _weighted(gram: Outputs, targets: Outputs, weights: Tensor) -> tuple[Outputs, Outputs]:
+    """Return the kernel and the targets of the problem without weights that has the same errors."""
+    root = weights.double().cpu().sqrt().numpy()[:, None]
+    return root * gram * root.T, root * targets
 
 
 def _least_alpha(gram: Outputs, targets: Outputs) -> float:
