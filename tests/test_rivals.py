@@ -133,6 +133,19 @@ def test_infinite_width_is_kernel_ridge_regression_and_its_ridge_the_best_withou
     )
 
 
+def test_weights_of_images_are_those_of_the_kernel_ridge_regression(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cvxcnn.runs.rivals.RIDGES", (1e-2,))
+    patches, targets = noise_problem(8, 5, outputs=2, seed=1, kernel_size=2, pool_cells=2, pooling="mean")
+    weights = targets.new_tensor([2.0] * 3 + [1.0] * 4 + [0.0])
+    weighted = train_kernel(patches, targets, patches, weights=weights)
+    gram = np.asarray(infinite_gram(patches.unfold().numpy(), patches.pool.numpy()))
+    root = weights.sqrt().numpy()
+    dual = np.linalg.solve(
+        root[:, None] * gram * root + 1e-2 * gram.diagonal().mean() * np.eye(8), root[:, None] * targets.numpy()
+    )
+    np.testing.assert_allclose(weighted.tested, gram @ (root[:, None] * dual), atol=1e-4)
+
+
 def test_the_memory_of_the_kernel_is_predicted_and_refused() -> None:
     settings = Settings(layers=1, gates=8, memory=2.0, rivals=("kernel",), output="never")
     stack = build_stack(settings)
