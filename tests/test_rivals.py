@@ -140,9 +140,8 @@ def test_weights_of_images_are_those_of_the_kernel_ridge_regression(monkeypatch:
     weighted = train_kernel(patches, targets, patches, weights=weights)
     gram = np.asarray(infinite_gram(patches.unfold().numpy(), patches.pool.numpy()))
     root = weights.sqrt().numpy()
-    dual = np.linalg.solve(
-        root[:, None] * gram * root + 1e-2 * gram.diagonal().mean() * np.eye(8), root[:, None] * targets.numpy()
-    )
+    alone = root[:, None] * gram * root
+    dual = np.linalg.solve(alone + 1e-2 * alone.diagonal().mean() * np.eye(8), root[:, None] * targets.numpy())
     np.testing.assert_allclose(weighted.tested, gram @ (root[:, None] * dual), atol=1e-4)
 
 

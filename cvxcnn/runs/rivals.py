@@ -154,11 +154,12 @@ def train_kernel(
 
     gram, between = kernel(None), kernel(tested.unfold())
     expected = targets.double().cpu().numpy()
-    alpha = _least_alpha(gram, expected) if weights is None else _least_alpha(*_weighted(gram, expected, weights))
+    alone, wanted = (gram, expected) if weights is None else _weighted(gram, expected, weights)
+    alpha = _least_alpha(alone, wanted)
     importance = None if weights is None else weights.double().cpu().numpy()
     model = KernelRidge(alpha=alpha, kernel="precomputed").fit(gram, expected, importance)
     remark = (
-        f"Infinitely wide, with a ridge of {alpha / gram.diagonal().mean():.1g} of the kernel's mean diagonal, by its "
+        f"Infinitely wide, with a ridge of {alpha / alone.diagonal().mean():.1g} of the kernel's mean diagonal, by its "
         "leave-one-out error on the training images."
     )
     return RivalFit(model.predict(gram), model.predict(between), time.perf_counter() - began, remark)
