@@ -33,6 +33,7 @@ NOISE = 0.3  # of the root of E f*^2
 # Neurons of each training that has to be told, and what it is called.
 WIDTHS = {"adam": 100, "two-phase": 100, "adam, one neuron": 1}
 METHODS = ("convex", *WIDTHS)
+LABEL = {**LABELS, "adam, one neuron": "Adam, one neuron"}
 COLOUR = {**COLOURS, "adam, one neuron": COLOURS["sgd"]}
 MARKER = {**MARKERS, "adam, one neuron": MARKERS["sgd"]}
 
@@ -84,8 +85,8 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         for axes, name, scale in ((left, "risk", 1.0), (right, "above_bound", 100.0)):
             axes.scatter([row["n"] for row in own], [scale * row[name] for row in own], s=12, alpha=0.5, **look)
             medians = [scale * float(np.median([row[name] for row in own if row["n"] == n])) for n in counts]
-            axes.plot(counts, medians, label=LABELS.get(method, method), linewidth=1.2, markersize=6, **look)
-    for axes, label in ((left, "E (f - f*)² / E f*², exact"), (right, "Eq. 1 above the bound (%)")):
+            axes.plot(counts, medians, label=LABEL[method], linewidth=1.2, markersize=6, **look)
+    for axes, label in ((left, "E (f - f*)² / E f*², exact"), (right, "above the bound (% of Eq. 1)")):
         axes.set(xscale="log", xlabel="training images", ylabel=label)
         counts = sorted({row["n"] for row in rows})
         axes.set_xticks(counts, [str(n) for n in counts])
