@@ -63,7 +63,7 @@ class TimedRecords(LayerRecords):
         self.began = time.perf_counter()
 
     def train_rival(
-        self, layer: int, block: ConvexConvBlock, stage: Stage, patches: Patches, connect: str
+        self, layer: int, block: ConvexConvBlock, stage: Stage, patches: Patches, connect: str, rival: str = "adam"
     ) -> BaselineResult:
         """Train the rival at the best of some learning rates, for a multiple of the convex layer's wall time."""
         width = max(block.n_neurons_, 1)

@@ -17,10 +17,11 @@ from cvxcnn.core.threads import coarse_threads
 from cvxcnn.errors import InputError, SolverError
 from cvxcnn.losses import SquaredLoss
 from cvxcnn.ordinary import default_learning_rate, train_baseline, tune
-from cvxcnn.ordinary.baseline import _cycles, _Run
-from cvxcnn.ordinary.network import Network, rebalance
+from cvxcnn.ordinary.minibatch import _cycles, _Run
+from cvxcnn.ordinary.network import Network, block_features, rebalance
 from cvxcnn.ordinary.tuning import TUNING_FACTORS
 from cvxcnn.patches import Patches, PatchGeometry
+from cvxcnn.theory import train_two_phase
 
 problem = partial(
     noise_problem, n=24, side=5, channels=2, outputs=3, kernel_size=2, pooling="mean", pool_cells=2, bias=True
@@ -284,7 +285,7 @@ def test_cycles_double_and_use_every_epoch():
         ({"width": 0}, "width must be an int >= 1; got 0"),
         ({"width": 2.0}, "width must be an int"),
         ({"connect": "sparse"}, r"connect must be one of \['dense', 'group'\]; got 'sparse'"),
-        ({"optimizer": "lbfgs"}, r"optimizer must be one of \['adam', 'sgd'\]; got 'lbfgs'"),
+        ({"optimizer": "lbfgs"}, r"optimizer must be one of \['adam', 'sgd', 'two-phase'\]; got 'lbfgs'"),
         ({"reg": 0.0}, r"reg must be a positive number; got 0\.0"),
         ({"reg": float("nan")}, "reg must be a positive number"),
         ({"learning_rate": -1.0}, "learning_rate must be a positive number"),
@@ -302,6 +303,74 @@ def test_bad_input(change, message):
     settings = {"targets": targets, "reg": 0.3, "width": 4, **change}
     with pytest.raises(InputError, match=message):
         train_baseline(patches, **settings)
+
+
+def test_gradients_of_softplus_neurons_agree_with_autograd():
+    patches, targets = problem()
+    net = Network(patches, targets, SquaredLoss(), 6, "dense", softplus=2.0)
+    filters, readout = (weight.requires_grad_() for weight in net.start(0))
+    rows = patches.unfold()
+    responses = torch.log1p(torch.exp(2.0 * torch.einsum("nkd,md->nkm", rows, filters))) / 2.0
+    outputs = torch.einsum("ck,nkm,mco->no", patches.pool, responses, readout)
+    (0.5 * (outputs - targets).square().sum()).backward()
+    with torch.no_grad():
+        torch.testing.assert_close(net.predict(filters, readout), outputs)
+        found = net.gradients(filters, readout, torch.arange(len(targets)))
+        torch.testing.assert_close(
+            block_features(patches, filters, 2.0), torch.einsum("ck,nkm->ncm", patches.pool, responses)
+        )
+    for gradient, weight in zip(found, (filters, readout), strict=True):
+        torch.testing.assert_close(gradient, weight.grad, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_softplus_training_is_eq1_with_softplus_in_any_unit(bias):
+    patches, targets = problem(bias=bias)
+    result = train_baseline(patches, targets, 0.3, 6, epochs=4, softplus=3.0)
+    outputs = torch.einsum("ncm,mco->no", block_features(patches, result.filters, 3.0), result.readout)
+    squares = result.filters.square().sum() + result.readout.square().sum()
+    assert math.isclose(
+        result.objective, 0.5 * float((outputs - targets).square().sum()) + 0.15 * float(squares), rel_tol=1e-9
+    )
+    # Targets times s and reg times s: weights times root s, responses too, so that zeta falls as one over the root.
+    larger = train_baseline(patches, 16 * targets, 16 * 0.3, 6, epochs=4, softplus=3.0 / 4)
+    torch.testing.assert_close(larger.filters, 4 * result.filters, rtol=1e-4, atol=1e-4)
+
+
+def test_two_phases_give_balanced_weights_no_worse_than_ridge_regression():
+    patches, targets = problem()
+    result = train_baseline(patches, targets, 0.3, 12, optimizer="two-phase", epochs=5)
+    assert math.isclose(result.objective, eq1(patches, targets, 0.3, result.filters, result.readout), rel_tol=1e-9)
+    torch.testing.assert_close(result.filters.norm(dim=1), result.readout.flatten(1).norm(dim=1))
+    found = train_two_phase(patches, targets, 12, reg=0.3, epochs=5)
+    assert result.objective <= found.objective and result.history[-1] == (result.seconds, result.objective)
+    assert result.guarantee == found.guarantee and "without reg" in result.guarantee
+    unregularised = train_baseline(patches, targets, 0.0, 12, optimizer="two-phase", epochs=5, softplus=2.0)
+    assert unregularised.softplus == 2.0 and unregularised.guarantee
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"loss": "logistic", "targets": torch.ones(24, 3).double()},
+            "the logistic loss of features of full rank has none",
+        ),
+        (
+            {"loss": "softmax", "targets": torch.eye(3).repeat(8, 1).double()},
+            "the softmax loss of features of full rank",
+        ),
+        ({"connect": "group"}, "two-phase training is of neurons that feed all cells and outputs; got connect='group'"),
+        ({"reg": 0.0}, "two-phase training of 24 images needs as many features; 4 neurons in 4 cells have 16"),
+        ({"reg": -1.0}, "reg must be a number >= 0; got -1.0"),
+        ({"softplus": 0.0}, "softplus must be a positive, finite number; got 0.0"),
+    ],
+)
+def test_what_has_no_second_phase_is_refused_in_words(change, message):
+    patches, targets = problem()
+    settings = {"targets": targets, "reg": 0.3, "width": 4, **change}
+    with pytest.raises(InputError, match=message):
+        train_baseline(patches, optimizer="two-phase", epochs=1, **settings)
 
 
 def test_tune_needs_a_rate():

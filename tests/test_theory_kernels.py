@@ -131,9 +131,32 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     before = block_ntk(patches, u, w, pool), infinite_gram(patches, pool), deep_gram(patches[:, 0], 2)
     for module in ("kernels", "deep"):
         monkeypatch.setattr(f"cvxcnn.theory.{module}._ENTRIES", 100)
+    monkeypatch.setattr("cvxcnn.theory.kernels._SIDES", (8, 8))
     after = block_ntk(patches, u, w, pool), infinite_gram(patches, pool), deep_gram(patches[:, 0], 2)
     for one, other in zip(before, after, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-13)
+
+
+def test_the_kernel_between_images_is_a_part_of_that_of_all() -> None:
+    patches, *_, pool = block(9)
+    whole = torch.as_tensor(infinite_gram(patches, pool))
+    between = infinite_gram(patches[:3], pool, others=patches[3:])
+    torch.testing.assert_close(between, whole[3:, :3], rtol=1e-13, atol=1e-13)
+    quick = infinite_gram(patches, pool, dtype="float32")
+    assert bool(((quick - whole).abs() < 1e-6 * whole.max()).all()) and not torch.equal(quick, whole)
+    # Cells that share places, as adaptive pooling has them, and places that no cell has.
+    uneven = torch.tensor([[1.0, 2.0, 0, 0, 0.5, 0, 0, 0, 0], [0, -1.0, 3.0, 0, 0, 0, 0, 0, 0]], dtype=torch.float64)
+    alone = [torch.as_tensor(infinite_gram(patches, row[None])) for row in uneven]
+    torch.testing.assert_close(infinite_gram(patches, uneven), sum(alone), rtol=1e-13, atol=1e-13)
+    scaled = (patches * uneven[1].abs()[:, None])[:, 1:3] * torch.tensor([-1.0, 1.0])[:, None]
+    expected = sum(
+        sign * torch.as_tensor(infinite_gram(first, others=second))
+        for sign, first, second in (
+            (1, scaled[:, :1] * -1, scaled[:, :1] * -1), (1, scaled[:, 1:], scaled[:, 1:]),
+            (-1, scaled[:, :1] * -1, scaled[:, 1:]), (-1, scaled[:, 1:], scaled[:, :1] * -1),
+        )
+    )  # fmt: skip
+    torch.testing.assert_close(alone[1], expected, rtol=1e-12, atol=1e-12)
 
 
 def test_kernel_ridge_takes_it() -> None:
@@ -288,6 +311,14 @@ def test_softplus_is_exact_where_torch_isnt() -> None:
         (lambda p, u, w: block_ntk(p, u, w[:, :1], memory=1e-7), "more than memory=1e-07. Give fewer images"),
         (lambda p, u, w: infinite_gram(p, memory=1e-3), "the Gram matrix of 5 images needs about"),
         (lambda p, u, w: infinite_gram(p, pool=torch.ones(2, 3)), r"pool must have shape \(C, 9\)"),
+        (lambda p, u, w: infinite_gram(p, others=p[:, :3]), r"others must have shape \(q, 9, 5\)"),
+        (lambda p, u, w: infinite_gram(p, dtype="float16"), 'dtype must be "float64" or "float32"; got .float16.'),
+        (lambda p, u, w: infinite_gram(p, device="gpu"), "device 'gpu' can't be used"),
+        (lambda p, u, w: block_ntk(p, u, w[:, :1], device="gpu"), "device 'gpu' can't be used"),
+        (lambda p, u, w: deep_gram(p[:, 0], 2, device="gpu"), "device 'gpu' can't be used"),
+        (lambda p, u, w: deep_gram(p[:, 0], 2, memory=1e-6), "the Gram matrix of 5 inputs needs about"),
+        (lambda p, u, w: layer_grams(nn.Linear(5, 1), p, device="gpu"), "device 'gpu' can't be used"),
+        (lambda p, u, w: layer_grams(nn.Linear(5, 1), p[:, 0], memory=1e-9), "the Jacobian of layer  needs about"),
         (lambda p, u, w: expressivity([["a"]]), "features must be real numbers"),
         (lambda p, u, w: layer_grams("net", p), "takes a torch.nn.Module; got str"),
     ],
@@ -301,12 +332,19 @@ def test_bad_input_is_refused_in_words(call: object, words: str) -> None:
 SCRIPT = """
 import sys, torch
 from cvxcnn.core.distributed import process_group, rank, shard, size
-from cvxcnn.theory import block_ntk, infinite_gram
+from cvxcnn.theory import block_ntk, deep_gram, infinite_gram, layer_grams
 generator = torch.Generator().manual_seed(0)
 patches, u, w = (torch.randn(s, generator=generator, dtype=torch.float64) for s in ((7, 4, 3), (5, 3), (5, 1, 2)))
 with process_group("cpu"):
     own = patches[shard(7, rank(), size())]
-    found = torch.cat([block_ntk(own, u, w).flatten(), infinite_gram(own).flatten()])
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2), torch.nn.Tanh()).double()
+    with torch.no_grad():
+        net[1].weight.copy_(patches[:2].flatten(1)), net[1].bias.zero_()
+    grams = [
+        block_ntk(own, u, w), infinite_gram(own), infinite_gram(own, others=patches[:3]),
+        infinite_gram(own, dtype="float32"), deep_gram(own[:, 0] / 4, 2), layer_grams(net, own)["1"],
+    ]
+    found = torch.cat([gram.flatten() for gram in grams])
     if rank() == 0:
         torch.save(found, sys.argv[1])
 """

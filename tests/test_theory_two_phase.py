@@ -12,6 +12,8 @@ from sklearn.linear_model import Ridge
 from torch import Tensor
 
 from cvxcnn.errors import InputError
+from cvxcnn.ordinary.minibatch import Minibatches
+from cvxcnn.ordinary.two_phase import two_phases
 from cvxcnn.patches import Patches
 from cvxcnn.theory import train_two_phase
 
@@ -32,7 +34,7 @@ def test_every_step_is_at_most_its_bound_and_the_promise_is_kept() -> None:
     assert math.isclose(result.objective, 0.5 * float((outputs - targets).square().sum()), rel_tol=1e-9)
     values = np.linalg.svd(features.flatten(1).numpy(), compute_uv=False) ** 2
     assert math.isclose(result.predicted_steps, math.log(20) * values[0] / values[-1], rel_tol=1e-9)
-    assert result.guarantee.startswith("Zero loss, after")
+    assert result.guarantee.startswith("Zero loss is guaranteed, after")
 
 
 @pytest.mark.parametrize("width", [2, 12])
@@ -45,7 +47,22 @@ def test_with_reg_it_is_ridge_regression_and_nothing_is_guaranteed(width: int) -
     ridge = Ridge(alpha=0.3, fit_intercept=False).fit(features, targets.numpy())
     found = result.readout.transpose(0, 1).flatten(0, 1)
     np.testing.assert_allclose(found.numpy().T, ridge.coef_, rtol=1e-6, atol=1e-9)
-    assert result.guarantee.startswith("None: the theorem is about the loss without reg")
+    assert result.guarantee.startswith("Nothing is guaranteed: the theorem is about the loss without reg")
+
+
+def test_weights_of_images_are_those_of_the_ridge_regression() -> None:
+    patches, targets = problem()
+    weights = torch.arange(10, dtype=torch.float64) / 4
+    how = Minibatches(epochs=2, weights=weights)
+    result = two_phases(patches, targets, 0.3, 6, how)
+    features = patches.relu_features(result.filters).flatten(1).numpy()
+    ridge = Ridge(alpha=0.3, fit_intercept=False).fit(features, targets.numpy(), sample_weight=weights.numpy())
+    np.testing.assert_allclose(
+        result.readout.transpose(0, 1).flatten(0, 1).numpy().T, ridge.coef_, rtol=1e-6, atol=1e-9
+    )
+    errors = np.square(ridge.predict(features) - targets.numpy()).sum(axis=1)
+    squares = float(result.filters.square().sum() + result.readout.square().sum())
+    assert math.isclose(result.objective, 0.5 * float(weights.numpy() @ errors) + 0.15 * squares, rel_tol=1e-9)
 
 
 def test_copies_of_an_image_are_never_guaranteed() -> None:
@@ -53,7 +70,7 @@ def test_copies_of_an_image_are_never_guaranteed() -> None:
     twice = Patches(torch.cat([patches.images, patches.images[:1]]), patches.geometry)
     result = train_two_phase(twice, torch.cat([targets, targets[:1] + 1]), 40, epochs=2, steps=5)
     # "deficient", or "undecided" where a product has rounded the copies differently.
-    assert result.rank.decision != "full" and result.guarantee.startswith("None: the rank")
+    assert result.rank.decision != "full" and result.guarantee.startswith("Nothing is guaranteed: the rank")
 
 
 def test_a_promise_of_too_many_steps_is_called_useless() -> None:

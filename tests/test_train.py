@@ -316,7 +316,8 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "(default: 0.01)" in text and "(default: None)" not in text
     for name in Settings.__dataclass_fields__.keys() - {"asked"}:  # which says what was typed
-        flag = "--no-baseline" if name == "baseline" else f"--{name.replace('_', '-')}"
+        flags = {"baseline": "--no-baseline", "rivals": "--baseline"}
+        flag = flags.get(name, f"--{name.replace('_', '-')}")
         assert flag in text
 
 

@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..models.recipes import RECIPES
 from ..penalties import PENALTIES
 from ..program.decay import DECAYS
+from ..runs.rivals import RIVALS
 from ..runs.run import resume, run
 from ..runs.settings import Settings
 from ..solvers import SOLVERS
@@ -45,6 +46,18 @@ def _decay(text: str) -> str | tuple[float, ...]:
 
 # What is typed of these decides no recipe.
 _OF_THE_RUN = {"data", "limit_train", "output", "device", "memory", "seed", "class_weight"}
+
+
+class _Rivals(argparse.Action):
+    """``--baseline``, with the ways of training or without, and ``--no-baseline``."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        wanted = option_string != "--no-baseline"
+        if values and not wanted:
+            parser.error(f"argument --no-baseline: it takes no value; got {values[0]!r}")
+        namespace.baseline = wanted
+        if values:
+            namespace.rivals = tuple(values)
 
 
 class _RecipeParser(Parser):
@@ -167,8 +180,10 @@ def build_parser(prog: str = PROGRAM) -> Parser:
 
     rival = parser.add_argument_group("ordinary training, for comparison")
     rival.add_argument(
-        "--baseline", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS,
-        help="train it, or leave it out (default: train it, but for --recipe large)",
+        "--baseline", "--no-baseline", dest="rivals", metavar="|".join(RIVALS), type=one_of(*RIVALS), nargs="*",
+        action=_Rivals, default=argparse.SUPPRESS,
+        help="train it in these ways, or leave it out: by minibatches, in two phases, of ReLU or of softplus neurons, "
+        "or infinitely wide, as kernel ridge regression (default: adam, but for --recipe small and large)",
     )  # fmt: skip
     add(rival, "--baseline-width", metavar="N", type=size, help="its neurons, at least as many as the block's")
     add(rival, "--baseline-epochs", metavar="N", type=size, help="passes over the images, at most")
@@ -226,7 +241,7 @@ def main(argv: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
         given = [name for name, value in options.items() if name != "asked" and value != getattr(Settings, name, None)]
         given.sort(key=lambda name: name != "recipe")
         if given:
-            flag = f"--{given[0].replace('_', '-')}"
+            flag = "--baseline" if given[0] == "rivals" else f"--{given[0].replace('_', '-')}"
             raise InputError(f"--resume takes the settings of the run in {folder}. Leave out {flag}.")
         resume(folder, console, data=None if data == Settings.data else data)
 

@@ -33,12 +33,28 @@ __all__ = [
 # Where a figure goes: a path, or an open binary file.
 Target = str | os.PathLike[str] | IO[bytes]
 
-# The two trainings by the names that files have for them, and what figures, tables and words call them.
-LABELS = {"convex": "convex", "nonconvex": "non-convex"}
+# Trainings by the names that files have for them, and what figures, tables and words call them.
+LABELS = {
+    "convex": "convex",
+    "nonconvex": "non-convex",
+    "adam": "Adam",
+    "sgd": "SGD",
+    "two-phase": "two-phase",
+    "softplus": "softplus",
+    "kernel": "kernel",
+}
 
-# Blue and vermilion of Okabe and Ito, which readers with any colour vision tell apart; markers differ too.
-COLOURS = {"convex": "#0072B2", "nonconvex": "#D55E00"}
-MARKERS = {"convex": "o", "nonconvex": "s"}
+# Of Okabe and Ito, which readers with any colour vision tell apart; markers differ too.
+COLOURS = {
+    "convex": "#0072B2",
+    "nonconvex": "#D55E00",
+    "adam": "#E69F00",
+    "sgd": "#009E73",
+    "two-phase": "#CC79A7",
+    "softplus": "#56B4E9",
+    "kernel": "#000000",
+}
+MARKERS = {"convex": "o", "nonconvex": "s", "adam": "P", "sgd": "^", "two-phase": "D", "softplus": "v", "kernel": "X"}
 
 _DPI = 150
 # Characters of a line of a legend.

@@ -12,7 +12,7 @@ from ..core.threads import map_shares
 from ..losses import Loss
 from ..patches.patches import CACHE_BYTES, CHUNK_ENTRIES_CPU, CHUNK_ENTRIES_GPU, Patches
 
-__all__ = ["Network", "rebalance"]
+__all__ = ["Network", "block_features", "rebalance"]
 
 # Of the targets' norm, that of the outputs at the start; how it was chosen: see the notes of train_baseline.
 START_SHARE = 0.1
@@ -34,8 +34,17 @@ class _Part:
 class Network:
     """Predictions and gradients of the block in the patches' dtype, a cache-sized piece of a batch at a time."""
 
-    def __init__(self, patches: Patches, targets: Tensor, loss: Loss, width: int, connect: str) -> None:
+    def __init__(
+        self,
+        patches: Patches,
+        targets: Tensor,
+        loss: Loss,
+        width: int,
+        connect: str,
+        softplus: float | None = None,
+    ) -> None:
         self.patches = patches
+        self.softplus = softplus
         self.targets = targets.to(patches.pool)
         self.loss = loss
         self.width = width
@@ -70,7 +79,7 @@ class Network:
                 fresh = self.patches.subset(rows).unfold() if fresh is None else fresh
                 own = fresh if part.places is None else fresh[:, part.places]
             flat = own.flatten(0, 1)
-            maps = (flat @ filters[part.neurons].T).relu_().view(len(rows), own.shape[1], -1)
+            maps = _rectified(flat @ filters[part.neurons].T, self.softplus).view(len(rows), own.shape[1], -1)
             found.append((flat, maps, part.pool @ maps))
         return found
 
@@ -113,8 +122,7 @@ class Network:
                     by_columns = (pooled.flatten(1).T @ slope).view(-1, count, self.outputs)
                     by_readout[part.neurons, part.cells] += by_columns.transpose(0, 1)
                     incoming = part.pool.T @ (slope @ weights.T).view(len(piece), -1, count)
-                    # maps is positive exactly where the ReLU lets the gradient through.
-                    passed = torch.ops.aten.threshold_backward(incoming, maps, 0)
+                    passed = _passed(incoming, maps, self.softplus)
                     by_filter[part.neurons] += passed.flatten(0, 1).T @ flat
             return by_filter, by_readout
 
@@ -151,6 +159,41 @@ class Network:
             return 0.11 * scale / math.sqrt(math.sqrt(self.patches.dim))
         mean_square = float(self.targets.square().sum()) / len(self.targets)
         return 8.0 * scale**2 / mean_square if mean_square > 0 else 0.1
+
+
+def _rectified(responses: Tensor, softplus: float | None) -> Tensor:
+    """Return the ReLU of responses, in their place, or their softplus log(1 + exp(zeta t)) / zeta."""
+    if softplus is None:
+        return responses.relu_()
+    return torch.logaddexp(responses.mul_(softplus), responses.new_zeros(())).div_(softplus)
+
+
+def _passed(incoming: Tensor, maps: Tensor, softplus: float | None) -> Tensor:
+    """Return the gradient that an activation lets through, from its values alone."""
+    if softplus is None:
+        # maps is positive exactly where the ReLU lets the gradient through.
+        passed: Tensor = torch.ops.aten.threshold_backward(incoming, maps, 0)
+        return passed
+    return incoming * -torch.expm1(-softplus * maps)  # 1 / (1 + exp(-zeta t)) = 1 - exp(-zeta softplus(t))
+
+
+def block_features(patches: Patches, filters: Tensor, softplus: float | None = None) -> Tensor:
+    """Return the pooled responses (n, cells, m) of a block's ReLU neurons, or of its softplus ones.
+
+    Examples
+    --------
+    >>> from cvxcnn.patches import PatchGeometry
+    >>> patches = Patches(torch.tensor([[[[2.0]]]]), PatchGeometry(kernel_size=1))
+    >>> filters = torch.tensor([[1.0], [-1.0]])
+    >>> block_features(patches, filters).tolist(), block_features(patches, filters, softplus=100.0).tolist()
+    ([[[2.0, 0.0]]], [[[2.0, 0.0]]])
+    """
+    if softplus is None:
+        return patches.relu_features(filters)
+    features = filters.new_empty(patches.n_images, patches.n_cells, len(filters))
+    for rows, chunk in patches.chunks(len(filters)):
+        features[rows] = patches.pool @ _rectified(chunk @ filters.T, softplus)
+    return features
 
 
 def rebalance(filters: Tensor, readout: Tensor) -> tuple[Tensor, Tensor]:

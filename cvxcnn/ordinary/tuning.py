@@ -12,7 +12,8 @@ from ..errors import InputError, SolverError
 from ..losses import get_loss
 from ..patches.patches import Patches
 from ..program.units import Units
-from .baseline import check_problem, rate_unit, train_baseline
+from .baseline import train_baseline
+from .minibatch import check_problem, rate_unit
 from .network import Network
 
 __all__ = ["default_learning_rate", "tune"]

@@ -84,4 +84,7 @@ def bound_notes(summary: RunSummary) -> list[str]:
     found = dict.fromkeys(sorted(_certified(summary), key=lambda pair: list(_KINDS).index(pair[0])))
     notes = [_KINDS[kind].format(bounded_words(networks)) for kind, networks in found]
     others = dict.fromkeys(beyond(networks) for _, networks in found)
-    return notes + [f"{other[0].upper()}{other[1:]}." for other in others if other]
+    notes += [f"{other[0].upper()}{other[1:]}." for other in others if other]
+    if any("softplus" in entry.rivals for entry in summary.layers):
+        notes.append("softplus: its objective is that of softplus neurons; no bound here says anything of it.")
+    return notes

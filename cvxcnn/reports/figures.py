@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..drawing.style import (
     COLOURS,
-    LABELS,
     MARKERS,
     Target,
     in_lines,
@@ -21,7 +20,7 @@ from ..drawing.style import (
 )
 from ..errors import InputError
 from .bounds import bounded_networks, bounded_words
-from .summary import METHODS, ConvexNumbers, RunSummary, number
+from .summary import UNJUDGED, ConvexNumbers, RunSummary, number
 from .table import titled
 
 if TYPE_CHECKING:
@@ -32,9 +31,8 @@ __all__ = ["FIGURES", "RunFigure", "plot_accuracy", "plot_objective", "series"]
 
 # Inches.
 _WIDTH = 7.0
-# Layers that both methods are drawn beside the middle of, and half the length of the mark of a bound.
-_DODGE = {"convex": -0.05, "nonconvex": 0.05}
-_BOUND_HALF = 0.15
+# Of a layer: how far methods are drawn from each other.
+_DODGE = 0.1
 _LOG_RANGE = 20.0
 
 
@@ -44,7 +42,8 @@ def series(summary: RunSummary, method: str, name: str, scale: float = 1.0) -> d
     Parameters
     ----------
     summary : RunSummary
-    method : {"convex", "nonconvex"}
+    method : str
+        "convex", "nonconvex" or another rival.
     name : str
         Of a field of the method's numbers.
     scale : float
@@ -58,6 +57,12 @@ def series(summary: RunSummary, method: str, name: str, scale: float = 1.0) -> d
     """
     found = {layer: scale * number(getattr(numbers, name)) for layer, own, numbers in summary.rows() if own == method}
     return {layer: value for layer, value in found.items() if math.isfinite(value)}
+
+
+def _dodges(summary: RunSummary, name: str) -> dict[str, float]:
+    """Return how far from the middle of a layer each method that has a number is drawn."""
+    methods = [method for method in summary.labels() if series(summary, method, name)]
+    return {method: _DODGE * (place - (len(methods) - 1) / 2) for place, method in enumerate(methods)}
 
 
 def _panels(summary: RunSummary, title: str, heights: Sequence[float], width: float) -> tuple[Figure, list[Axes]]:
@@ -102,7 +107,7 @@ def _bound(summary: RunSummary, convex: ConvexNumbers) -> _Bound | None:
 
 
 def plot_objective(summary: RunSummary, path: Target, *, width: float = _WIDTH) -> None:
-    """Draw objective.png: Eq. 1 of each layer, convex and non-convex, with the lower bound.
+    """Draw objective.png: Eq. 1 of each layer, convex and in other ways, with the lower bound.
 
     Above, the objectives themselves, on a logarithmic axis if the largest is more than twenty times the
     smallest; below, how far they are above the bound, in per cent of it. A bound over the gates at hand bounds
@@ -129,22 +134,22 @@ def plot_objective(summary: RunSummary, path: Target, *, width: float = _WIDTH) 
     axes = panels[0]
     axes.set_ylabel("training objective (Eq. 1)")
     drawn = [bound.value for bound in bounds.values()]
-    for method in METHODS:
+    labels, dodges = summary.labels(), _dodges(summary, "objective")
+    for method in dodges:
         values = series(summary, method, "objective")
-        if not values:
-            continue
         drawn += values.values()
-        places = [layer + _DODGE[method] for layer in values]
+        places = [layer + dodges[method] for layer in values]
+        label = f"{labels[method]} (another objective)" if method in UNJUDGED else labels[method]
         look: dict[str, Any] = {"color": COLOURS[method], "marker": MARKERS[method], "markersize": 7}
-        axes.plot(places, list(values.values()), label=LABELS[method], linewidth=1, **look)
+        axes.plot(places, list(values.values()), label=label, linewidth=1, **look)
         excess = {
             layer: 100.0 * (values[layer] - bound.value) / abs(bound.value)
             for layer, bound in bounds.items()
-            if layer in values and bound.value != 0 and (bound.overall or method == "convex")
+            if layer in values and bound.value != 0 and (bound.overall or method == "convex") and method not in UNJUDGED
         }
         if excess:
-            _draw_excess(panels[-1], excess, method, look)
-    _draw_bounds(axes, bounds)
+            _draw_excess(panels[-1], excess, dodges[method], look)
+    _draw_bounds(axes, bounds, max(dodges.values(), default=0.0) + _DODGE)
     if min(drawn, default=0.0) > 0 and max(drawn) > _LOG_RANGE * min(drawn):
         logarithmic(axes)
     else:
@@ -157,12 +162,12 @@ def plot_objective(summary: RunSummary, path: Target, *, width: float = _WIDTH) 
     _save(figure, axes, path)
 
 
-def _draw_excess(axes: Axes, excess: Mapping[int, float], method: str, look: Mapping[str, Any]) -> None:
-    """Draw how far a method is above each layer's bound, with the numbers beside the marks."""
-    places, values = [layer + _DODGE[method] for layer in excess], list(excess.values())
+def _draw_excess(axes: Axes, excess: Mapping[int, float], dodge: float, look: Mapping[str, Any]) -> None:
+    """Draw how far a method is above each layer's bound, with the numbers beside the marks, away from the middle."""
+    places, values = [layer + dodge for layer in excess], list(excess.values())
     axes.plot(places, values, linewidth=1, linestyle="none", **look)
-    axes.vlines(places, 0.0, values, color=COLOURS[method], linewidth=2)
-    left = method == "convex"
+    axes.vlines(places, 0.0, values, color=look["color"], linewidth=2)
+    left = dodge < 0
     for place, value in zip(places, values, strict=True):
         axes.annotate(
             f"{value:.2g}",
@@ -175,13 +180,13 @@ def _draw_excess(axes: Axes, excess: Mapping[int, float], method: str, look: Map
         )
 
 
-def _draw_bounds(axes: Axes, bounds: Mapping[int, _Bound]) -> None:
+def _draw_bounds(axes: Axes, bounds: Mapping[int, _Bound], half: float) -> None:
     for label in dict.fromkeys(bound.label for bound in bounds.values()):
         shown = {layer: bound for layer, bound in bounds.items() if bound.label == label}
         axes.hlines(
             [bound.value for bound in shown.values()],
-            [layer - _BOUND_HALF for layer in shown],
-            [layer + _BOUND_HALF for layer in shown],
+            [layer - half for layer in shown],
+            [layer + half for layer in shown],
             # Kinds differ in strength, so they differ in their marks.
             color="black" if next(iter(shown.values())).overall else "0.55",
             linewidth=2,
@@ -190,7 +195,7 @@ def _draw_bounds(axes: Axes, bounds: Mapping[int, _Bound]) -> None:
 
 
 def plot_accuracy(summary: RunSummary, path: Target, *, width: float = _WIDTH) -> None:
-    """Draw accuracy.png: training and test accuracy of each layer in per cent, convex and non-convex.
+    """Draw accuracy.png: training and test accuracy of each layer in per cent, of all trainings.
 
     Parameters
     ----------
@@ -210,13 +215,14 @@ def plot_accuracy(summary: RunSummary, path: Target, *, width: float = _WIDTH) -
     figure, (axes,) = _panels(summary, "accuracy after each layer", (4.6,), width)
     axes.set_ylabel("correct images (%)")
     drawn: list[float] = []
-    for method in METHODS:
+    labels, dodges = summary.labels(), _dodges(summary, "test_accuracy")
+    for method in dodges:
         for part, style, fill in (("train", "--", "white"), ("test", "-", COLOURS[method])):
             values = series(summary, method, f"{part}_accuracy", 100.0)
             if values:
                 drawn += values.values()
                 axes.plot(
-                    [layer + _DODGE[method] for layer in values],
+                    [layer + dodges[method] for layer in values],
                     list(values.values()),
                     linestyle=style,
                     linewidth=1.2,
@@ -224,7 +230,7 @@ def plot_accuracy(summary: RunSummary, path: Target, *, width: float = _WIDTH) -
                     markersize=7,
                     markerfacecolor=fill,
                     color=COLOURS[method],
-                    label=f"{LABELS[method]}, {'training' if part == 'train' else 'test'} images",
+                    label=f"{labels[method]}, {'training' if part == 'train' else 'test'} images",
                 )
     if drawn:
         spread = max(2.0, max(drawn) - min(drawn))
@@ -266,7 +272,7 @@ def _said(name: str, scale: float = 1.0) -> Callable[[RunSummary], str]:
     """Return what lists a number by layer in words."""
 
     def alt(summary: RunSummary) -> str:
-        values = {label: series(summary, method, name, scale).values() for method, label in LABELS.items()}
+        values = {label: series(summary, method, name, scale).values() for method, label in summary.labels().items()}
         said = [f"{label} {', '.join(f'{value:.4g}' for value in found)}" for label, found in values.items() if found]
         return f"{name.replace('_', ' ').capitalize()} by layer: {'; '.join(said)}."
 

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,8 @@ class Point:
     ----------
     layer : int
         From 1.
-    method : {"convex", "nonconvex"}
+    method : str
+        "convex", "nonconvex" or another rival.
     seconds : float
         Since the layer's training began.
     objective : float
@@ -55,8 +56,8 @@ class Point:
         return self.bound_over not in ("", OWN_GATES)
 
 
-def history_of(layer: int, block: ConvexConvBlock, rival: BaselineResult | None = None) -> list[Point]:
-    """Return the points of a layer, in time, the final ones last: of its block, and of its rival trained in torch.
+def history_of(layer: int, block: ConvexConvBlock, rivals: Mapping[str, BaselineResult] | None = None) -> list[Point]:
+    """Return the points of a layer, in time, the final ones last: of its block, and of its rivals trained in torch.
 
     Parameters
     ----------
@@ -64,7 +65,8 @@ def history_of(layer: int, block: ConvexConvBlock, rival: BaselineResult | None 
         From 1.
     block : ConvexConvBlock
         Fitted here, not loaded: model files hold no history.
-    rival : BaselineResult, optional
+    rivals : mapping, optional
+        By method: "nonconvex", and further ones by their names.
     """
     result, certificate = block.result_, block.certificate_
     # A priced solve reports the bound of its search over all networks, any other the bound of its own program, which is
@@ -75,8 +77,8 @@ def history_of(layer: int, block: ConvexConvBlock, rival: BaselineResult | None 
     points = [Point(layer, "convex", p.seconds, p.objective, p.dual_bound, over) for p in result.history]
     last = certificate.global_bound if priced else result.dual_bound
     points.append(Point(layer, "convex", result.seconds, result.objective, last, over))
-    if rival is not None:
-        points += [Point(layer, "nonconvex", seconds, objective) for seconds, objective in rival.history]
+    for method, rival in (rivals or {}).items():
+        points += [Point(layer, method, seconds, objective) for seconds, objective in rival.history]
     return points
 
 

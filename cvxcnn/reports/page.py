@@ -20,7 +20,7 @@ from .figures import FIGURES
 from .history import Point
 from .metrics import METRICS, decimal
 from .page_figures import WIDTH, Tile, filter_tiles, gaps, input_norms, plot_gaps, shares
-from .summary import RunSummary
+from .summary import UNJUDGED, RunSummary
 from .words import certainty, comparable, comparison, kind, percent
 
 __all__ = ["certainties", "comparisons", "convergence", "explanations", "filters", "overview", "results", "settings"]
@@ -95,7 +95,7 @@ def certainties(summary: RunSummary) -> str:
     limits = (
         "Every bound is of one layer, on the inputs that the layers below hand to it and with the same architecture "
         "and penalty: it says nothing of all layers together. Objectives and bounds over a layer's own gates are "
-        "recomputed in double precision from the saved weights, on all training images. Both trainings ran once, with "
+        "recomputed in double precision from the saved weights, on all training images. Every training ran once, with "
         "one seed: another may give ordinary training another result. Bounds are on the training objective, not on "
         "test accuracy."
     )
@@ -109,12 +109,13 @@ def results(summary: RunSummary) -> str:
     """Return all numbers as a table: the columns of ``metrics.METRICS`` that have one here."""
     shown = [(metric, metric.page) for metric in METRICS if metric.page]
     bound = bound_heading(summary)
+    labels = summary.labels()
     headings = ["Layer", "Training", *(column.heading.replace("{bound}", bound) for _, column in shown)]
     head = "".join(f'<th scope="col">{text(heading)}</th>' for heading in headings)
     groups: dict[int, list[str]] = {}
     for layer, method, numbers in summary.rows():
         cells = "".join(f"<td>{text(column.show(metric.of(numbers), numbers))}</td>" for metric, column in shown)
-        first = f'<th scope="row">{layer}</th><th scope="row">{LABELS[method]}</th>'
+        first = f'<th scope="row">{layer}</th><th scope="row">{text(labels[method])}</th>'
         groups.setdefault(layer, []).append(f"<tr>{first}{cells}</tr>")
     body = "\n".join(f'<tbody class="group">{"".join(rows)}</tbody>' for rows in groups.values())
     notes = [f'<p class="note">{text(note)}</p>' for note in bound_notes(summary)]
@@ -163,7 +164,7 @@ def convergence(points: Sequence[Point]) -> str:
 def _gap_words(layer: int, points: Sequence[Point]) -> str:
     said = [f"Gap of layer {layer} against time."]
     for method, name in LABELS.items():
-        found = gaps(points, method)
+        found = [] if method in UNJUDGED else gaps(points, method)
         if found:
             (start, first), (end, last) = found[0], found[-1]
             said.append(f"{name}: {percent(first)} at {start:.1f} s, {percent(last)} at {end:.1f} s.")

@@ -17,6 +17,7 @@ from ..drawing.style import COLOURS, LABELS, MARKERS, logarithmic, new_figure, s
 from ..models.block import ConvexConvBlock
 from ..program.program import relative_gap
 from .history import Point
+from .summary import UNJUDGED
 
 __all__ = ["WIDTH", "Tile", "filter_tiles", "gaps", "input_norms", "plot_gaps", "shares"]
 
@@ -62,7 +63,7 @@ def plot_gaps(points: Sequence[Point]) -> bytes | None:
     points : sequence of Point
         Of one layer.
     """
-    lines = {method: found for method in LABELS if (found := gaps(points, method))}
+    lines = {method: found for method in LABELS if method not in UNJUDGED and (found := gaps(points, method))}
     if "convex" not in lines:
         return None
     figure = new_figure(WIDTH, 3.0)

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from ..core.text import brief
+from ..drawing.style import LABELS
 from ..errors import InputError
 
 __all__ = [
-    "METHODS",
     "SUMMARY_FILE",
+    "UNJUDGED",
     "ConvexNumbers",
     "LayerSummary",
     "NonconvexNumbers",
@@ -22,7 +23,8 @@ __all__ = [
 ]
 
 SUMMARY_FILE = "summary.json"
-METHODS = ("convex", "nonconvex")
+# Trainings whose objective, if they have one, isn't that of the ReLU networks that a bound is of.
+UNJUDGED = ("softplus", "kernel")
 
 Self = TypeVar("Self", bound="Numbers")
 
@@ -107,7 +109,7 @@ class ConvexNumbers(Numbers):
 
 @dataclass(frozen=True, kw_only=True)
 class NonconvexNumbers(Numbers):
-    """The numbers of the same layer trained in torch.
+    """The numbers of the same layer trained in another way, in torch most often.
 
     Attributes
     ----------
@@ -115,6 +117,8 @@ class NonconvexNumbers(Numbers):
         Test images that one network alone gets right.
     dense_test_accuracy : float or None
         Of a rival whose neurons feed all cells and outputs, beside one whose neurons feed one; left out without one.
+    optimizer, remark : str or None
+        How it was trained, left out for Adam; and what there is to say of that, left out where there is nothing.
     """
 
     objective: float | None = None
@@ -125,6 +129,8 @@ class NonconvexNumbers(Numbers):
     only_convex_right: int | None = None
     only_nonconvex_right: int | None = None
     dense_test_accuracy: float | None = field(default=None, metadata={"optional": True})
+    optimizer: str | None = field(default=None, metadata={"optional": True})
+    remark: str | None = field(default=None, metadata={"optional": True})
 
 
 @dataclass(frozen=True)
@@ -138,18 +144,23 @@ class LayerSummary:
     reg : float or None
     convex : ConvexNumbers
     nonconvex : NonconvexNumbers or None
-        None if ordinary training was left out.
+        Of the rival whose weights are kept; None if ordinary training was left out.
+    rivals : mapping
+        Of further rivals, by their names.
     """
 
     layer: int
     reg: float | None
     convex: ConvexNumbers
     nonconvex: NonconvexNumbers | None = None
+    rivals: Mapping[str, NonconvexNumbers] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the object for summary.json."""
         rival = None if self.nonconvex is None else self.nonconvex.to_json()
-        return {"layer": self.layer, "reg": self.reg, "convex": self.convex.to_json(), "nonconvex": rival}
+        found = {"layer": self.layer, "reg": self.reg, "convex": self.convex.to_json(), "nonconvex": rival}
+        others = {name: numbers.to_json() for name, numbers in self.rivals.items()}
+        return {**found, "rivals": others} if others else found
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> LayerSummary:
@@ -170,10 +181,16 @@ class LayerSummary:
         if not isinstance(content, Mapping):
             raise ValueError(f"a layer must be an object; got {content!r:.60}.")
         convex, rival = ConvexNumbers.from_json(content["convex"]), content.get("nonconvex")
+        others = content.get("rivals") or {}
+        if not isinstance(others, Mapping):
+            raise ValueError(f"the rivals of a layer must be an object; got {others!r:.60}.")
         layer, reg = content["layer"], content.get("reg")
         if not isinstance(layer, int) or not (reg is None or isinstance(reg, (int, float))):
             raise ValueError(f"a layer has an int, and reg a number; got {layer!r:.60} and {reg!r:.60}.")
-        return cls(layer, reg, convex, NonconvexNumbers.from_json(rival) if rival else None)
+        return cls(
+            layer, reg, convex, NonconvexNumbers.from_json(rival) if rival else None,
+            {str(name): NonconvexNumbers.from_json(numbers) for name, numbers in others.items()},
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -201,11 +218,31 @@ class RunSummary:
         return brief(str(self.data.get("name", "data")))
 
     def rows(self) -> Iterator[tuple[int, str, Numbers]]:
-        """Yield (layer, method, numbers) of what was trained, each convex block before its rival."""
+        """Yield (layer, method, numbers) of what was trained, each convex block before its rivals."""
         for entry in self.layers:
             yield entry.layer, "convex", entry.convex
             if entry.nonconvex is not None:
                 yield entry.layer, "nonconvex", entry.nonconvex
+            for name, numbers in entry.rivals.items():
+                yield entry.layer, name, numbers
+
+    def labels(self) -> dict[str, str]:
+        """Return what each training of the run is called, by its method, in the order of the rows.
+
+        Examples
+        --------
+        >>> layer = {"layer": 1, "convex": {}, "nonconvex": {"objective": 2.0}}
+        >>> RunSummary.from_json({"layers": [layer]}).labels()
+        {'convex': 'convex', 'nonconvex': 'non-convex'}
+        >>> RunSummary.from_json({"layers": [{**layer, "rivals": {"sgd": {"objective": 3.0}}}]}).labels()
+        {'convex': 'convex', 'nonconvex': 'Adam', 'sgd': 'SGD'}
+        """
+        found = {method: LABELS.get(method, method) for _, method, _ in self.rows()}
+        trained = next((entry.nonconvex.optimizer for entry in self.layers if entry.nonconvex), None)
+        # Of several, each by its own name.
+        if "nonconvex" in found and (trained or len(found) > 2):
+            found["nonconvex"] = LABELS.get(trained or "adam", str(trained))
+        return found
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> RunSummary:

@@ -1,4 +1,4 @@
-"""The table of a run in a terminal: each layer's convex block above the same block trained in torch."""
+"""The table of a run in a terminal: each layer's convex block above the same block trained in other ways."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..drawing.style import LABELS
 from .bounds import bound_heading, bound_notes
 from .metrics import METRICS
 from .summary import RunSummary
@@ -27,7 +26,7 @@ def titled(summary: RunSummary, text: str) -> str:
 
 
 def results_table(summary: RunSummary) -> Table:
-    """Return a table with each layer's convex block above the same block trained in torch.
+    """Return a table with each layer's convex block above the same block trained in other ways.
 
     Its columns are those of ``metrics.METRICS`` that have one.
 
@@ -63,11 +62,11 @@ def results_table(summary: RunSummary) -> Table:
     for _, column in shown:
         heading = column.heading.replace("{bound}", bound)
         table.add_column(heading, justify="right", no_wrap=column.min_width is None, min_width=column.min_width)
-    rows = list(summary.rows())
+    rows, labels = list(summary.rows()), summary.labels()
     for index, (layer, method, numbers) in enumerate(rows):
         table.add_row(
             str(layer) if method == "convex" else "",
-            LABELS[method],
+            labels[method],
             *(column.show(metric.of(numbers), numbers) for metric, column in shown),
             end_section=index + 1 == len(rows) or rows[index + 1][0] != layer,
         )

@@ -11,13 +11,21 @@ from ..activations import ACTIVATIONS, Relu
 from ..pricing.certificate import beyond, maxima
 from ..program.program import relative_gap
 from .bounds import bounded_words
-from .summary import ConvexNumbers, LayerSummary, NonconvexNumbers, RunSummary, number
+from .summary import UNJUDGED, ConvexNumbers, LayerSummary, NonconvexNumbers, RunSummary, number
 
 __all__ = ["certainty", "comparison", "headline", "percent"]
 
 # A difference in right answers is called one if chance alone gives it less often than this.
 LEVEL = 0.05
 CONVEX, ORDINARY = "convex training", "ordinary training"
+# Rivals of the block beside the first one.
+IN_WORDS = {
+    "adam": "Adam",
+    "sgd": "SGD",
+    "two-phase": "two-phase training",
+    "softplus": "two-phase training of softplus neurons, whose objective isn't that of ReLUs,",
+    "kernel": "the infinitely wide network, by kernel ridge regression,",
+}
 
 
 def percent(share: float) -> str:
@@ -110,8 +118,7 @@ def _winners(gains: Mapping[int, float]) -> str:
         for name, won in ((CONVEX, convex), (ORDINARY, rival))
         if won
     ]
-    text = "; ".join(parts) + "."
-    return text[0].upper() + text[1:]
+    return _capital("; ".join(parts) + ".")
 
 
 def _at(layers: Collection[int], count: int) -> str:
@@ -170,10 +177,12 @@ def comparison(entry: LayerSummary, n_test: int, same_objective: bool = True, ki
     """
     convex, rival = entry.convex, entry.nonconvex
     reached = format(number(convex.objective), ".6g")
+    others = [sentence for name, numbers in entry.rivals.items() for sentence in _other(name, numbers)]
     if rival is None:
         return [
             f"Convex training reached the training objective {reached} and {_accuracy(convex.test_accuracy)} "
-            "test accuracy. Ordinary training was left out."
+            "test accuracy. Ordinary training was left out.",
+            *others,
         ]
     other = format(number(rival.objective), ".6g")
     gain = _gain(entry)
@@ -187,7 +196,23 @@ def comparison(entry: LayerSummary, n_test: int, same_objective: bool = True, ki
             f"{winner.capitalize()} won in the training objective: {percent(abs(gain))} lower "
             f"({values[0]} against {values[1]})."
         )
-    return [first, _test_sentence(convex, rival, n_test)]
+    return [first, _test_sentence(convex, rival, n_test), *_remark(rival), *others]
+
+
+def _other(name: str, rival: NonconvexNumbers) -> list[str]:
+    """Return what a further rival reached."""
+    accuracy = f"{_accuracy(rival.test_accuracy)} test accuracy"
+    objective = number(rival.objective)
+    reached = f"the training objective {objective:.6g} and {accuracy}" if math.isfinite(objective) else accuracy
+    return [f"{_capital(IN_WORDS.get(name, name))} reached {reached}.", *_remark(rival)]
+
+
+def _capital(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}"
+
+
+def _remark(rival: NonconvexNumbers) -> list[str]:
+    return [rival.remark] if rival.remark else []
 
 
 def _test_sentence(convex: ConvexNumbers, rival: NonconvexNumbers, n_test: int) -> str:
@@ -248,21 +273,27 @@ def certainty(entry: LayerSummary, same_objective: bool = True, networks: str | 
             said.append(f"The search met {met}.")
     other = beyond(networks)
     if other:
-        said.append(f"{other[0].upper()}{other[1:]}.")
-    value = number(entry.nonconvex.objective if entry.nonconvex else None)
-    if same_objective and math.isfinite(value):
-        if value >= bound - 1e-9 * abs(bound):
-            # Its rival is trained as a network of the same kind.
-            such = " of such a network" if other else ""
-            said.append(f"By the same bound, ordinary training{such} is at most {_above(value, bound)} the best.")
-        elif kind == "searched":
-            said.append(
-                "Ordinary training ended below this bound, so the search missed a worse direction, and the bound "
-                "doesn't hold."
-            )
-        else:
-            said.append("Ordinary training ended below this bound, which contradicts the proof. Please report it.")
+        said.append(f"{_capital(other)}.")
+    if same_objective:
+        named = {ORDINARY: entry.nonconvex}
+        named |= {IN_WORDS.get(name, name): numbers for name, numbers in entry.rivals.items() if name not in UNJUDGED}
+        for name, rival in named.items():
+            # A rival is trained as a network of the same kind.
+            such = f"{name} of such a network" if other else name
+            said += _by_the_bound(such, number(rival.objective if rival else None), bound, kind)
     return said
+
+
+def _by_the_bound(name: str, value: float, bound: float, kind: str) -> list[str]:
+    """Return how far from the best another training is by the same bound; nothing if it has no objective."""
+    if not math.isfinite(value):
+        return []
+    if value >= bound - 1e-9 * abs(bound):
+        return [f"By the same bound, {name} is at most {_above(value, bound)} the best."]
+    below = f"{_capital(name)} ended below this bound,"
+    if kind == "searched":
+        return [f"{below} so the search missed a worse direction, and the bound doesn't hold."]
+    return [f"{below} which contradicts the proof. Please report it."]
 
 
 def _lower(objective: float, bound: float) -> str:

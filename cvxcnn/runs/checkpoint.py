@@ -19,6 +19,7 @@ from ..models.stack import LayerwiseCNN
 from ..persistence.files import ENCODING, read_bytes, read_tensors
 from ..reports.history import HISTORY_FILE, Point, read_history, write_history
 from ..reports.summary import SUMMARY_FILE, LayerSummary
+from .rivals import first_network
 
 __all__ = [
     "BASELINE_FILE",
@@ -45,7 +46,7 @@ class State:
     stack : LayerwiseCNN or None
         Their blocks; None if there are none.
     rivals : list of (filters, readout)
-        What ordinary training made of each layer; empty if it was left out.
+        What the first of the rivals that are networks is at each layer; empty if there is none.
     history : list of Point
     """
 
@@ -96,7 +97,7 @@ def read_state(folder: Path) -> State:
         return State(summary)
     stack = load_model(folder)
     rivals = []
-    if settings.get("baseline", True):
+    if settings.get("baseline", True) and first_network(settings.get("rivals", ("adam",))):
         where = folder / BASELINE_FILE
         tensors = read_tensors(where, read_bytes(where))
         try:

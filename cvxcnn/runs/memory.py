@@ -8,12 +8,13 @@ from torch import Tensor
 from ..activations import get_activation
 from ..arrangements import GateSampler
 from ..core.checks import is_int
-from ..core.distributed import size
+from ..core.distributed import size as processes
 from ..errors import InputError
 from ..models.block import ConvexConvBlock
 from ..models.stack import LayerwiseCNN
 from ..penalties import get_penalty
 from ..solvers.cost import Size, predict_memory
+from .rivals import kernel_bytes
 
 __all__ = ["check_run_memory", "predict_run_memory"]
 
@@ -36,7 +37,12 @@ def _count(block: ConvexConvBlock) -> int | None:
 
 
 def predict_run_memory(
-    stack: LayerwiseCNN, n_train: int, n_test: int, image_shape: tuple[int, int, int], outputs: int
+    stack: LayerwiseCNN,
+    n_train: int,
+    n_test: int,
+    image_shape: tuple[int, int, int],
+    outputs: int,
+    kernel: bool = False,
 ) -> int | None:
     """Return the peak bytes of a process that trains a stack, an upper bound; None if gates are priced.
 
@@ -52,15 +58,17 @@ def predict_run_memory(
     image_shape : (int, int, int)
         (C, H, W).
     outputs : int
+    kernel : bool
+        Whether each layer has the infinitely wide network as a rival.
     """
     blocks = stack.blocks_to_fit()
     counts = [_count(block) for block in blocks]
     known = [count for count in counts if count is not None]
     if len(known) < len(counts):
         return None
-    own = -(-n_train // size()) * (1 + int(stack.mirror)) * (1 + int(stack.crop))
+    own = -(-n_train // processes()) * (1 + int(stack.mirror)) * (1 + int(stack.crop))
     # Test images go through the layers as well.
-    tested = -(-n_test // size()) * (1 + int(stack.mirror))
+    tested = -(-n_test // processes()) * (1 + int(stack.mirror))
     peak, before = 0, (own + tested) * _pixels(image_shape) * 4
     for layer, (block, plan) in enumerate(zip(blocks, stack.plan(image_shape, known), strict=True)):
         item = 4 if block.dtype == "float32" else 8
@@ -68,17 +76,19 @@ def predict_run_memory(
         inputs = (own + tested) * _pixels(plan.inputs) * stored
         penalty = get_penalty(block.program_penalty)
         count, gated = get_activation(block.activation).blocks(known[layer], penalty)
-        program = predict_memory(
-            Size.of_block(
-                own * size(), plan.inputs, block.check_parameters(), blocks=count, outputs=outputs, gated=gated,
-                separable=penalty.separable, itemsize=item, image_itemsize=stored, processes=size(),
-                device=block.device,
-            ),
-            block.solver,
+        size = Size.of_block(
+            own * processes(), plan.inputs, block.check_parameters(), blocks=count, outputs=outputs, gated=gated,
+            separable=penalty.separable, itemsize=item, image_itemsize=stored, processes=processes(),
+            device=block.device,
         )  # fmt: skip
+        program = predict_memory(size, block.solver)
+        if kernel:
+            peak = max(peak, inputs + kernel_bytes(own, tested, size.patches, size.dim))
         peak = max(peak, before + inputs, program + tested * _pixels(plan.inputs) * stored)
         before = inputs
-    return _INTERPRETER + _WORKSPACE + (n_train // size() + n_test // size()) * _pixels(image_shape) * 8 + peak
+    return (
+        _INTERPRETER + _WORKSPACE + (n_train // processes() + n_test // processes()) * _pixels(image_shape) * 8 + peak
+    )
 
 
 def _pixels(shape: tuple[int, int, int]) -> int:

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..activations.neurons import Neurons
 from ..core.distributed import all_sum
 from ..core.version import __version__
 from ..data.fingerprint import fingerprint
@@ -29,9 +28,18 @@ from ..reports.metrics import measured
 from ..reports.summary import ConvexNumbers, LayerSummary, NonconvexNumbers, number
 from .checkpoint import State, write_checkpoint
 from .progress import Reporter
+from .rivals import ZETA, RivalFit, first_network, train_kernel
 from .settings import Settings, full_path, resolve_device
 
-__all__ = ["LayerRecords", "accuracy", "describe", "finite", "predict", "summarise"]
+__all__ = ["LayerRecords", "accuracy", "describe", "finite", "summarise"]
+
+# How a rival other than Adam is trained, after its layer.
+_NAMES = {
+    "sgd": "in torch, SGD",
+    "two-phase": "in two phases",
+    "softplus": "in two phases, softplus",
+    "kernel": "infinitely wide",
+}
 
 
 @dataclass
@@ -69,12 +77,14 @@ class LayerRecords:
             f"layer {layer + 1}: objective {block.result_.objective:.6g}, {block.n_neurons_} neurons, "
             f"{_percent(number(convex.test_accuracy))} test accuracy, {block.result_.seconds:.1f} s"
         )
-        nonconvex, rival = None, None
-        if self.settings.baseline:
-            nonconvex, rival = self._nonconvex(layer, block, stage, tested)
-            self.rivals.append((rival.filters, rival.readout))
-        self.history += history_of(layer + 1, block, rival)
-        self.summaries.append(LayerSummary(layer + 1, float(block.reg_), convex, nonconvex))
+        trained = self._rivals(layer, block, stage, tested) if self.settings.baseline else {}
+        numbers = {method: found for method, (found, _) in trained.items()}
+        networks = {method: result for method, (_, result) in trained.items() if result is not None}
+        if "nonconvex" in networks:
+            self.rivals.append((networks["nonconvex"].filters, networks["nonconvex"].readout))
+        self.history += history_of(layer + 1, block, networks)
+        nonconvex = numbers.pop("nonconvex", None)
+        self.summaries.append(LayerSummary(layer + 1, float(block.reg_), convex, nonconvex, numbers))
         self.checkpoint()
         self.saved = len(self.summaries)
 
@@ -135,43 +145,67 @@ class LayerRecords:
         labels = (stage.targets + stage.offset).argmax(dim=1).cpu().numpy()
         return labels[::2] if self.stack.mirror else labels
 
-    def _nonconvex(
+    def _rivals(
         self, layer: int, block: ConvexConvBlock, stage: Stage, tested: Seen
-    ) -> tuple[NonconvexNumbers, BaselineResult]:
+    ) -> dict[str, tuple[NonconvexNumbers, BaselineResult | None]]:
+        """Train the rivals of a block; the first network among them is "nonconvex", the others have their names."""
         patches, test_patches = Patches(stage.inputs, block.geometry_), Patches(tested.inputs, block.geometry_)
         connect = "group" if block.penalty == "group" else "dense"
         # The same path beside it, what the convex layers before predict, and the same intercept: that of no neurons.
         weights = torch.ones_like(stage.targets[:, 0]) if stage.weights is None else stage.weights.to(stage.targets)
         mean = weights @ stage.targets / weights.sum() * float(block.intercept)
         stage = replace(stage, targets=stage.targets - mean, offset=stage.offset + mean)
-        before = tested.offset + mean.cpu().numpy()
-        result = self.train_rival(layer, block, stage, patches, connect)
+        tested = replace(tested, offset=tested.offset + mean.cpu().numpy())
+        first = first_network(self.settings.rivals)
+        found = {}
+        for name in self.settings.rivals:
+            if name == "kernel":
+                fit = train_kernel(
+                    patches, stage.targets, test_patches, weights=stage.weights, memory=self.settings.memory,
+                    device=str(stage.targets.device),
+                )  # fmt: skip
+            else:
+                result = self.train_rival(layer, block, stage, patches, connect, name)
+                fit = RivalFit.of(result, patches, test_patches)
+            numbers = self._judged(name, fit, stage, tested)
+            if name == first and connect == "group":
+                dense = RivalFit.of(
+                    self.train_rival(layer, block, stage, patches, "dense", name), patches, test_patches
+                )
+                outputs = self.stack.averaged(tested.offset + dense.tested)
+                numbers = replace(numbers, dense_test_accuracy=accuracy(outputs, self.test.labels))
+            self.reporter.say(f"layer {layer + 1} {_NAMES.get(name, 'in torch')}: {_reached(numbers)}")
+            found["nonconvex" if name == first else name] = (numbers, fit.result)
+        return found
+
+    def _judged(self, name: str, fit: RivalFit, stage: Stage, tested: Seen) -> NonconvexNumbers:
+        """Return the numbers of a rival, on the images that the block was judged on."""
         own = self.stack.averaged(tested.outputs).argmax(axis=1) == self.test.labels
-        outputs = self.stack.averaged(before + predict(result, test_patches))
+        outputs = self.stack.averaged(tested.offset + fit.tested)
         other = outputs.argmax(axis=1) == self.test.labels
-        trained = stage.offset.cpu().numpy() + predict(result, patches)
-        found = NonconvexNumbers(
-            objective=finite(result.objective),
-            n_neurons=int(result.filters.any(dim=1).sum()),
+        trained = stage.offset.cpu().numpy() + fit.trained
+        result = fit.result
+        return NonconvexNumbers(
+            objective=None if result is None else finite(result.objective),
+            n_neurons=None if result is None else int(result.filters.any(dim=1).sum()),
             train_accuracy=accuracy(self.stack.averaged(trained), self._train_labels(stage)),
             test_accuracy=accuracy(outputs, self.test.labels),
-            seconds=finite(result.seconds),
+            seconds=finite(fit.seconds),
             # How sure it is that one is better rests on the images where they differ.
             only_convex_right=int((own & ~other).sum()),
             only_nonconvex_right=int((other & ~own).sum()),
+            optimizer=None if name == "adam" else name,
+            remark=fit.remark or None,
         )
-        self.reporter.say(
-            f"layer {layer + 1} in torch: objective {result.objective:.6g}, {found.n_neurons} neurons, "
-            f"{_percent(number(found.test_accuracy))} test accuracy, {result.seconds:.1f} s"
-        )
-        if connect == "group":
-            dense = self.train_rival(layer, block, stage, patches, "dense")
-            outputs = self.stack.averaged(before + predict(dense, test_patches))
-            found = replace(found, dense_test_accuracy=accuracy(outputs, self.test.labels))
-        return found, result
 
     def train_rival(
-        self, layer: int, block: ConvexConvBlock, stage: Stage, patches: Patches, connect: str
+        self,
+        layer: int,
+        block: ConvexConvBlock,
+        stage: Stage,
+        patches: Patches,
+        connect: str,
+        rival: str = "adam",
     ) -> BaselineResult:
         """Train the rival of a block: the same architecture, on the same inputs, by minibatches in torch.
 
@@ -187,6 +221,7 @@ class LayerRecords:
             Of ``stage.inputs``.
         connect : {"group", "dense"}
             Whether a neuron feeds one cell and output, or all.
+        rival : {"adam", "sgd", "two-phase", "softplus"}
         """
         settings = self.settings
         width = max(settings.baseline_width, block.n_neurons_)
@@ -195,20 +230,14 @@ class LayerRecords:
             share = 2 * patches.n_cells * block.n_outputs_
             width = -(-width // share) * share
         callback = self.reporter.baseline(layer, settings.baseline_epochs)
+        softplus = ZETA if rival == "softplus" else None
         result = train_baseline(
-            patches, stage.targets, block.reg_, width, connect=connect, epochs=settings.baseline_epochs,
+            patches, stage.targets, block.reg_, width, connect=connect,
+            optimizer="two-phase" if softplus else rival, softplus=softplus, epochs=settings.baseline_epochs,
             seed=settings.seed, sample_weight=stage.weights, callback=callback,
         )  # fmt: skip
         self.reporter.finish()
         return result
-
-
-def predict(result: BaselineResult, patches: Patches) -> np.ndarray:
-    """Return the outputs (n, outputs) of a network trained in torch."""
-    filters = result.filters
-    neurons = Neurons(filters, result.readout, filters.new_zeros(result.readout.shape[2]))
-    with torch.no_grad():
-        return np.asarray(neurons.predict(patches.astype(filters.dtype)).cpu().numpy())
 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
@@ -227,6 +256,13 @@ def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
 def finite(value: float) -> float | None:
     """Return a number for JSON, which has no infinities: None for them and for NaN."""
     return float(value) if math.isfinite(value) else None
+
+
+def _reached(numbers: NonconvexNumbers) -> str:
+    """Return what a rival reached, in words."""
+    objective = number(numbers.objective)
+    network = "" if not math.isfinite(objective) else f"objective {objective:.6g}, {numbers.n_neurons} neurons, "
+    return f"{network}{_percent(number(numbers.test_accuracy))} test accuracy, {number(numbers.seconds):.1f} s"
 
 
 def _percent(share: float) -> str:

@@ -156,7 +156,10 @@ def _run(settings: Settings, output: OutputFolder, state: State | None, console:
         settings = for_data(settings, train.image_shape, data["n_train"])
         stack = build_stack(settings)
         stack.plan(train.image_shape)
-        predicted = predict_run_memory(stack, data["n_train"], data["n_test"], train.image_shape, len(train.classes))
+        predicted = predict_run_memory(
+            stack, data["n_train"], data["n_test"], train.image_shape, len(train.classes),
+            kernel=settings.baseline and "kernel" in settings.rivals,
+        )  # fmt: skip
         check_run_memory(predicted, settings.memory)
         gap = pricing_options(settings).gap if settings.gates == "priced" else settings.tol
         reporter = Reporter(console, gap)

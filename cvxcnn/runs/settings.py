@@ -23,6 +23,7 @@ from ..models.recipes import RECIPES, blocks_of, recipe, recipe_for
 from ..models.stack import LayerwiseCNN
 from ..pricing.options import PricingOptions
 from ..solvers import SOLVERS
+from .rivals import check_rivals
 
 __all__ = [
     "NAMED",
@@ -86,6 +87,9 @@ class Settings:
         Average pooling after each layer; the last one stands for all further layers.
     baseline : bool
         Whether each layer is also trained the ordinary way, on the same inputs; not by several processes.
+    rivals : sequence of {"adam", "sgd", "two-phase", "softplus", "kernel"}
+        How, where ``baseline`` is true: by minibatches; in two phases, of ReLU or of softplus neurons; or infinitely
+        wide, by kernel ridge regression. The first network of ReLUs is "nonconvex" in the results.
     baseline_width : int
         Its neurons, at least; it gets as many as the convex block if that has more.
     baseline_epochs : int
@@ -129,6 +133,7 @@ class Settings:
     dtype: str = "float64"
     half_maps: bool = False
     baseline: bool = True
+    rivals: Sequence[str] = ("adam",)
     baseline_width: int = 200
     baseline_epochs: int = 350
     device: str = "auto"
@@ -327,6 +332,8 @@ def check_settings(settings: Settings) -> None:
     for name in ("baseline_width", "baseline_epochs"):
         as_int(name, getattr(settings, name))
     as_tol(settings.tol)
+    if settings.baseline:
+        check_rivals(settings.rivals, settings.penalty)
     if settings.memory is not None:
         as_number("memory, in GiB,", settings.memory)
     gates = settings.gates if isinstance(settings.gates, (list, tuple)) else [settings.gates]

@@ -1,8 +1,9 @@
 """What the literature says of ordinary training, held against networks whose distance from the optimum is known."""
 
+from ..ordinary.expressivity import Expressivity, expressivity, softplus
+from ..ordinary.two_phase import TwoPhaseResult, train_two_phase
 from .deep import deep_gram, layer_grams
 from .diagnosis import BlockDiagnosis, Diagnosis, diagnose
-from .expressivity import Expressivity, expressivity, softplus
 from .kernels import block_ntk, infinite_gram
 from .population import (
     CriticalPoint,
@@ -16,7 +17,6 @@ from .population import (
     two_layer_population_risk,
 )
 from .quadratic import is_global_quadratic
-from .two_phase import TwoPhaseResult, train_two_phase
 from .wide import Premise, WideLayerReport, full_weight_adjoint, full_weight_matrix, wide_layer_report
 
 __all__ = [

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["angle", "pair_angles", "shortfall"]
+__all__ = ["angle", "chords", "pair_angles", "shortfall"]
 
 # Below it pi - sin t - (pi - t) cos t is a sum of its series; above it rounding is less than its last digit.
 _SMALL = 1e-2
@@ -31,13 +31,17 @@ def angle(first: Tensor, second: Tensor) -> Tensor:
     return torch.where(defined, 2 * torch.atan2(chord, sum_chord), math.pi / 2)
 
 
-def pair_angles(first: Tensor, second: Tensor) -> Tensor:
-    """Return the angles between all rows of (p, d) and (q, d), shape (p, q), in memory of p q numbers."""
+def chords(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Return |x - y| and |x + y| for the directions x and y of all rows of (p, d) and (q, d), each of shape (p, q)."""
     one, other = (torch.nn.functional.normalize(rows, dim=1, eps=1e-300) for rows in (first, second))
     exact = "donot_use_mm_for_euclid_dist"  # products lose half of the digits of a small distance
     chord = torch.cdist(one, other, compute_mode=exact)
-    sum_chord = torch.cdist(one, -other, compute_mode=exact)
-    return 2 * torch.atan2(chord, sum_chord)
+    return chord, torch.cdist(one, -other, compute_mode=exact)
+
+
+def pair_angles(first: Tensor, second: Tensor) -> Tensor:
+    """Return the angles between all rows of (p, d) and (q, d), shape (p, q), in memory of p q numbers."""
+    return 2 * torch.atan2(*chords(first, second))
 
 
 def shortfall(theta: Tensor) -> Tensor:

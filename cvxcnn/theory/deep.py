@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..core.arrays import Array, as_double, as_given, check_bytes
 from ..core.checks import as_int
 from ..core.distributed import gather_rows
 from ..core.plainly import plainly
+from ..data.checks import check_destination
 from ..errors import InputError
+from ..ordinary.expressivity import softplus
 from .angles import pair_angles, shortfall
-from .arrays import Array, as_double, as_given, check_bytes
-from .expressivity import softplus
 
 __all__ = ["ACTIVATIONS", "deep_gram", "layer_grams"]
 
@@ -36,12 +37,21 @@ _NODES_PER_SQUARE = 420
 _ENTRIES = 1 << 23
 
 
+def _place(device: str | None) -> torch.device | None:
+    if device is None:
+        return None
+    check_destination(torch.float64, device)
+    return torch.device(device)
+
+
 def _tensor(values: Any) -> Tensor:
     return torch.as_tensor(values)
 
 
 @plainly
-def deep_gram(x: Any, depth: int, activation: str = "softplus") -> Array:
+def deep_gram(
+    x: Any, depth: int, activation: str = "softplus", *, device: str | None = None, memory: float | None = None
+) -> Array:
     """Return K^(H), the infinitely wide limit of the last hidden layer's Gram matrix of a fully connected network.
 
     The network is x_h = sqrt(c / m_h) s(W_h x_{h-1}) with standard normal W_h and c = 1 / E s(z)^2. With (u, v) normal,
@@ -52,10 +62,16 @@ def deep_gram(x: Any, depth: int, activation: str = "softplus") -> Array:
     Parameters
     ----------
     x : array-like, shape (n, d)
+        Inputs; under ``process_group`` those of this process, and the matrix is of those of all processes.
     depth : int
         H >= 1, the hidden layers.
     activation : {"softplus", "sigmoid", "tanh", "relu"}
         s. For "relu", which the theorem of the source doesn't cover, c = 2 and the expectations are closed forms.
+
+    device : str, optional
+        Where to compute; where the inputs are by default.
+    memory : float, optional
+        GiB that may be used.
 
     Returns
     -------
@@ -64,20 +80,23 @@ def deep_gram(x: Any, depth: int, activation: str = "softplus") -> Array:
     Raises
     ------
     InputError
-        If there is no such activation, shapes don't fit, or inputs are so long that the quadrature isn't exact.
+        If there is no such activation, shapes don't fit, inputs are so long that the quadrature isn't exact, or more
+        memory is needed than allowed.
 
     Notes
     -----
     Source: Du, Lee, Li, Wang & Zhai 2018. It is the limit of the term of layer H alone; the tangent kernel is the sum
     over all layers, and larger. Gauss-Hermite quadrature with 80 nodes on each axis, more where inputs are long. Cost:
-    6400 n^2 evaluations of s a layer.
+    6400 n^2 evaluations of s a layer, 32 n^2 bytes and 256 MiB.
 
     Examples
     --------
     >>> np.round(deep_gram([[1.0, 0.0], [0.0, 1.0]], depth=1, activation="relu"), 12).tolist()
     [[1.0, 0.0], [0.0, 1.0]]
     """
-    inputs = as_double("x", x, ("n", "d"))
+    inputs = gather_rows(as_double("x", x, ("n", "d"), _place(device)))
+    n = len(inputs)
+    check_bytes(f"the Gram matrix of {n} inputs", 32 * n**2 + 32 * _ENTRIES, memory, "Give fewer inputs.")
     layers = as_int("depth", depth)
     if activation == "relu":
         return as_given(_relu_gram(inputs, layers), x)
@@ -135,7 +154,9 @@ def _quadrature(function: Callable[[Tensor], Tensor], kernel: Tensor, nodes: int
 
 
 @plainly
-def layer_grams(module: nn.Module, x: Any, *, memory: float | None = None) -> dict[str, Array]:
+def layer_grams(
+    module: nn.Module, x: Any, *, device: str | None = None, memory: float | None = None
+) -> dict[str, Array]:
     """Return the tangent kernel of a torch module, layer by layer: J_h J_h^T, J_h its Jacobian in a layer's weights.
 
     Parameters
@@ -145,6 +166,8 @@ def layer_grams(module: nn.Module, x: Any, *, memory: float | None = None) -> di
         layers are the modules that have parameters of their own, those that ask for a gradient.
     x : array-like, shape (n, ...)
         Inputs; under ``process_group`` those of this process.
+    device : str, optional
+        Where to compute; where the module is by default.
     memory : float, optional
         GiB that may be used.
 
@@ -180,7 +203,8 @@ def layer_grams(module: nn.Module, x: Any, *, memory: float | None = None) -> di
     if not layers:
         raise InputError("the module has no parameters that ask for a gradient. Set requires_grad, or give another.")
     sides = tuple(f"side {axis}" for axis in range(1, np.ndim(x) if not isinstance(x, Tensor) else x.ndim))
-    weights = {name: value.detach().double() for name, value in module.state_dict().items()}
+    place = _place(device)
+    weights = {name: value.detach().to(place, torch.float64) for name, value in module.state_dict().items()}
     inputs = as_double("x", x, ("n", *sides), next(iter(weights.values())).device)
     modes = [(part, part.training) for part in module.modules()]
     module.eval()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..activations.neurons import Neurons
+from ..core.arrays import check_bytes
 from ..core.plainly import plainly
 from ..core.threads import coarse_threads
 from ..data.checks import check_images, check_targets
@@ -25,9 +26,8 @@ from ..models.door import weighing
 from ..models.saving import load_model
 from ..models.stack import LayerwiseCNN
 from ..models.stage import mirrored, twice
+from ..ordinary.expressivity import Expressivity, expressivity
 from ..patches.patches import Patches
-from .arrays import check_bytes
-from .expressivity import Expressivity, expressivity
 from .point import BlockPoint
 from .stationarity import Curvature, Stationarity, curvature, stationarity
 from .tangent import Tangent, tangent

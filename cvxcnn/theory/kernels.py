@@ -10,18 +10,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
+from ..core.arrays import Array, as_double, as_given, check_bytes
 from ..core.distributed import all_sum, gather_rows, rank, shard, size
 from ..core.plainly import plainly
+from ..data.checks import check_destination
 from ..errors import InputError
-from .angles import pair_angles, shortfall
-from .arrays import Array, as_double, as_given, check_bytes
+from .angles import chords
 
-__all__ = ["PARTS", "block_ntk", "infinite_gram"]
+__all__ = ["PARTS", "block_ntk", "infinite_gram", "pairs_of_patches"]
 
 PARTS = ("both", "filters", "readout")
 # Numbers of the largest temporary.
 _ENTRIES = 1 << 24
+# Patches on a side of a block of angles, on a GPU and in a processor's cache, and bytes of both.
+_SIDES = (8192, 512)
+_WORKSPACE = 8 * 8 * 8192**2 if torch.cuda.is_available() else 64 << 20
 
 
 def _check_part(part: Any) -> None:
@@ -31,6 +36,8 @@ def _check_part(part: Any) -> None:
 
 def _given_patches(patches: Any, pool: Any, device: str | None) -> tuple[Tensor, Tensor]:
     """Return patches (n, K, d) of all processes, and the pooling weights (C, K): one cell that adds all by default."""
+    if device is not None:
+        check_destination(torch.float64, device)
     own = as_double("patches", patches, ("n", "K", "d"), None if device is None else torch.device(device))
     weights = own.new_ones(1, own.shape[1])
     if pool is not None:
@@ -139,7 +146,14 @@ def filter_jacobian(patches: Tensor, active: Tensor, readout: Tensor, pool: Tens
 
 @plainly
 def infinite_gram(
-    patches: Any, pool: Any = None, part: str = "both", *, device: str | None = None, memory: float | None = None
+    patches: Any,
+    pool: Any = None,
+    part: str = "both",
+    *,
+    others: Any = None,
+    dtype: str = "float64",
+    device: str | None = None,
+    memory: float | None = None,
 ) -> Array:
     """Return the tangent kernel of an infinitely wide ReLU CNN block with standard normal filters.
 
@@ -158,6 +172,11 @@ def infinite_gram(
         P_ck; if it is not given, one cell adds all patches.
     part : {"both", "filters", "readout"}
         Of which weights.
+    others : array-like, shape (q, K, d), optional
+        Patches of other images, all of them in every process: the kernel is then between those images (rows) and these,
+        as a prediction needs it.
+    dtype : {"float64", "float32"}
+        Of the angles; "float32" is a few times as fast, and right to about 1e-7 of the largest entry.
     device : str, optional
         Where to compute; where the patches are by default.
     memory : float, optional
@@ -165,8 +184,8 @@ def infinite_gram(
 
     Returns
     -------
-    ndarray or Tensor, shape (n, n), float64
-        Symmetric, of the images of all processes, in each of them; every output has this kernel.
+    ndarray or Tensor, shape (n, n) or (q, n), float64
+        Of the images of all processes, in each of them; every output has this kernel. Symmetric without ``others``.
 
     Raises
     ------
@@ -177,36 +196,78 @@ def infinite_gram(
     -----
     Source: Du, Zhai, Poczos & Singh 2018 for K = 1; with pooling cells derived here. Its smallest eigenvalue is zero
     where one image of a single patch is a positive multiple of another, and where pairs x and -x outnumber d. Cost:
-    (n K)^2 d operations, 8 n^2 bytes and 512 MiB.
+    an angle for each pair of patches of a cell (``pairs_of_patches``), about 100 ns on a core, and 16 n^2 bytes.
 
     Examples
     --------
     >>> infinite_gram([[[1.0, 0.0]], [[-1.0, 0.0]]], part="filters").tolist()
     [[0.5, 0.0], [0.0, 0.5]]
+    >>> infinite_gram([[[1.0, 0.0]], [[-1.0, 0.0]]], part="filters", others=[[[2.0, 0.0]]]).tolist()
+    [[1.0, 0.0]]
     """
     _check_part(part)
+    if dtype not in ("float64", "float32"):
+        raise InputError(f'dtype must be "float64" or "float32"; got {dtype!r}.')
     every, weights = _given_patches(patches, pool, device)
     n, places, dim = every.shape
-    check_bytes(f"the Gram matrix of {n} images", 8 * n**2 + 4 * 8 * _ENTRIES, memory, "Give fewer images.")
-    own = shard(n, rank(), size())
-    flat, lengths = every.reshape(-1, dim), every.norm(dim=2)
-    side = max(1, math.isqrt(_ENTRIES) // places)
-    starts = range(own.start, own.stop, side)
-    rows = every.new_zeros(own.stop - own.start, n)
-    for start in starts:
-        mine = slice(start, min(start + side, own.stop))
-        some = every[mine]
-        for first in range(0, n, side):
-            other = slice(first, min(first + side, n))
-            theirs = flat[first * places : other.stop * places]
-            theta = pair_angles(some.reshape(-1, dim), theirs)
-            values = torch.zeros_like(theta)
-            if part != "readout":
-                values += (some.reshape(-1, dim) @ theirs.T) * (math.pi - theta)
-            if part != "filters":
-                values += torch.outer(lengths[mine].flatten(), lengths[other].flatten()) * (math.pi - shortfall(theta))
-            shaped = values.view(len(some), places, -1, places) / (2 * math.pi)
-            half = torch.einsum("ck,akbl->cabl", weights, shaped)
-            rows[mine.start - own.start : mine.stop - own.start, other] = torch.einsum("cl,cabl->ab", weights, half)
-    gram = gather_rows(rows)
-    return as_given((gram + gram.T) / 2, patches)
+    rows = every if others is None else as_double("others", others, ("q", places, dim), every.device)
+    check_bytes(f"the Gram matrix of {n} images", 2 * 8 * len(rows) * n + _WORKSPACE, memory, "Give fewer images.")
+    own = shard(len(rows), rank(), size())
+    found = every.new_zeros(own.stop - own.start, n)
+    for weight in weights:
+        # A pair of patches counts in the cells that have both.
+        members = weight.nonzero().flatten()
+        left, right = rows[:, members], every[:, members]
+        side = max(1, _SIDES[every.device.type == "cpu"] // max(1, len(members)))
+        for mine in _slices(own.start, own.stop, side):
+            # Below the diagonal it is what is above.
+            for theirs in _slices(mine.start if others is None else 0, n, side):
+                block = _arc_cosine(left[mine], right[theirs], weight[members], part, dtype == "float64")
+                found[mine.start - own.start : mine.stop - own.start, theirs] += block
+    gram = gather_rows(found)
+    if others is None:
+        upper = gram.triu()
+        gram = upper + upper.triu(1).T
+    return as_given(gram, patches, others)
+
+
+def pairs_of_patches(pool: Tensor, rows: int, columns: int | None = None) -> int:
+    """Return for how many pairs of patches ``infinite_gram`` needs an angle.
+
+    Parameters
+    ----------
+    pool : Tensor, shape (C, K)
+    rows, columns : int
+        Images; without columns, of the symmetric matrix of the rows.
+
+    Examples
+    --------
+    >>> pairs_of_patches(torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]), 10, 20)
+    1000
+    """
+    images = rows * (rows + 1) // 2 if columns is None else rows * columns
+    return images * int((pool != 0).sum(dim=1).square().sum())
+
+
+def _slices(start: int, stop: int, side: int) -> list[slice]:
+    return [slice(first, min(first + side, stop)) for first in range(start, stop, side)]
+
+
+def _arc_cosine(left: Tensor, right: Tensor, weight: Tensor, part: str, exact: bool) -> Tensor:
+    """Return the kernel (a, b) of the patches (a, k, d) and (b, k, d) of a cell with the weights (k,)."""
+    first, second = (normalize(patches.flatten(0, 1), dim=1, eps=1e-300) for patches in (left, right))
+    cosine = first @ second.T
+    if exact:
+        chord, sum_chord = chords(first, second)
+    else:  # in float64 a cosine still gives 8 digits of an angle near 0 or pi, as many as float32 has
+        chord, sum_chord = ((2 - 2 * sign * cosine).clamp_min_(0.0).float().sqrt_() for sign in (1, -1))
+        cosine = cosine.float()
+    values = cosine.mul_(math.pi - 2 * torch.atan2(chord, sum_chord))
+    if part != "filters":
+        # sin t = 2 sin(t/2) cos(t/2)
+        values.mul_(2.0 if part == "both" else 1.0).add_(chord.mul_(sum_chord), alpha=0.5)
+    scale, other = ((weight * patches.norm(dim=2)).to(values) for patches in (left, right))
+    by_place = scale[:, None] @ values.view(*scale.shape, -1)  # (a, 1, b k)
+    found = (by_place.view(len(left), *other.shape) * other).sum(dim=2) / (2 * math.pi)
+    gram: Tensor = found.double()
+    return gram

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.arrays import Array, as_double, as_given
 from ..core.checks import as_flag, as_int, is_number
 from ..core.plainly import plainly
 from ..core.seeds import check_seed, seed_of
 from ..errors import InputError
 from .angles import angle, shortfall
-from .arrays import Array, as_double, as_given
 
 __all__ = [
     "CriticalPoint",

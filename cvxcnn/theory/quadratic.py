@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
+from ..core.arrays import as_double
 from ..core.checks import as_number, is_number
 from ..core.plainly import plainly
 from ..errors import InputError
-from .arrays import as_double
 
 __all__ = ["is_global_quadratic"]
 

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.arrays import Array, as_double, as_given, check_bytes
 from ..core.checks import is_int
 from ..core.plainly import plainly
 from ..core.text import one_line
 from ..data.checks import check_images
 from ..errors import InputError
-from .arrays import Array, as_double, as_given, check_bytes
-from .expressivity import expressivity
+from ..ordinary.expressivity import expressivity
 
 __all__ = ["Premise", "WideLayerReport", "full_weight_adjoint", "full_weight_matrix", "wide_layer_report"]
 

@@ -9,7 +9,7 @@ from benchopt import BaseSolver
 
 from benchmark_utils import Levels, Task
 from cvxcnn.ordinary import train_baseline, tune
-from cvxcnn.ordinary.baseline import FIRST_CYCLE_STEPS
+from cvxcnn.ordinary.minibatch import FIRST_CYCLE_STEPS
 from cvxcnn.patches import Patches
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..core.arrays import Array, as_double, as_given
 from ..core.checks import as_flag, as_number
 from ..core.plainly import plainly
-from .arrays import Array, as_double, as_given
 
 __all__ = ["Expressivity", "expressivity", "softplus"]
 

@@ -1,4 +1,4 @@
-"""What the functions of this room are given and give back: arrays or tensors, computed with in float64."""
+"""Arrays or tensors in, arrays or tensors out, computed with in float64; and a refusal of too much memory."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..core.checks import is_number
 from ..errors import InputError
+from .checks import is_number
 
 __all__ = ["Array", "as_double", "as_given", "check_bytes"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,11 +12,15 @@ from ..core.checks import as_int, as_number, is_number
 from ..core.plainly import plainly
 from ..core.threads import coarse_threads
 from ..errors import InputError
-from ..ordinary.baseline import BaselineResult, train_baseline
 from ..patches.patches import Patches
 from .expressivity import Expressivity, expressivity
+from .minibatch import BaselineResult, Minibatches, check_problem
+from .network import block_features, rebalance
 
-__all__ = ["TwoPhaseResult", "train_two_phase"]
+__all__ = ["NOISE", "STEPS", "TwoPhaseResult", "train_two_phase", "two_phases"]
+
+# Of the perturbation, as a share of a filter's norm, and the most steps of phase 2.
+NOISE, STEPS = 1e-2, 1000
 
 # Of |Y|^2: the weight decay of a first phase that is asked for none, which ordinary training here can't be without.
 _LEAST_REG = 1e-9
@@ -58,6 +62,26 @@ class TwoPhaseResult:
     predicted_steps: float
     guarantee: str
 
+    def as_baseline(self, reg: float, seconds: float) -> BaselineResult:
+        """Return what ordinary training hands back: ReLU weights balanced, which only lowers Eq. 1.
+
+        Parameters
+        ----------
+        reg : float
+            That it was trained with.
+        seconds : float
+            Of both phases.
+        """
+        filters, readout, objective = self.filters, self.readout, self.objective
+        if self.first.softplus is None:
+            before = float(filters.square().sum() + readout.square().sum())
+            filters, readout = rebalance(filters, readout)
+            objective += 0.5 * reg * (float(filters.square().sum() + readout.square().sum()) - before)
+        return replace(
+            self.first, filters=filters, readout=readout, objective=objective, seconds=seconds,
+            history=[*self.first.history, (seconds, objective)], guarantee=self.guarantee,
+        )  # fmt: skip
+
 
 @plainly
 def train_two_phase(
@@ -66,13 +90,15 @@ def train_two_phase(
     width: int,
     *,
     reg: float = 0.0,
-    noise: float = 1e-2,
+    optimizer: str = "adam",
+    softplus: float | None = None,
+    noise: float = NOISE,
     epochs: int | None = None,
-    steps: int = 1000,
+    steps: int = STEPS,
     tol: float = 1e-3,
     seed: int = 0,
 ) -> TwoPhaseResult:
-    """Train a ReLU block by Adam, perturb its filters, check the rank of its features, and train its readout on.
+    """Train a block by Adam or SGD, perturb its filters, check the rank of its features, and train its readout on.
 
     Phase 2 is gradient descent on 1/2 |F w - Y|^2 with the step 1 / lambda_max(F F^T), for which
 
@@ -89,6 +115,10 @@ def train_two_phase(
         m; m times the cells must be at least n where reg is 0.
     reg : float
         lam >= 0.
+    optimizer : {"adam", "sgd"}
+        Of phase 1.
+    softplus : float, optional
+        The zeta of softplus neurons log(1 + exp(zeta t)) / zeta, analytic as the theorem has them; ReLUs if not given.
     noise : float
         Of the norm of a filter, the perturbation's. 0 for none.
     epochs : int, optional
@@ -122,37 +152,78 @@ def train_two_phase(
     >>> result.rank.decision, bool((result.losses <= result.bounds * (1 + 1e-9)).all())
     ('full', True)
     """
-    width, steps = as_int("width", width), as_int("steps", steps)
+    check_problem(patches, targets, width, "dense", optimizer)
+    width, steps = int(width), as_int("steps", steps)
     tol = as_number("tol", tol, below=1)
     for name, value in (("reg", reg), ("noise", noise)):
         if not is_number(value) or value < 0:
             raise InputError(f"{name} must be a number >= 0; got {value!r}.")
+    how = Minibatches(
+        optimizer=optimizer,
+        epochs=None if epochs is None else as_int("epochs", epochs),
+        seed=int(seed),
+        softplus=None if softplus is None else as_number("softplus", softplus),
+    )
+    return two_phases(patches, targets, float(reg), width, how, noise=float(noise), steps=steps, tol=tol)
+
+
+def two_phases(
+    patches: Patches,
+    targets: Tensor,
+    reg: float,
+    width: int,
+    how: Minibatches,
+    *,
+    noise: float = NOISE,
+    steps: int = STEPS,
+    tol: float = 1e-3,
+) -> TwoPhaseResult:
+    """Train in two phases, the first one as ``how`` says, with arguments that are checked; see ``train_two_phase``.
+
+    Raises
+    ------
+    InputError
+        For what has no second phase: other losses than the squared one, whose minimum isn't attained, networks whose
+        neurons feed one cell and output, and, without reg, fewer features than images.
+    """
+    if how.loss != "squared":
+        raise InputError(
+            f"two-phase training ends at a minimum, and the {how.loss} loss of features of full rank has none: it "
+            'falls for ever. Use loss="squared", or optimizer="adam".'
+        )
+    if how.connect != "dense":
+        raise InputError(
+            f"two-phase training is of neurons that feed all cells and outputs; got connect={how.connect!r}. "
+            'Use connect="dense".'
+        )
     if reg == 0 and width * patches.n_cells < patches.n_images:
         raise InputError(
             f"two-phase training of {patches.n_images} images needs as many features; {width} neurons in "
             f"{patches.n_cells} cells have {width * patches.n_cells}. Use at least "
             f"{-(-patches.n_images // patches.n_cells)} neurons, or reg > 0."
         )
-    decay = float(reg) or _LEAST_REG * max(float(targets.double().square().sum()), 1e-300)
-    first = train_baseline(patches, targets, decay, width, epochs=epochs, seed=seed)
+    decay = reg or _LEAST_REG * max(float(targets.double().square().sum()), 1e-300)
+    first = how.train(patches, targets, decay, width)
     exact, expected = patches.astype(torch.float64), targets.double()
-    generator = torch.Generator().manual_seed(int(seed))
-    filters = _perturbed(first.filters, float(noise), generator)
+    filters = _perturbed(first.filters, noise, torch.Generator().manual_seed(how.seed))
     with torch.no_grad(), coarse_threads():
-        features = exact.relu_features(filters).flatten(1)
+        features = block_features(exact, filters, how.softplus).flatten(1)
         rank = expressivity(features, bias=False)
+        if how.weights is not None:  # a weighted loss is that of rows times the roots of their weights
+            root = how.weights.to(features)[:, None].sqrt()
+            features, expected = root * features, root * expected
         start = first.readout.transpose(0, 1).flatten(0, 1)
         if reg > 0:
-            readout = _ridge(features, expected, float(reg))
+            readout = _ridge(features, expected, reg)
             losses = torch.stack([(features @ w - expected).norm() for w in (start, readout)])
             bounds, predicted = torch.full_like(losses, math.inf), math.nan
         else:
             readout, losses, bounds, predicted = _descend(features, expected, start, steps, tol)
         squares = float(filters.square().sum() + readout.square().sum())
-        objective = 0.5 * float((features @ readout - expected).square().sum()) + 0.5 * float(reg) * squares
+        objective = 0.5 * float(losses[-1]) ** 2 + 0.5 * reg * squares
     return TwoPhaseResult(
         filters, readout.view(patches.n_cells, width, -1).transpose(0, 1), objective, first, rank, losses, bounds,
-        predicted, _words(rank, float(reg), predicted),
+        predicted, _words(rank, reg, predicted),
     )  # fmt: skip
 
 
@@ -197,10 +268,10 @@ def _descend(
 def _words(rank: Expressivity, reg: float, predicted: float) -> str:
     if reg > 0:
         return (
-            "None: the theorem is about the loss without reg. With reg, phase 2 is the convex program over fixed "
-            "filters, which is solved."
+            "Nothing is guaranteed: the theorem is about the loss without reg. With reg, phase 2 is the convex program "
+            "over fixed filters, which is solved."
         )
     if rank.decision != "full":
-        return f"None: the rank of the features is {rank.decision}, {rank.reason}."
+        return f"Nothing is guaranteed: the rank of the features is {rank.decision}, {rank.reason}."
     useless = " True, and useless." if predicted > 1e6 else ""
-    return f"Zero loss, after {predicted:.3g} steps at the certified rate.{useless}"
+    return f"Zero loss is guaranteed, after {predicted:.3g} steps at the certified rate.{useless}"
