@@ -345,7 +345,7 @@ def train_baseline(
         epochs = max(LEAST_EPOCHS, -(-ALL_STEPS // steps)) if epochs is None else epochs
         cycles = _cycles(epochs, -(-FIRST_CYCLE_STEPS // steps))
         for _ in range(1 + RETRIES):
-            run = _Run(network, exact, targets.to(exact.pool), reg, began, report)
+            run = _Run(network, exact, targets.to(exact.like), reg, began, report)
             try:
                 _train(run, start, optimizer, peak, cycles, batch_size, warmup, tol, seed)
             except _DivergedError:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..core.threads import map_shares
 from ..losses import Loss
 from ..patches.patches import CACHE_BYTES, CHUNK_ENTRIES_CPU, CHUNK_ENTRIES_GPU, Patches
+from ..patches.poolers import Pooler
 
 __all__ = ["Network", "rebalance"]
 
@@ -27,7 +28,7 @@ class _Part:
     neurons: slice
     cells: slice
     places: Tensor | None
-    pool: Tensor
+    pooler: Pooler
     patches: Tensor | None
 
 
@@ -36,23 +37,22 @@ class Network:
 
     def __init__(self, patches: Patches, targets: Tensor, loss: Loss, width: int, connect: str) -> None:
         self.patches = patches
-        self.targets = targets.to(patches.pool)
+        self.targets = targets.to(patches.like)
         self.loss = loss
         self.width = width
         self.outputs = targets.shape[1]
         cells = patches.n_cells
-        in_memory = patches.n_images * patches.n_patches * patches.dim * patches.pool.element_size() <= CACHE_BYTES
+        in_memory = patches.n_images * patches.n_patches * patches.dim * patches.like.element_size() <= CACHE_BYTES
         if connect == "dense":
             whole = patches.unfold() if in_memory else None
-            self.parts = [_Part(slice(None), slice(None), None, patches.pool, whole)]
+            self.parts = [_Part(slice(None), slice(None), None, patches.pooler, whole)]
             self.mask = None
         else:
             self.parts = []
-            for cell in range(min(cells, width)):
-                places = patches.pool[cell].nonzero().flatten()
+            for cell, places in enumerate(patches.pooler.members()[:width]):
                 own = patches.unfold()[:, places] if in_memory else None
-                pool = patches.pool[cell : cell + 1, places]
-                self.parts.append(_Part(slice(cell, None, cells), slice(cell, cell + 1), places, pool, own))
+                pooler = patches.pooler.cell(cell)
+                self.parts.append(_Part(slice(cell, None, cells), slice(cell, cell + 1), places, pooler, own))
             neuron = torch.arange(width, device=targets.device)
             self.mask = self.targets.new_zeros(width, cells, self.outputs)
             self.mask[neuron, neuron % cells, neuron // cells % self.outputs] = 1.0
@@ -60,7 +60,7 @@ class Network:
         self.piece = max(1, entries // (patches.n_patches * max(width // len(self.parts), patches.dim)))
 
     def _responses(self, filters: Tensor, rows: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Return, for each part, its patches (b * K, d), ReLU responses (b, K, m) and their pooled values."""
+        """Return, for each part, its patches (b * K, d), its pooled responses (b, cells, m), and their trace."""
         fresh = None
         found = []
         for part in self.parts:
@@ -71,7 +71,7 @@ class Network:
                 own = fresh if part.places is None else fresh[:, part.places]
             flat = own.flatten(0, 1)
             maps = (flat @ filters[part.neurons].T).relu_().view(len(rows), own.shape[1], -1)
-            found.append((flat, maps, part.pool @ maps))
+            found.append((flat, *part.pooler.pool(maps)))
         return found
 
     def _columns(self, readout: Tensor, part: _Part) -> Tensor:
@@ -88,7 +88,7 @@ class Network:
             for rows in torch.split(every[share], self.piece):
                 found = self._responses(filters, rows)
                 prediction[rows] = sum(
-                    (pooled.flatten(1) @ weights for (_, _, pooled), weights in zip(found, columns, strict=True)),
+                    (pooled.flatten(1) @ weights for (_, pooled, _), weights in zip(found, columns, strict=True)),
                     torch.zeros_like(self.targets[rows]),
                 )
 
@@ -104,17 +104,15 @@ class Network:
             for piece in torch.split(rows[share], self.piece):
                 found = self._responses(filters, piece)
                 prediction = sum(
-                    (pooled.flatten(1) @ weights for (_, _, pooled), weights in zip(found, columns, strict=True)),
+                    (pooled.flatten(1) @ weights for (_, pooled, _), weights in zip(found, columns, strict=True)),
                     torch.zeros_like(self.targets[piece]),
                 )
                 slope = -self.loss.dual_point(prediction, self.targets[piece])
-                for part, (flat, maps, pooled), weights in zip(self.parts, found, columns, strict=True):
-                    count = maps.shape[2]
+                for part, (flat, pooled, trace), weights in zip(self.parts, found, columns, strict=True):
+                    count = pooled.shape[2]
                     by_columns = (pooled.flatten(1).T @ slope).view(-1, count, self.outputs)
                     by_readout[part.neurons, part.cells] += by_columns.transpose(0, 1)
-                    incoming = part.pool.T @ (slope @ weights.T).view(len(piece), -1, count)
-                    # maps is positive exactly where the ReLU lets the gradient through.
-                    passed = torch.ops.aten.threshold_backward(incoming, maps, 0)
+                    passed = part.pooler.spread((slope @ weights.T).view(len(piece), -1, count), trace)
                     by_filter[part.neurons] += passed.flatten(0, 1).T @ flat
             return by_filter, by_readout
 

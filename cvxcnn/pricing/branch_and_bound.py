@@ -192,6 +192,11 @@ def _check(
             'responses of ReLU filters are bounded for a penalty that says its group_axes, such as penalty "dense" or '
             f'"group"; got {penalty.name!r}. The gates of a gated network are another pricing problem.'
         )
+    if not patches.pooler.linear:
+        raise InputError(
+            f"pooling={patches.geometry.pooling!r} has no proof by branch and bound here; its bounds are searched. Use "
+            'pooling="mean" or "sum", or enumerate all gates of patches of rank 2 or 3 (EnumeratedGates).'
+        )
     if dual.ndim != 2 or len(dual) != patches.n_images:
         raise InputError(
             f"dual must have shape (n, outputs) with n = {patches.n_images} images; got {tuple(dual.shape)}."

@@ -72,7 +72,7 @@ class Design(ABC):
         """Yield (rows of the prediction, design of their images), as many as have features of ``PART_BYTES``."""
         total = self.patches.n_images
         most = PART_BYTES_CPU if self.patches.images.device.type == "cpu" else PART_BYTES_GPU
-        width = self.n_blocks * self.n_cells * self.rows * self.rows_per_image * self.patches.pool.element_size()
+        width = self.n_blocks * self.n_cells * self.rows * self.rows_per_image * self.patches.like.element_size()
         largest = max(1, most // max(width, 1))
         for start in range(0, total, largest):
             stop = min(start + largest, total)
