@@ -59,8 +59,8 @@ class Settings:
     augment : sequence of {"mirror", "crop"}
         "mirror": train on mirror images too, and predict by the mean over both. "crop": train on a copy of each image
         too that is shifted by up to an eighth of its side.
-    activation, penalty, solver, tol, pool_cells, dtype, intercept
-        Of every ``ConvexConvBlock``; pooling is the mean, and filters have a bias.
+    activation, penalty, solver, tol, pooling, pool_cells, dtype, intercept
+        Of every ``ConvexConvBlock``; filters have a bias.
     kernel_size, padding, gates : int, str, or sequence of them
         Of every block, or of each; the last value stands for all further blocks. Gates may be a text that
         ``parse_gates`` reads, such as "patches:400".
@@ -112,6 +112,7 @@ class Settings:
     tol: float = 1e-6
     kernel_size: int | Sequence[int] = 3
     padding: int | Sequence[int] = 1
+    pooling: str = "mean"
     pool_cells: int = 2
     downsample: Sequence[int] = (2,)
     intercept: bool = False
@@ -181,6 +182,7 @@ def build_stack(settings: Settings) -> LayerwiseCNN:
         raise InputError(f'augment must name "mirror", "crop" or both; got {unknown[0]!r}.')
     as_int("layers", settings.layers)
     common: dict[str, Any] = {
+        "pooling": settings.pooling,
         "pool_cells": settings.pool_cells,
         "activation": settings.activation,
         "penalty": settings.penalty,

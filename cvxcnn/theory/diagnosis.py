@@ -25,6 +25,7 @@ from ..models.saving import load_model
 from ..models.stack import LayerwiseCNN
 from ..models.stage import mirrored
 from ..patches.patches import Patches
+from ..patches.pooling import get_pooling
 from .arrays import check_bytes
 from .expressivity import Expressivity, expressivity
 from .point import BlockPoint
@@ -155,7 +156,8 @@ def diagnose(
     Raises
     ------
     InputError
-        If a layer is of another activation than ReLU, something doesn't fit, or more memory is needed than allowed.
+        If a layer is of another activation than ReLU or of max pooling, something doesn't fit, or more memory is needed
+        than allowed.
 
     Notes
     -----
@@ -179,6 +181,11 @@ def diagnose(
                 raise InputError(
                     f"layer {number + 1} is of activation {block.activation!r}; diagnose knows the landscape of ReLU "
                     'blocks. Train with activation="relu".'
+                )
+            if not get_pooling(block.pooling).linear:
+                raise InputError(
+                    f"layer {number + 1} has pooling={block.pooling!r}; diagnose knows the landscape of blocks whose "
+                    'pooling is linear. Train with pooling="mean" or "sum".'
                 )
             networks = {"convex": block.neurons_}
             if rivals:
