@@ -51,8 +51,6 @@ def prove(program: Program, dual: Tensor, candidates: Tensor, tol: float) -> Pro
     """
     if program.design.directions_are != "filters" or program.penalty.group_axes is None:
         return None
-    if not program.design.patches.pooler.linear:
-        return None
     program, dual = program.double(), dual.double()
     found: ResponseBound = bound_responses(
         program.design.patches, dual, program.penalty, floor=program.reg, tol=tol, candidates=candidates
