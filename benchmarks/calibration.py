@@ -144,7 +144,7 @@ def measure(number: int) -> dict[str, Any]:
         patches, targets = data(settings)
         task = Problem(patches, targets, 1.0, get_penalty(settings["penalty"]), get_loss(settings["loss"]))
         options = PricingOptions(prove_up_to=0)
-        empty = task.over_filters(patches.pool.new_zeros(0, patches.dim))
+        empty = task.over_filters(patches.like.new_zeros(0, patches.dim))
         reg = settings["fraction"] * searched_reg_max(empty, options, torch.Generator().manual_seed(0))
         began = time.perf_counter()
         solution = solve_priced(replace(task, reg=reg), options=options, generator=torch.Generator().manual_seed(0))

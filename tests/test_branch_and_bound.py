@@ -141,7 +141,7 @@ def test_no_point_of_a_cone_is_above_its_bound(m, width):
     generator = torch.Generator().manual_seed(0)
     random = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
     points = random(40, 4)
-    tree = Tree(points, random(40, m))
+    tree = Tree(points.unsqueeze(1), random(40, m))
     for _ in range(30):
         # A cone around a patch's hyperplane, where its bound is worst.
         centre = F.normalize(random(4), dim=0)
@@ -151,7 +151,7 @@ def test_no_point_of_a_cone_is_above_its_bound(m, width):
             corners[None],
             points.new_zeros(1, 4, m),
             torch.arange(40)[None],
-            (points @ corners.T)[None],
+            (points @ corners.T)[None, :, None],
             torch.tensor([math.inf], dtype=torch.float64),
             torch.zeros(1, dtype=torch.long),
         )

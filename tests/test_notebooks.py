@@ -19,7 +19,8 @@ def test_every_notebook_is_a_pair() -> None:
     pairs = [path.stem for path in sorted(FOLDER.glob("*.ipynb"))]
     assert [path.stem for path in SCRIPTS] == pairs
     assert pairs == [
-        "01_first_block", "02_convex_against_nonconvex", "03_certificates", "04_explanations", "05_circular", "06_landscapes",
+        "01_first_block", "02_convex_against_nonconvex", "03_certificates", "04_explanations", "05_circular",
+        "06_landscapes",
     ]  # fmt: skip
 
 

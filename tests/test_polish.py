@@ -195,7 +195,8 @@ NORMALISED = nn.Sequential(
         ("a network", "takes a torch.nn.Module; got str"),
         (nn.Linear(3, 3), "exactly one Conv2d; got 0"),
         (network(act=nn.LeakyReLU()), "its layers are Conv2d, LeakyReLU"),
-        (network(nn.AdaptiveMaxPool2d(2)), "reads no other layers, activations, max pooling"),
+        (network(nn.LPPool2d(2, 2, 3)), "reads no other layers, activations or poolings"),
+        (network(nn.MaxPool2d(2)), "windows that overlap or leave a margin"),
         (network(nn.AvgPool2d(2)), "windows that overlap or leave a margin"),
         (network(nn.AvgPool2d(3, 2, padding=1), cells=9), "windows that overlap"),
         (network(nn.AdaptiveAvgPool2d((1, 2)), cells=2), "reads 12 numbers from 6 feature maps"),
@@ -212,10 +213,10 @@ def test_other_modules_are_refused(module: Any, message: str) -> None:
 
 
 def test_zero_weights_hide_no_other_architecture() -> None:
-    module = network(nn.AdaptiveMaxPool2d(2))
+    module = network(nn.LPPool2d(2, 2, 3))
     with torch.no_grad():
         module[-1].weight.zero_()
-    with pytest.raises(InputError, match="AdaptiveMaxPool2d"):
+    with pytest.raises(InputError, match="LPPool2d"):
         polish(module, *data(), 0.5)
 
 

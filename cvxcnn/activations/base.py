@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..patches.pooling import Pooling, get_pooling
 from ..penalties import Penalty
 from ..pricing.certificate import Certificate, networks_of
 from ..pricing.loop import PricedSolution
@@ -50,15 +51,24 @@ class Activation(ABC):
                 f"weights. Leave decay out; got {decay!r}."
             )
 
-    def check(self, penalty: str) -> None:
-        """Raise InputError if a penalty doesn't go with it."""
-        refused = self.refusal(penalty)
+    def check(self, penalty: str, pooling: str = "mean") -> None:
+        """Raise InputError if a penalty or a pooling doesn't go with it."""
+        refused = self.refusal(penalty) or self.pooling_refusal(get_pooling(pooling))
         if refused:
             raise InputError(refused)
 
     def refusal(self, penalty: str) -> str:
         """Return why a penalty doesn't go with it, and the remedy; "" if it does."""
         return ""
+
+    def pooling_refusal(self, pooling: Pooling) -> str:
+        """Return why a pooling doesn't go with it, and the remedy; "" if it does, as all that are linear do."""
+        if pooling.linear:
+            return ""
+        return (
+            f"pooling={pooling.name!r} has no convex program that is known for {self.name} neurons. Use "
+            'activation="relu", or pooling="mean" or "sum".'
+        )
 
     def program_penalty(self, penalty: str, pairs: int | None = None) -> str:
         """Return the name of the program's penalty, of a block with so many (cell, output) pairs if they are known."""

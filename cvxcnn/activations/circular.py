@@ -260,14 +260,14 @@ class CircularRelu(Activation):
     def program(self, problem: Problem, gates: Tensor) -> Program:
         patches, frequencies = spectral_patches(problem.patches)
         # Gates are images, whose responses are those of their weights over spectra.
-        vectors = frequencies.weights(gates.to(patches.pool).view(-1, *problem.patches.images.shape[1:]))
+        vectors = frequencies.weights(gates.to(patches.like).view(-1, *problem.patches.images.shape[1:]))
         return CircularReluProgram(
             CircularGatedDesign(patches, vectors, frequencies), problem.targets, problem.reg,
             FrequencyPenalty(len(frequencies)), problem.loss, Cones(patches, vectors), problem.intercept,
         )  # fmt: skip
 
     def unpriced(self, problem: Problem) -> Program:
-        return self.program(problem, problem.patches.pool.new_zeros(0, problem.patches.dim))
+        return self.program(problem, problem.patches.like.new_zeros(0, problem.patches.dim))
 
     def price(self, problem: Problem, **options: Any) -> PricedSolution:
         raise InputError("gates of circular networks are not priced. Use a number of gates, or EnumeratedGates().")

@@ -60,7 +60,7 @@ class GatedNeurons(Neurons):
 
     def predict(self, patches: Patches) -> Tensor:
         if not len(self.gates):
-            return patches.pool.new_zeros(patches.n_images, self.weights.shape[3]) + self.intercept
+            return patches.like.new_zeros(patches.n_images, self.weights.shape[3]) + self.intercept
         return patches.gated_prediction(self.gates, self.weights) + self.intercept
 
     def norms(self) -> Tensor:
@@ -123,7 +123,7 @@ class GatedRelu(Activation):
         return problem.over_gates(gates)
 
     def unpriced(self, problem: Problem) -> Program:
-        return problem.over_gates(problem.patches.pool.new_zeros(0, problem.patches.dim))
+        return problem.over_gates(problem.patches.like.new_zeros(0, problem.patches.dim))
 
     def price(
         self,

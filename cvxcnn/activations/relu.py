@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..patches.pooling import Pooling
 from ..penalties import Penalty
 from ..pricing.filter_master import FilterMaster
 from ..pricing.loop import PricedSolution
@@ -38,13 +39,18 @@ class Relu(Activation):
             return 'penalty="nuclear" is a gated program. Use activation="gated_relu", or penalty="dense".'
         return ""
 
+    def pooling_refusal(self, pooling: Pooling) -> str:
+        # Other responses are differences of rectified ones, as leaky ones are: the largest of a difference is not the
+        # difference of the largest.
+        return "" if self.design is FilterDesign else super().pooling_refusal(pooling)
+
     def program(self, problem: Problem, gates: Tensor) -> Program:
         if problem.penalty.group_axes == ():
             return problem.over_filters(unit_rows(gates), self.design)
         return problem.over_patterns(gates)
 
     def unpriced(self, problem: Problem) -> Program:
-        return problem.over_filters(problem.patches.pool.new_zeros(0, problem.patches.dim), self.design)
+        return problem.over_filters(problem.patches.like.new_zeros(0, problem.patches.dim), self.design)
 
     def price(
         self,

@@ -2,7 +2,8 @@
 
 A gate g in R^d cuts the patches x_jk by a hyperplane through the origin; its pattern
 D(g)_jk = 1[x_jk . g >= 0] is all that the convex program sees of it, so positive multiples of a gate are
-the same gate, and so are any two gates with the same pattern.
+the same gate, and so are any two gates with the same pattern. With max pooling the pattern of a gate is which patch
+wins in each cell, if one is active.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class GateSampler(ABC):
     ...
     ...     def sample(self, patches, count, generator):
     ...         bits = torch.randint(2, (count, patches.dim), generator=generator)
-    ...         return (2 * bits - 1).to(patches.pool)
+    ...         return (2 * bits - 1).to(patches.like)
     >>> patches = Patches(torch.eye(4).view(1, 1, 4, 4), PatchGeometry(kernel_size=2))
     >>> BinaryGates(5).draw(patches, torch.Generator().manual_seed(0)).vectors.shape
     torch.Size([5, 4])
@@ -120,7 +121,7 @@ def check_vectors(vectors: Tensor, patches: Patches) -> Tensor:
             f"gates have {vectors.shape[1]} entries each but the patches have {patches.dim} "
             f"(channels * kernel height * kernel width = {length})."
         )
-    converted = vectors.detach().to(patches.pool)
+    converted = vectors.detach().to(patches.like)
     if vectors.is_complex() or not torch.isfinite(converted).all():
         raise InputError("gates must be finite real numbers; some entries are not. Remove those rows.")
     return converted
@@ -170,11 +171,10 @@ def _fingerprints(patches: Patches, vectors: Tensor, seed: int = FINGERPRINT_SEE
         # Every block meets the same chunks, hence the same weights.
         generator = torch.Generator().manual_seed(seed)
         for _, chunk in patches.chunks(width):
-            flat = chunk.flatten(0, 1)
+            flat, patterns = patches.pooler.patterns(chunk, block)
             weights = torch.randint(1, 1 << 24, (len(flat), FINGERPRINT_SUMS), generator=generator)
             weights = weights.to(device, torch.float64) * (flat != 0).any(1, keepdim=True)
-            patterns = active(flat, block).to(torch.float64)
-            prints[start : start + width] += (patterns.T @ weights).to(torch.int64)
+            prints[start : start + width] += (patterns.to(torch.float64).T @ weights).to(torch.int64)
     return prints.cpu()
 
 
@@ -275,7 +275,7 @@ def draw_distinct(
     generator : torch.Generator
         CPU generator.
     """
-    vectors = patches.pool.new_empty(0, patches.dim)
+    vectors = patches.like.new_empty(0, patches.dim)
     prints = torch.empty(0, FINGERPRINT_SUMS, dtype=torch.int64)
     reached = -1
     for _ in range(MAX_ROUNDS):

@@ -41,7 +41,7 @@ def _pool(patches: Patches, generator: torch.Generator) -> Tensor:
     positions = torch.randint(patches.n_patches, (len(drawn), per_image, 1), generator=generator)
     own = drawn - sum(counts[: rank()])
     held = ((own >= 0) & (own < counts[rank()])).nonzero().flatten()
-    pool = patches.pool.new_empty(len(held), per_image, patches.dim)
+    pool = patches.like.new_empty(len(held), per_image, patches.dim)
     if len(held):
         places = positions[held].to(device)
         for rows, chunk in patches.subset(own[held].to(device)).chunks(patches.dim):
@@ -202,4 +202,4 @@ class PatchGates(GateSampler):
         if patches.geometry.bias:
             tie = 64 * torch.finfo(patches.dtype).eps
             gates = torch.cat([gates, -_thresholds(rows, gates, self.quantile, tie)[:, None]], 1)
-        return gates.to(patches.pool)
+        return gates.to(patches.like)

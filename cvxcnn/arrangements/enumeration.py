@@ -4,6 +4,8 @@ The hyperplanes {g : x . g = 0} of the patches cut gate space into cones, the ce
 pattern is constant inside a cell. A gate on a hyperplane has a pattern of its own, since D(g) counts x . g = 0 as
 active, but the filters with that pattern form a lower-dimensional cone that is a face of a neighbouring cell's cone:
 there x . u = 0 contributes nothing either way. So one gate strictly inside each cell is all that the program needs.
+With max pooling the hyperplanes are those of the patches and of the differences of the patches of a pooling cell; on
+one of these two patches respond alike, and either may be taken for the winner.
 """
 
 from __future__ import annotations
@@ -40,6 +42,8 @@ THROUGH_VERTEX = 64 * EPS
 MAX_RANK = 3
 MAX_POINTS = 400
 ENTRIES_AT_ONCE = 1 << 21
+# What is cut by beside the patches: whether pooling is linear says it.
+_ALSO = {True: "", False: ", with the differences of those of one pooling cell,"}
 
 
 def arrangement_count(n_points: int, dim: int) -> int:
@@ -94,11 +98,11 @@ def _span(lines: Floats) -> Floats:
 
 
 def _lines_of(patches: Patches, max_points: int) -> tuple[Floats, Floats]:
-    """Return the distinct lines of the patches, shape (N, d), and a basis of their span."""
+    """Return the distinct lines of the normals of the hyperplanes, shape (N, d), and a basis of their span."""
     lines = np.empty((0, patches.dim))
     basis = np.empty((patches.dim, 0))
     for _, chunk in patches.astype(torch.float64).chunks(patches.dim):
-        lines = _merge_lines(np.concatenate([lines, chunk.flatten(0, 1).cpu().numpy()]))
+        lines = _merge_lines(np.concatenate([lines, patches.pooler.boundaries(chunk).cpu().numpy()]))
         if len(lines) == 0:
             continue
         basis = _span(lines)
@@ -109,7 +113,8 @@ def _lines_of(patches: Patches, max_points: int) -> tuple[Floats, Floats]:
             )
         if len(lines) > max_points:
             raise InputError(
-                f"the patches have more than max_points={max_points} distinct directions ({len(lines)} so far); "
+                f"the patches{_ALSO[patches.pooler.linear]} have more than max_points={max_points} distinct directions "
+                f"({len(lines)} so far); "
                 f"N directions in {MAX_RANK} dimensions have N^2 - N + 2 patterns and cost N^3 operations. "
                 "Use fewer images, sample gates, or raise max_points."
             )
@@ -230,7 +235,8 @@ def enumerate_gates(patches: Patches, max_points: int = MAX_POINTS) -> Gates:
     Patches on one line through the origin share a hyperplane: N distinct lines give ``arrangement_count(N, d)``
     gates in general position, fewer when three of their hyperplanes meet in a line. The pattern that is active on
     no patch, where there is one, is among them. Gates on a hyperplane add nothing to the program (their cones are
-    faces of the cells'), so that open cells suffice.
+    faces of the cells'), so that open cells suffice. With max pooling differences of patches count as lines; where
+    one of them is negative anyway, two gates may have one pattern, and ``EnumeratedGates`` drops the second.
 
     Parameters
     ----------
@@ -271,7 +277,7 @@ def enumerate_gates(patches: Patches, max_points: int = MAX_POINTS) -> Gates:
         raise InputError(f"patterns are enumerated in one process; there are {size()}. Use one, or sample gates.")
     lines, basis = _lines_of(patches, max_points)
     cells = (_cells_line, _cells_plane, _cells_space)[basis.shape[1] - 1](lines @ basis)
-    vectors = torch.from_numpy(cells @ basis.T).to(patches.pool)
+    vectors = torch.from_numpy(cells @ basis.T).to(patches.like)
     _check_strict(lines, vectors.to("cpu", torch.float64).numpy(), patches.dtype)
     return Gates(vectors, complete=True)
 

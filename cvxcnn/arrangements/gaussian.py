@@ -38,4 +38,4 @@ class GaussianGates(GateSampler):
     def sample(self, patches: Patches, count: int, generator: torch.Generator) -> Tensor:
         """Return (count, d) gates, the same ones for a seed in every dtype and on every device."""
         gates = torch.randn(count, patches.dim, generator=generator, dtype=torch.float64)
-        return gates.to(patches.pool)
+        return gates.to(patches.like)

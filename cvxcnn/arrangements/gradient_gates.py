@@ -95,7 +95,7 @@ class GradientGates(SupervisedGates):
                 features = some.relu_features(vectors)
                 features -= features.mean(dim=0)
                 vectors = vectors[_greedy(features, residual, self.count, self.rounds)]
-        return Gates(vectors.to(patches.pool), drawn.n_duplicates, drawn.n_zero)
+        return Gates(vectors.to(patches.like), drawn.n_duplicates, drawn.n_zero)
 
 
 def _greedy(features: Tensor, targets: Tensor, count: int, rounds: int) -> Tensor:

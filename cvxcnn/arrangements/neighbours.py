@@ -15,8 +15,11 @@ BEYOND = 1e-6
 
 
 def hyperplanes(patches: Patches) -> Tensor:
-    """Return the unit normals, distinct patches scaled to length 1, shape (N, d)."""
-    rows = torch.unique(patches.unfold().flatten(0, 1), dim=0)
+    """Return the unit normals, distinct patches scaled to length 1, shape (N, d).
+
+    With max pooling also the differences of the patches of a cell.
+    """
+    rows = torch.unique(patches.pooler.boundaries(patches.unfold()), dim=0)
     return F.normalize(rows[rows.any(dim=1)], dim=1)
 
 

@@ -88,4 +88,4 @@ class TrainedGates(SupervisedGates):
             ).filters
         trained = broadcast(trained)
         used = trained[trained.any(dim=1)]
-        return distinct(patches, normalize(used, dim=1)) if len(used) else Gates(patches.pool.new_empty(0, patches.dim))
+        return distinct(patches, normalize(used, dim=1)) if len(used) else Gates(patches.like.new_empty(0, patches.dim))

@@ -50,4 +50,4 @@ class WaveGates(GateSampler):
         cosine, sine = torch.randn(2, count, channels, 1, 1, generator=generator, dtype=torch.float64)
         waves = (cosine * turns.cos() + sine * turns.sin()).flatten(1)
         bias = torch.randn(count, patches.dim - waves.shape[1], generator=generator, dtype=torch.float64)
-        return torch.cat([waves, bias], dim=1).to(patches.pool)
+        return torch.cat([waves, bias], dim=1).to(patches.like)

@@ -13,6 +13,7 @@ from ..activations import ACTIVATIONS, get_activation
 from ..arrangements import GATES, parse_gates
 from ..errors import InputError
 from ..models.recipes import RECIPES
+from ..patches import POOLINGS
 from ..penalties import PENALTIES
 from ..program.decay import DECAYS
 from ..runs.rivals import RIVALS
@@ -129,6 +130,7 @@ def build_parser(prog: str = PROGRAM) -> Parser:
     add(model, "--layers", metavar="N", type=size, help="number of blocks")
     add(model, "--kernel-size", metavar="N", type=size, nargs="+", help="side of a filter, pixels; of each layer")
     add(model, "--padding", metavar="N", type=integer(0), nargs="+", help="zeros around the images, pixels")
+    add(model, "--pooling", metavar="|".join(POOLINGS), type=one_of(*POOLINGS), help="of the maps into cells")
     add(model, "--pool-cells", metavar="N", type=size, help="feature maps are pooled into N x N cells")
     add(
         model, "--downsample", metavar="N", type=size, nargs="+",

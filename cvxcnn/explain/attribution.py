@@ -138,7 +138,9 @@ def attribute(
 def allowed(module: nn.Module) -> tuple[str, ...]:
     """Return the methods that can be used on a module of ``to_torch``."""
     other = any(isinstance(part, tuple(_NO_RELUS)) for part in module.modules())
-    return tuple(method for method in METHODS if not (other and method in GUIDED))
+    largest = any(isinstance(part, (nn.MaxPool2d, nn.AdaptiveMaxPool2d)) for part in module.modules())
+    refused = (*(GUIDED if other else ()), *(("cam",) if largest else ()))
+    return tuple(method for method in METHODS if method not in refused)
 
 
 # Checks.
@@ -288,8 +290,9 @@ def _check_cam(network: nn.Module, trace: _Trace, stage: _Stage) -> None:
     fits = len(end) == 4 and all(isinstance(part, kind) for part, kind in zip(end[1:], kinds, strict=True))
     if not fits or stage != trace.stages[-1] or end[0] is not stage.module:
         raise InputError(
-            'method="cam" is of the last maps of an nn.Sequential that ends in maps, average or sum pooling, '
-            'nn.Flatten and nn.Linear. Use method="gradcam"; for a lower layer of a stack, to_torch(layer).'
+            'method="cam" is of the last maps of an nn.Sequential that ends in maps, average or sum pooling (max '
+            'pooling gives places no weights), nn.Flatten and nn.Linear. Use method="gradcam"; for a lower layer of a '
+            "stack, to_torch(layer)."
         )
 
 

@@ -63,8 +63,8 @@ class ConvexConvBlock(BlockState):
     ----------
     kernel_size, stride, padding : int or (int, int)
         Of the convolution, in pixels.
-    pooling : {"sum", "mean"}
-        How the responses in a cell are pooled.
+    pooling : {"sum", "mean", "max"}
+        How the responses in a cell are pooled; "max" for ReLU neurons alone.
     pool_cells : int
         Each feature map is pooled into a grid of ``pool_cells`` x ``pool_cells`` cells.
     bias : bool
@@ -271,7 +271,7 @@ class ConvexConvBlock(BlockState):
         activation = get_activation(self.activation, self.decay)
         get_penalty(self.penalty)
         get_loss(self.loss)
-        activation.check(self.penalty)
+        activation.check(self.penalty, self.pooling)
         if self.reg is not None:
             as_number("reg", self.reg)
         as_tol(self.tol)
@@ -438,7 +438,7 @@ class ConvexConvBlock(BlockState):
             If the block is not gated, or a patch lies on a gate's hyperplane.
         """
         patches = self.patches(images)
-        problem = Problem(patches, patches.pool.new_zeros(patches.n_images, self.n_outputs_), self.reg_)
+        problem = Problem(patches, patches.like.new_zeros(patches.n_images, self.n_outputs_), self.reg_)
         with torch.no_grad():
             neurons = get_activation(self.activation).decompose(self.neurons_, problem)
         return neurons.to_module(self.geometry_, self.image_shape_, intercept=bool(self.intercept))

@@ -337,7 +337,7 @@ class _Priced:
 
     def __init__(self, task: Task, light: PricingOptions) -> None:
         self.fits, self.light = OverPricedGates(task), light
-        self.filters = task.problem.patches.pool.new_zeros(0, task.problem.patches.dim)
+        self.filters = task.problem.patches.like.new_zeros(0, task.problem.patches.dim)
         self.largest = float("inf")
 
     def reg_max(self) -> float:

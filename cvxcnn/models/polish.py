@@ -31,7 +31,7 @@ from .door import weighing
 
 __all__ = ["Polished", "polish"]
 
-_BLOCK = "one Conv2d -> ReLU -> sum or mean pooling over a grid of a x a cells -> Flatten -> Linear"
+_BLOCK = "one Conv2d -> ReLU -> sum, mean or max pooling over a grid of a x a cells -> Flatten -> Linear"
 # Images on which the module's architecture is tried out.
 _PROBES = 8
 
@@ -89,8 +89,8 @@ def polish(
     Parameters
     ----------
     module : nn.Module
-        Computes one Conv2d -> ReLU -> sum or mean pooling over a x a cells -> Flatten -> Linear; left unchanged. The
-        Linear layer's bias is an unregularised intercept; the Conv2d's bias belongs to the filter.
+        Computes one Conv2d -> ReLU -> sum, mean or max pooling over a x a cells -> Flatten -> Linear; left unchanged.
+        The Linear layer's bias is an unregularised intercept; the Conv2d's bias belongs to the filter.
     images : array-like, shape (n, C, H, W) or (n, H, W)
     targets : array-like, shape (n,) or (n, outputs)
     reg : float
@@ -223,7 +223,8 @@ def _geometry(module: nn.Module, inputs: Tensor) -> PatchGeometry:
             parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
     # Not the first ones, which may be blank.
     probes = inputs[inputs.abs().flatten(1).amax(dim=1).argsort(descending=True)[:_PROBES]]
-    for pooling in sorted(POOLINGS):
+    # Of cells of one patch all pool alike, and linear pooling has more to offer.
+    for pooling in sorted(POOLINGS, key=lambda name: (not POOLINGS[name].linear, name)):
         geometry = PatchGeometry(
             **sizes, padding=_padding(convolution), pooling=pooling, pool_cells=cells, bias=convolution.bias is not None
         )
@@ -232,7 +233,7 @@ def _geometry(module: nn.Module, inputs: Tensor) -> PatchGeometry:
     layers = ", ".join(type(part).__name__ for part in module.modules() if not any(part.children()))
     raise InputError(
         f"the module's predictions are not those of {_BLOCK}; its layers are {layers}. polish reads no other layers, "
-        "activations, max pooling, or windows that overlap or leave a margin."
+        "activations or poolings, or windows that overlap or leave a margin."
     )
 
 

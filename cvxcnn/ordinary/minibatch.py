@@ -290,7 +290,7 @@ class Minibatches:
             epochs = max(LEAST_EPOCHS, -(-ALL_STEPS // steps)) if self.epochs is None else self.epochs
             cycles = _cycles(epochs, -(-FIRST_CYCLE_STEPS // steps))
             for _ in range(1 + RETRIES):
-                run = _Run(network, exact, targets.to(exact.pool), reg, began, report)
+                run = _Run(network, exact, targets.to(exact.like), reg, began, report)
                 try:
                     self._run(run, start, peak, cycles)
                 except _DivergedError:

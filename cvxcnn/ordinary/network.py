@@ -11,6 +11,7 @@ from torch import Tensor
 from ..core.threads import map_shares
 from ..losses import Loss
 from ..patches.patches import CACHE_BYTES, CHUNK_ENTRIES_CPU, CHUNK_ENTRIES_GPU, Patches
+from ..patches.poolers import Pooler
 
 __all__ = ["Network", "block_features", "rebalance"]
 
@@ -27,7 +28,7 @@ class _Part:
     neurons: slice
     cells: slice
     places: Tensor | None
-    pool: Tensor
+    pooler: Pooler
     patches: Tensor | None
 
 
@@ -45,31 +46,30 @@ class Network:
     ) -> None:
         self.patches = patches
         self.softplus = softplus
-        self.targets = targets.to(patches.pool)
+        self.targets = targets.to(patches.like)
         self.loss = loss
         self.width = width
         self.outputs = targets.shape[1]
         cells = patches.n_cells
-        in_memory = patches.n_images * patches.n_patches * patches.dim * patches.pool.element_size() <= CACHE_BYTES
+        in_memory = patches.n_images * patches.n_patches * patches.dim * patches.like.element_size() <= CACHE_BYTES
         if connect == "dense":
             whole = patches.unfold() if in_memory else None
-            self.parts = [_Part(slice(None), slice(None), None, patches.pool, whole)]
+            self.parts = [_Part(slice(None), slice(None), None, patches.pooler, whole)]
             self.mask = None
         else:
             self.parts = []
-            for cell in range(min(cells, width)):
-                places = patches.pool[cell].nonzero().flatten()
+            for cell, places in enumerate(patches.pooler.members()[:width]):
                 own = patches.unfold()[:, places] if in_memory else None
-                pool = patches.pool[cell : cell + 1, places]
-                self.parts.append(_Part(slice(cell, None, cells), slice(cell, cell + 1), places, pool, own))
+                pooler = patches.pooler.cell(cell)
+                self.parts.append(_Part(slice(cell, None, cells), slice(cell, cell + 1), places, pooler, own))
             neuron = torch.arange(width, device=targets.device)
             self.mask = self.targets.new_zeros(width, cells, self.outputs)
             self.mask[neuron, neuron % cells, neuron // cells % self.outputs] = 1.0
         entries = CHUNK_ENTRIES_CPU if targets.device.type == "cpu" else CHUNK_ENTRIES_GPU
         self.piece = max(1, entries // (patches.n_patches * max(width // len(self.parts), patches.dim)))
 
-    def _responses(self, filters: Tensor, rows: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Return, for each part, its patches (b * K, d), ReLU responses (b, K, m) and their pooled values."""
+    def _responses(self, filters: Tensor, rows: Tensor) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Return, for each part, its patches (b * K, d), maps, pooled responses (b, cells, m), and trace."""
         fresh = None
         found = []
         for part in self.parts:
@@ -80,7 +80,7 @@ class Network:
                 own = fresh if part.places is None else fresh[:, part.places]
             flat = own.flatten(0, 1)
             maps = _rectified(flat @ filters[part.neurons].T, self.softplus).view(len(rows), own.shape[1], -1)
-            found.append((flat, maps, part.pool @ maps))
+            found.append((flat, maps, *part.pooler.pool(maps)))
         return found
 
     def _columns(self, readout: Tensor, part: _Part) -> Tensor:
@@ -97,7 +97,7 @@ class Network:
             for rows in torch.split(every[share], self.piece):
                 found = self._responses(filters, rows)
                 prediction[rows] = sum(
-                    (pooled.flatten(1) @ weights for (_, _, pooled), weights in zip(found, columns, strict=True)),
+                    (pooled.flatten(1) @ weights for (_, _, pooled, _), weights in zip(found, columns, strict=True)),
                     torch.zeros_like(self.targets[rows]),
                 )
 
@@ -113,16 +113,18 @@ class Network:
             for piece in torch.split(rows[share], self.piece):
                 found = self._responses(filters, piece)
                 prediction = sum(
-                    (pooled.flatten(1) @ weights for (_, _, pooled), weights in zip(found, columns, strict=True)),
+                    (pooled.flatten(1) @ weights for (_, _, pooled, _), weights in zip(found, columns, strict=True)),
                     torch.zeros_like(self.targets[piece]),
                 )
                 slope = -self.loss.rows(piece).dual_point(prediction, self.targets[piece])
-                for part, (flat, maps, pooled), weights in zip(self.parts, found, columns, strict=True):
-                    count = maps.shape[2]
+                for part, (flat, maps, pooled, trace), weights in zip(self.parts, found, columns, strict=True):
+                    count = pooled.shape[2]
                     by_columns = (pooled.flatten(1).T @ slope).view(-1, count, self.outputs)
                     by_readout[part.neurons, part.cells] += by_columns.transpose(0, 1)
-                    incoming = part.pool.T @ (slope @ weights.T).view(len(piece), -1, count)
-                    passed = _passed(incoming, maps, self.softplus)
+                    passed = part.pooler.spread((slope @ weights.T).view(len(piece), -1, count), trace)
+                    if self.softplus is not None:
+                        # 1 / (1 + exp(-zeta t)) = 1 - exp(-zeta softplus(t)), which is positive: spread let all by.
+                        passed = passed * -torch.expm1(-self.softplus * maps)
                     by_filter[part.neurons] += passed.flatten(0, 1).T @ flat
             return by_filter, by_readout
 
@@ -168,15 +170,6 @@ def _rectified(responses: Tensor, softplus: float | None) -> Tensor:
     return torch.logaddexp(responses.mul_(softplus), responses.new_zeros(())).div_(softplus)
 
 
-def _passed(incoming: Tensor, maps: Tensor, softplus: float | None) -> Tensor:
-    """Return the gradient that an activation lets through, from its values alone."""
-    if softplus is None:
-        # maps is positive exactly where the ReLU lets the gradient through.
-        passed: Tensor = torch.ops.aten.threshold_backward(incoming, maps, 0)
-        return passed
-    return incoming * -torch.expm1(-softplus * maps)  # 1 / (1 + exp(-zeta t)) = 1 - exp(-zeta softplus(t))
-
-
 def block_features(patches: Patches, filters: Tensor, softplus: float | None = None) -> Tensor:
     """Return the pooled responses (n, cells, m) of a block's ReLU neurons, or of its softplus ones.
 
@@ -192,7 +185,7 @@ def block_features(patches: Patches, filters: Tensor, softplus: float | None = N
         return patches.relu_features(filters)
     features = filters.new_empty(patches.n_images, patches.n_cells, len(filters))
     for rows, chunk in patches.chunks(len(filters)):
-        features[rows] = patches.pool @ _rectified(chunk @ filters.T, softplus)
+        features[rows] = patches.pooler.pool(_rectified(chunk @ filters.T, softplus))[0]
     return features
 
 

@@ -2,6 +2,7 @@
 
 from .geometry import PatchGeometry
 from .patches import Patches
-from .pooling import POOLINGS, Pooling
+from .poolers import Pooler
+from .pooling import POOLINGS, MaxPooling, Pooling
 
-__all__ = ["POOLINGS", "PatchGeometry", "Patches", "Pooling"]
+__all__ = ["POOLINGS", "MaxPooling", "PatchGeometry", "Patches", "Pooler", "Pooling"]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["active", "on_hyperplane", "softly_active", "tie_width"]
+__all__ = ["active", "on_hyperplane", "softly_active", "tie_width", "winning"]
 
 # x . g counts as zero if it is below so many roundings of float64, each of |x| |g|, for every entry and eight more.
 _TIE = 4.0
@@ -86,6 +86,52 @@ def on_hyperplane(patches: Tensor, gates: Tensor) -> Tensor:
     Shapes are those of ``active``; zero patches lie on every hyperplane.
     """
     return active(patches, gates) & active(patches, -gates)
+
+
+def winning(patches: Tensor, gates: Tensor) -> Tensor:
+    """Return the patterns of max pooling: which patch of a cell wins, if one is active, for each image and gate.
+
+    The winner is the first patch whose x . g is the largest, up to the rounding of ``active``, and it is on if that
+    calls it active. As there, doubts are settled by sums in float64 that have the same bits wherever they are met.
+
+    Parameters
+    ----------
+    patches : Tensor, shape (b, k, d)
+        Of one cell.
+    gates : Tensor, shape (P, d)
+        In the dtype and on the device of the patches.
+
+    Returns
+    -------
+    Tensor of bool, shape (b, k, P)
+        With one True at most along the patches.
+
+    Examples
+    --------
+    >>> cell = torch.tensor([[[3.0, 1.0], [1.0, 3.0], [1.0, 3.0]]])
+    >>> winning(cell, torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]]))[0].T.int().tolist()
+    [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
+    """
+    with torch.no_grad():
+        responses = patches @ gates.T
+        dim = gates.shape[1]
+        width = dim * torch.finfo(patches.dtype).eps + 2 * tie_width(dim)
+        longest = torch.linalg.vector_norm(gates, dim=1).amax() if len(gates) else 0.0
+        doubt = torch.linalg.vector_norm(patches, dim=-1, keepdim=True) * (width * longest)
+        possible: Tensor = responses + doubt >= (responses - doubt).amax(dim=1, keepdim=True)
+        several = possible.sum(dim=1, keepdim=True) > 1
+        images, places, which = (possible & several).nonzero(as_tuple=True)
+        if len(images):
+            points, vectors = patches[images, places].double(), gates[which].double()
+            lengths = _total(points * points).sqrt() * _total(vectors * vectors).sqrt()
+            values = responses.new_full(responses.shape, -torch.inf, dtype=torch.float64)
+            margins = torch.zeros_like(values)
+            values[images, places, which] = _total(points * vectors)
+            margins[images, places, which] = tie_width(dim) * lengths
+            highest = (values - margins).amax(dim=1, keepdim=True)
+            possible &= ~several | (values + margins >= highest)
+        first = possible & (possible.cumsum(dim=1) == 1)
+        return first & active(patches, gates)
 
 
 def softly_active(patches: Tensor, gates: Tensor, sharpness: Tensor) -> Tensor:

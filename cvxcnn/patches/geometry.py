@@ -34,8 +34,9 @@ class PatchGeometry:
         Step between patches, in pixels.
     padding : int or (int, int)
         Zeros added on each side, in pixels.
-    pooling : {"sum", "mean"}
-        Whether a cell adds its patches' responses or averages them; or the name of another one in ``POOLINGS``.
+    pooling : {"sum", "mean", "max"}
+        Whether a cell adds its patches' responses, averages them or takes the largest; or the name of another one in
+        ``POOLINGS``.
     pool_cells : int
         Each feature map is pooled into a ``pool_cells`` x ``pool_cells`` grid, cut as by
         ``torch.nn.AdaptiveAvgPool2d`` (neighbouring cells overlap where the side is not a multiple).

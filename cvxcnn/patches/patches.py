@@ -8,23 +8,23 @@ chunks of images that fit a processor's cache, so that no array of n * K * filte
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.threads import map_shares
-from .activity import active, softly_active
+from .activity import softly_active
 from .geometry import PatchGeometry
+from .pooled_relu import LargestReLU, PooledReLU
+from .poolers import WeightedPooler
 from .pooling import get_pooling
 
 __all__ = ["Patches"]
 
 # Unfolded patches up to this many bytes are kept; larger ones are unfolded again for each chunk.
 CACHE_BYTES = 2 << 30
-# Masks of active responses up to this many bytes are kept for the backward pass; larger ones are computed again.
-MASK_BYTES = 1 << 28
 # Entries of the largest temporary of a chunk: about the second-level cache of a CPU core in float32.
 CHUNK_ENTRIES_CPU = 1 << 18
 CHUNK_ENTRIES_GPU = 1 << 28
@@ -43,54 +43,6 @@ Result = TypeVar("Result")
 def _sides(padding: tuple[int, int]) -> tuple[int, int, int, int]:
     """Return padding (height, width) as ``F.pad`` takes it; ``F.avg_pool2d`` pads by half a kernel at most."""
     return padding[1], padding[1], padding[0], padding[0]
-
-
-class _PooledReLU(torch.autograd.Function):
-    """Pooled ReLU responses with a backward pass that keeps one bit-sized mask, or nothing when that is too much."""
-
-    @staticmethod
-    def forward(ctx: Any, filters: Tensor, patches: Patches) -> Tensor:
-        count = len(filters)
-        keep = ctx.needs_input_grad[0] and patches.n_images * patches.n_patches * count <= MASK_BYTES
-        ctx.save_for_backward(filters)
-        ctx.patches = patches
-        pooled = patches.pool.new_empty(patches.n_images, patches.n_cells, count)
-        if not ctx.needs_input_grad[0] and patches.convolves(count):
-            return patches.convolved(filters.detach(), pooled)
-        shape = (patches.n_images, patches.n_patches, count) if keep else (0, 0, 0)
-        ctx.mask = mask = torch.empty(shape, dtype=torch.bool, device=filters.device)
-        weights = filters.detach().T.contiguous()
-
-        def work(share: slice) -> None:
-            for rows, chunk in patches.chunks(count, share):
-                responses = (chunk.reshape(-1, patches.dim) @ weights).relu_().view(len(chunk), -1, count)
-                if keep:
-                    torch.gt(responses, 0, out=mask[rows])
-                torch.matmul(patches.pool, responses, out=pooled[rows])
-
-        if count:
-            patches.map_shares(work)
-        return pooled
-
-    @staticmethod
-    def backward(ctx: Any, *upstreams: Tensor) -> tuple[Tensor, None]:
-        (filters,) = ctx.saved_tensors
-        patches: Patches = ctx.patches
-        mask: Tensor = ctx.mask
-        count = len(filters)
-        weights = filters.detach().T.contiguous()
-        spread = patches.pool.T.contiguous()
-
-        def work(share: slice) -> Tensor:
-            gradient = torch.zeros_like(weights)
-            for rows, chunk in patches.chunks(count, share):
-                flat = chunk.reshape(-1, patches.dim)
-                incoming = torch.matmul(spread, upstreams[0][rows]).reshape(-1, count)
-                active = mask[rows].view(-1, count) if mask.numel() else flat @ weights > 0
-                gradient.addmm_(flat.T, incoming.mul_(active))
-            return gradient
-
-        return sum(patches.map_shares(work), torch.zeros_like(weights)).T, None
 
 
 class Patches:
@@ -112,8 +64,10 @@ class Patches:
     ----------
     n_images, n_patches, n_cells, dim : int
         n, K, number of pooling cells, and patch length d.
-    pool : Tensor, shape (n_cells, K)
-        Pooling weights, in the dtype and on the device of the patches.
+    pooler : Pooler
+        What pools responses into cells.
+    like : Tensor, shape (0,)
+        Of the dtype and on the device of the patches, for ``like.new_zeros(...)`` and ``.to(like)``.
 
     Notes
     -----
@@ -144,10 +98,26 @@ class Patches:
         self.n_cells = geometry.pool_cells**2
         self.dim = channels * self.kernel[0] * self.kernel[1] + int(geometry.bias)
         self.scale = scale
-        self.pool = scale * geometry.pool_matrix((height, width)).to(images.device, self.dtype)
+        self.like = torch.empty(0, dtype=self.dtype, device=images.device)
+        self.pooler = get_pooling(geometry.pooling).pooler(
+            self.map_shape, geometry.pool_cells, scale, self.dtype, images.device
+        )
         self._cached: Tensor | None = None
         self._lengths: Tensor | None = None
         self._keeps = True
+
+    @property
+    def pool(self) -> Tensor:
+        """The pooling weights P_ck, shape (n_cells, K); all that assumes them is for linear pooling alone.
+
+        Raises
+        ------
+        InputError
+            If the pooling is not linear.
+        """
+        if not isinstance(self.pooler, WeightedPooler):
+            return get_pooling(self.geometry.pooling).weights(self.map_shape, self.geometry.pool_cells)
+        return self.pooler.weights
 
     def astype(self, dtype: torch.dtype) -> Patches:
         """Return the same patches in another dtype (these ones if it is theirs); images are never made wider."""
@@ -191,7 +161,10 @@ class Patches:
         return self._unfold(self.images[rows])[inverse, places]
 
     def lengths(self) -> Tensor:
-        """Return the pooled lengths sum_k P_ck ||x_jk||, shape (n, cells), float64: what rounding is measured by."""
+        """Return the pooled lengths sum_k P_ck ||x_jk||, shape (n, cells), float64: what rounding is measured by.
+
+        Of max pooling the largest of a cell.
+        """
         if self._lengths is None:
             kernel = self.kernel[0] * self.kernel[1]
             parts = []
@@ -201,9 +174,15 @@ class Patches:
                 squares = torch.linalg.vector_norm(images, dim=1, keepdim=True, dtype=wide).double().square()
                 means = F.avg_pool2d(F.pad(squares, _sides(self.padding)), self.kernel, self.stride)
                 lengths = (kernel * means + float(self.geometry.bias)).sqrt().flatten(1)
-                parts.append(lengths @ self.pool.double().T)
-            self._lengths = torch.cat(parts) if parts else self.pool.new_zeros(0, self.n_cells, dtype=torch.float64)
+                parts.append(self._pooled_lengths(lengths))
+            self._lengths = torch.cat(parts) if parts else self.like.new_zeros(0, self.n_cells, dtype=torch.float64)
         return self._lengths
+
+    def _pooled_lengths(self, lengths: Tensor) -> Tensor:
+        """Return lengths (b, K) pooled like responses, in float64."""
+        if isinstance(self.pooler, WeightedPooler):
+            return lengths @ self.pooler.weights.double().T
+        return self.pooler.pool(lengths.unsqueeze(2))[0].squeeze(2)
 
     def fold(self, patches: Tensor) -> Tensor:
         """Return the adjoint of ``unfold`` applied to (n, K, d) patches: images, shape (n, C, H, W).
@@ -222,7 +201,7 @@ class Patches:
         return map_shares(work, self.n_images, self.images.device, least)
 
     def _total_bytes(self) -> int:
-        return self.n_images * self.n_patches * self.dim * self.pool.element_size()
+        return self.n_images * self.n_patches * self.dim * self.like.element_size()
 
     def chunks(self, width: int, share: slice | None = None) -> Iterator[tuple[slice, Tensor]]:
         """Yield (rows, patches) with patches (b, K, d), sized for ``width`` responses a patch."""
@@ -237,6 +216,8 @@ class Patches:
     def relu_features(self, filters: Tensor) -> Tensor:
         """Return the pooled ReLU responses sum_k P_ck (x_jk . u_i)_+, differentiable in the filters.
 
+        With max pooling max_{k in c} (x_jk . u_i)_+; at a tie its slope is that of the first of the largest.
+
         Parameters
         ----------
         filters : Tensor, shape (m, d)
@@ -246,7 +227,8 @@ class Patches:
         -------
         Tensor, shape (n, cells, m)
         """
-        pooled: Tensor = _PooledReLU.apply(filters, self)  # type: ignore[no-untyped-call]
+        function = PooledReLU if self.pooler.linear else LargestReLU
+        pooled: Tensor = function.apply(filters, self)  # type: ignore[no-untyped-call]
         return pooled
 
     def convolves(self, count: int) -> bool:
@@ -287,7 +269,7 @@ class Patches:
                     parts = responses.view(count, cells, height // cells, cells, width // cells)
                     pooled[row] = parts.sum(dim=(2, 4)).view(count, -1).T.mul_(self.scale * weight)
                 else:
-                    torch.mm(self.pool, responses.view(count, -1).T, out=pooled[row])
+                    pooled[row] = self.pooler.pool(responses.view(1, count, -1).transpose(1, 2))[0][0]
 
         map_shares(work, self.n_images, self.images.device)
         return pooled
@@ -325,7 +307,7 @@ class Patches:
 
             map_shares(convolve, self.n_images, self.images.device)
             return found
-        maps = self.pool.new_empty(self.n_images, count, self.n_patches)
+        maps = self.like.new_empty(self.n_images, count, self.n_patches)
 
         def work(share: slice) -> None:
             for rows, chunk in self.chunks(count, share):
@@ -336,23 +318,20 @@ class Patches:
         return maps.view(self.n_images, *shape)
 
     def gated_features(self, gates: Tensor) -> Tensor:
-        """Return phi = sum_k P_ck 1[x_jk . g_i >= 0] x_jk, shape (n, P, cells, d)."""
-        features = self.pool.new_empty(self.n_images, len(gates), self.n_cells, self.dim)
-        members = self._members()
+        """Return phi = sum_k P_ck 1[x_jk . g_i >= 0] x_jk, shape (n, P, cells, d).
+
+        With max pooling that of the winner of g_i in each cell, if one is active (``activity.winning``).
+        """
+        features = self.like.new_empty(self.n_images, len(gates), self.n_cells, self.dim)
 
         def work(share: slice) -> None:
             for rows, chunk in self.chunks(len(gates), share):
-                patterns = active(chunk, gates).to(chunk.dtype)
-                for cell, places in enumerate(members):
-                    weighted = chunk[:, places] * self.pool[cell, places][:, None]
-                    features[rows, :, cell] = patterns[:, places].transpose(1, 2) @ weighted
+                for cell, (places, weights, pattern) in enumerate(self.pooler.parts(chunk, gates)):
+                    weighted = chunk[:, places] * weights[:, None]
+                    features[rows, :, cell] = pattern.to(chunk.dtype).transpose(1, 2) @ weighted
 
         self.map_shares(work)
         return features
-
-    def _members(self) -> list[Tensor]:
-        """Return the patches of each cell, which are all that it sees, so that cells are worked through apart."""
-        return [self.pool[cell].nonzero().flatten() for cell in range(self.n_cells)]
 
     def gated_correlation(self, gates: Tensor, dual: Tensor, sharpness: Tensor | None = None) -> Tensor:
         """Return the adjoint of the gated features, sum_jk P_ck D_jk x_jk nu_jo, shape (P, cells, d, outputs).
@@ -364,21 +343,24 @@ class Patches:
         dual : Tensor, shape (n, outputs)
             Dual point nu, most often the residual y - f.
         sharpness : Tensor, shape (P,), optional
-            Of patterns with soft edges (``softly_active``), for unit gates.
+            Of patterns with soft edges (``softly_active``), for unit gates and linear pooling.
         """
         outputs = dual.shape[1]
-        members = self._members()
 
         def work(share: slice) -> Tensor:
-            total = self.pool.new_zeros(self.n_cells, self.dim, len(gates), outputs)
+            total = self.like.new_zeros(self.n_cells, self.dim, len(gates), outputs)
             for rows, chunk in self.chunks(len(gates) * outputs, share):
                 if sharpness is None:
-                    patterns = active(chunk, gates).to(chunk.dtype)
+                    parts = self.pooler.parts(chunk, gates)
                 else:
-                    patterns = softly_active(chunk, gates, sharpness)
-                for cell, places in enumerate(members):
-                    weighted = self.pool[cell, places][None, :, None] * dual[rows].unsqueeze(1)
-                    spread = patterns[:, places].unsqueeze(-1) * weighted.unsqueeze(2)
+                    soft = softly_active(chunk, gates, sharpness)
+                    parts = [
+                        (places, weights[places], soft[:, places])
+                        for places, weights in zip(self.pooler.members(), self.pool, strict=True)
+                    ]
+                for cell, (places, weights, pattern) in enumerate(parts):
+                    weighted = weights[None, :, None] * dual[rows].unsqueeze(1)
+                    spread = pattern.to(chunk.dtype).unsqueeze(-1) * weighted.unsqueeze(2)
                     flat = chunk[:, places].flatten(0, 1)
                     total[cell] += (flat.T @ spread.flatten(0, 1).flatten(1)).view_as(total[cell])
             return total
@@ -389,14 +371,16 @@ class Patches:
     def gated_prediction(self, gates: Tensor, weights: Tensor) -> Tensor:
         """Return f_jo = sum_ikc P_ck D_jk^i x_jk . z_ico, shape (n, outputs), for weights (P, cells, d, outputs)."""
         count, cells, dim, outputs = weights.shape
-        columns = weights.permute(2, 0, 1, 3).reshape(dim, -1)
-        prediction = self.pool.new_empty(self.n_images, outputs)
+        columns = weights.permute(1, 2, 0, 3).reshape(cells, dim, count * outputs)
+        prediction = self.like.new_empty(self.n_images, outputs)
 
         def work(share: slice) -> None:
             for rows, chunk in self.chunks(count * cells * outputs, share):
-                patterns = active(chunk, gates).to(chunk.dtype)
-                linear = (chunk @ columns).view(*chunk.shape[:2], count, cells, outputs)
-                prediction[rows] = torch.einsum("bkp,bkpco,ck->bo", patterns, linear, self.pool)
+                total = chunk.new_zeros(len(chunk), outputs)
+                for cell, (places, pooled, pattern) in enumerate(self.pooler.parts(chunk, gates)):
+                    linear = (chunk[:, places] @ columns[cell]).view(len(chunk), len(places), count, outputs)
+                    total += torch.einsum("bkp,bkpo,k->bo", pattern.to(chunk.dtype), linear, pooled)
+                prediction[rows] = total
 
         self.map_shares(work)
         return prediction

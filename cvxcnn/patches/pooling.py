@@ -10,25 +10,40 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .cells import cell_bounds
+from .poolers import LargestPooler, Pooler, WeightedPooler
 
 if TYPE_CHECKING:
     from .geometry import PatchGeometry
 
-__all__ = ["POOLINGS", "CellSum", "CellWeights", "MeanPooling", "Pooling", "SumPooling", "get_pooling", "pooling"]
+__all__ = [
+    "POOLINGS",
+    "CellSum",
+    "CellWeights",
+    "MaxPooling",
+    "MeanPooling",
+    "Pooling",
+    "SumPooling",
+    "cell_bounds",
+    "get_pooling",
+    "pooling",
+]
 
 
 class Pooling(ABC):
     """How a grid of cells is made of feature maps; a new one defines ``weights`` and is entered in ``POOLINGS``.
 
-    Programs and their bounds rest on pooling that is linear, and what rounding may add to them is measured by weights
-    that are not negative.
+    A linear pooling is its weights, and what rounding may add to a program is measured by weights that are not
+    negative. One that isn't linear, as ``MaxPooling``, has a ``pooler`` of its own, and its ``weights`` refuse.
 
     Attributes
     ----------
     name : str
         That ``pooling=`` takes.
     averages : bool
-        Whether the weights of each cell add up to one, however many places it has.
+        Whether equal responses are pooled to the same number, however many places a cell has.
+    linear : bool
+        Whether there are weights.
 
     Examples
     --------
@@ -48,6 +63,7 @@ class Pooling(ABC):
 
     name: str
     averages: bool
+    linear: bool = True
 
     @abstractmethod
     def weights(
@@ -70,6 +86,12 @@ class Pooling(ABC):
         dtype : torch.dtype
         device : torch.device or str
         """
+
+    def pooler(
+        self, map_shape: tuple[int, int], cells: int, scale: float, dtype: torch.dtype, device: torch.device
+    ) -> Pooler:
+        """Return what pools responses, in the dtype and on the device of theirs, and multiplies them by a scale."""
+        return WeightedPooler((scale * self.weights(map_shape, cells)).to(device, dtype))
 
     def constant(self, places: int) -> float | None:
         """Return the weight that every place has in a cell of so many; None if they differ in theirs."""
@@ -138,7 +160,44 @@ class MeanPooling(Pooling):
         return nn.AdaptiveAvgPool2d(cells) if size is None else nn.AvgPool2d(size)
 
 
-POOLINGS: dict[str, type[Pooling]] = {pooling.name: pooling for pooling in (SumPooling, MeanPooling)}
+class MaxPooling(Pooling):
+    """Each cell takes its largest response: that of the winner among its patches, another for every filter.
+
+    A filter u responds in cell c with max_{k in c} (x_jk . u)_+. That is homogeneous and convex in u like a sum of
+    ReLUs, and linear where pattern and winners stay what they are, so that filters are priced, and Eq. 2 holds, as for
+    sums (Ergen & Pilanci 2021, Implicit Convex Regularizers of CNN Architectures).
+    """
+
+    name = "max"
+    averages = True
+    linear = False
+
+    def weights(
+        self,
+        map_shape: tuple[int, int],
+        cells: int,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Raise InputError: there are none."""
+        raise InputError(
+            'pooling="max" is not linear and has no weights of the places of a map, which what was asked for is '
+            'computed with. Use pooling="mean" or "sum".'
+        )
+
+    def pooler(
+        self, map_shape: tuple[int, int], cells: int, scale: float, dtype: torch.dtype, device: torch.device
+    ) -> Pooler:
+        """Return the pooler of winners."""
+        return LargestPooler(map_shape, cells, scale, device)
+
+    def module(self, map_shape: tuple[int, int], cells: int, like: Tensor) -> nn.Module:
+        """Return torch's own max pooling."""
+        size = _even(map_shape, cells)
+        return nn.AdaptiveMaxPool2d(cells) if size is None else nn.MaxPool2d(size)
+
+
+POOLINGS: dict[str, type[Pooling]] = {pooling.name: pooling for pooling in (SumPooling, MeanPooling, MaxPooling)}
 
 
 def get_pooling(name: str) -> Pooling:
@@ -200,17 +259,6 @@ class CellWeights(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """Return (n, m, cells, cells) sums of (n, m, H', W') maps."""
         return (maps.flatten(2) @ self.weights.T).view(*maps.shape[:2], self.cells, self.cells)
-
-
-def cell_bounds(length: int, cells: int) -> list[tuple[int, int]]:
-    """Return where the cells of one axis start and stop, cut as torch's adaptive pooling cuts them.
-
-    Examples
-    --------
-    >>> cell_bounds(5, 2)
-    [(0, 3), (2, 5)]
-    """
-    return [(cell * length // cells, -(-(cell + 1) * length // cells)) for cell in range(cells)]
 
 
 def _members(length: int, cells: int) -> Tensor:

@@ -8,6 +8,7 @@ and the dual of Eq. 1 needs max_u ||A(u)||. The sphere is covered by cones of r 
 a cone most patches keep their sign and are linear; each of the others is bounded there by two linear functions. What
 is lost is quadratic in the width of the cone, and so is the fall of ||A|| around a maximum: halving cones until each
 bound is low enough takes a number of them that grows with r exponentially but with the accuracy only logarithmically.
+With max pooling the responses of a cell are max_k (x_k . u)_+, convex and linear in pieces like those of a patch.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class ResponseBound:
 
 
 def _merged(patches: Patches, dual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return distinct directions (N, d) of the non-zero patches, sums of C_k (N, cells, outputs), and sums of |C_k|."""
+    """Return distinct directions (N, 1, d) of the non-zero patches, sums of C_k (N, cells, outputs), and of |C_k|."""
     points = patches.unfold().flatten(0, 1).double()
     weights = torch.einsum("ck,no->nkco", patches.pool.double(), dual.double()).flatten(0, 1)
     kept = points.any(dim=1)
@@ -78,7 +79,22 @@ def _merged(patches: Patches, dual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     points, inverse = torch.unique(points / scales.unsqueeze(1), dim=0, return_inverse=True)
     zero, weights = weights.new_zeros(len(points), *weights.shape[1:]), weights * scales.view(-1, 1, 1)
     # Coefficients of patches in one direction may cancel, but not their rounding.
-    return points, zero.index_add(0, inverse, weights), zero.index_add(0, inverse, weights.abs())
+    summed, sizes = (zero.index_add(0, inverse, each) for each in (weights, weights.abs()))
+    return points.unsqueeze(1), summed, sizes
+
+
+def _cells(patches: Patches, dual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the patches (N, w, d) of each image and cell, with max pooling, and C_k and |C_k| as ``_merged`` does."""
+    exact = patches.astype(torch.float64)
+    members = exact.pooler.members()
+    # Zero patches, which fill up smaller cells, are never above the zero of the ReLU.
+    unfolded = F.pad(exact.unfold(), (0, 0, 0, 1))
+    places = torch.nn.utils.rnn.pad_sequence(members, batch_first=True, padding_value=patches.n_patches)
+    eye = torch.eye(len(members)).to(unfolded)
+    weights = patches.scale * torch.einsum("ec,no->neco", eye, dual.double()).flatten(0, 1)
+    points = unfolded[:, places].flatten(0, 1)
+    kept = points.flatten(1).any(dim=1)
+    return points[kept], weights[kept], weights[kept].abs()
 
 
 def _span(points: Tensor) -> Tensor:
@@ -104,8 +120,8 @@ class _Forest:
 
     def __init__(self, patches: Patches, dual: Tensor, axes: tuple[str, ...], floor: float, tol: float) -> None:
         self.floor, self.tol, self.n_outputs = floor, tol, dual.shape[1]
-        points, weights, sizes = _merged(patches, dual)
-        self.basis = _span(points)
+        points, weights, sizes = _merged(patches, dual) if patches.pooler.linear else _cells(patches, dual)
+        self.basis = _span(points.flatten(0, 1))
         if self.basis.shape[1] > _MAX_RANK:
             raise InputError(
                 f"responses are bounded for patches that span at most {_MAX_RANK} dimensions, whose 2^{_MAX_RANK} "
@@ -113,7 +129,8 @@ class _Forest:
                 "channels."
             )
         reduced = points @ self.basis
-        missed = (points - reduced @ self.basis.T).norm(dim=1)
+        missed = (points - reduced @ self.basis.T).norm(dim=2).amax(dim=1)
+        reach = points.norm(dim=2).amax(dim=1)
         n_patches = patches.n_images * patches.n_patches
         self.trees: list[Tree] = []
         self.outputs: list[list[int]] = []
@@ -122,7 +139,7 @@ class _Forest:
             coefficients = weights.flatten(1)[:, columns]
             kept = coefficients.norm(dim=1) > 0
             lengths = sizes.flatten(1)[:, columns].norm(dim=1)
-            size = (lengths * points.norm(dim=1)).sum()
+            size = (lengths * reach).sum()
             self.margins.append(float(_ROUNDING * (n_patches + 1000) * size + (lengths * missed).sum()))
             self.trees.append(Tree(reduced[kept], coefficients[kept]))
             self.outputs.append(outputs)
@@ -225,8 +242,9 @@ def bound_responses(
     """Return a proved bound of the dual norm of nu^T pooled (R u)_+ over ALL unit filters u.
 
     For the penalty "group" it bounds max_u max_c |sum_jk nu_jo P_ck (x_jk . u)_+| for each output o; for "dense"
-    max_u ||nu^T pooled (R u)_+||_F. Scaled by min(1, reg / upper), nu is feasible for the dual of Eq. 1 with any
-    number of neurons, so that its dual value is a proved bound of the non-convex problem.
+    max_u ||nu^T pooled (R u)_+||_F; with max pooling the largest of a cell takes the place of the sum. Scaled by
+    min(1, reg / upper), nu is feasible for the dual of Eq. 1 with any number of neurons, so that its dual value is a
+    proved bound of the non-convex problem.
 
     Parameters
     ----------

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..patches.patches import Patches
+from .winner_climb import WinnerClimb
 
 __all__ = ["climbed"]
 
@@ -187,7 +188,7 @@ def climbed(patches: Patches, dual: Tensor, directions: Tensor, steps: int, pair
     >>> climbed(patches, torch.tensor([[1.0], [1.0]]), torch.tensor([[1.0, 0.0]]), 10).mul(5).round().tolist()
     [[3.0, 4.0]]
     """
-    climb = _Climb(patches, dual, pairs)
+    climb = (_Climb if patches.pooler.linear else WinnerClimb)(patches, dual, pairs)
     best = F.normalize(directions.double(), dim=1)
     which = torch.arange(len(best), device=best.device)
     going = which

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import as_tol
-from ..program.cones import Cones
+from ..program.cones import cones_of
 from ..program.problem import Problem
 from ..program.program import Program, relative_gap
 from ..program.units import Units
@@ -115,7 +115,7 @@ class PricedSolution:
         design = self.program.design.on(problem.patches)
         program = replace(self.program, design=design, targets=problem.targets, reg=problem.reg, loss=problem.loss)
         if self.program.cones is not None:
-            program.cones = Cones(problem.patches, self.filters)
+            program.cones = cones_of(problem.patches, self.filters)
         return replace(
             self,
             weights=self.weights * units.weights,
@@ -146,7 +146,7 @@ class Master(ABC):
         self.problem, self.options, self.generator = problem, options, generator
         self.tol = as_tol(tol)
         check_search(options)
-        check_searchable(self.over(problem.patches.pool.new_zeros(0, problem.patches.dim)))
+        check_searchable(self.over(problem.patches.like.new_zeros(0, problem.patches.dim)))
         self.quick = problem.patches.astype(torch.float32)
 
     @abstractmethod

@@ -42,7 +42,7 @@ class PatternMaster(Master):
 
     def first(self, start: Tensor | None, last: bool) -> Point:
         patches = self.problem.patches
-        start = patches.pool.new_zeros(0, patches.dim) if start is None else start
+        start = patches.like.new_zeros(0, patches.dim) if start is None else start
         self.normals = hyperplanes(patches)
         program = self.over(self._grown(start[:0], start))
         return self._solved(program, program.zeros())

@@ -9,19 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["SimplicialCones", "height_over", "joined", "steepest", "sums"]
+__all__ = ["SimplicialCones", "height_over", "joined", "largest", "steepest", "sums"]
 
 # A bound over a cone divides by the cosines of its edges with its middle; if one is less, there is no bound.
 _LEAST_COSINE = 0.1
 
 
 class SimplicialCones(NamedTuple):
-    """B cones {sum_i lambda_i g_i, lambda >= 0} in R^r, each with the up to K patches that change sign in it."""
+    """B cones {sum_i lambda_i g_i, lambda >= 0} in R^r, each with the up to K responses that are not linear in it.
+
+    A response is max(0, max_k x_k . u) of w patches: of one where pooling is linear, of a cell with max pooling.
+    """
 
     corners: Tensor  # (B, r, r), unit g_i in the rows
-    linear: Tensor  # (B, r, m), sum of x_k C_k^T over the patches that are active in the whole cone
-    patches: Tensor  # (B, K), indices of the undecided patches, then -1
-    values: Tensor  # (B, K, r), x_k . g_i, then 0
+    linear: Tensor  # (B, r, m), sum of x C^T over the responses that are one patch's in the whole cone
+    patches: Tensor  # (B, K), indices of the undecided responses, then -1
+    values: Tensor  # (B, K, w, r), x_k . g_i, then 0
     upper: Tensor  # (B,)
     edge: Tensor  # (B,), the pair of corners to bisect between
 
@@ -44,7 +47,7 @@ class SimplicialCones(NamedTuple):
 
     def n_pairs(self) -> int:
         """Return about how many (cone, patch) pairs there are to work on."""
-        return len(self.upper) * (self.patches.shape[1] + self.corners.shape[1])
+        return len(self.upper) * (self.patches.shape[1] * self.values.shape[2] + self.corners.shape[1])
 
 
 def joined(parts: list[SimplicialCones]) -> SimplicialCones:
@@ -54,10 +57,17 @@ def joined(parts: list[SimplicialCones]) -> SimplicialCones:
     width = max(part.patches.shape[1] for part in parts)
     columns = [width - part.patches.shape[1] for part in parts]
     padded = [
-        part._replace(patches=F.pad(part.patches, (0, more), value=-1), values=F.pad(part.values, (0, 0, 0, more)))
+        part._replace(
+            patches=F.pad(part.patches, (0, more), value=-1), values=F.pad(part.values, (0, 0, 0, 0, 0, more))
+        )
         for part, more in zip(parts, columns, strict=True)
     ]
     return SimplicialCones(*(torch.cat(same) for same in zip(*padded, strict=True)))
+
+
+def largest(values: Tensor) -> Tensor:
+    """Return the largest along the patches of a response, (B, K, w, ...) to (B, K, ...)."""
+    return values[:, :, 0] if values.shape[2] == 1 else values.amax(dim=2)
 
 
 def sums(rows: Tensor, weights: Tensor) -> Tensor:

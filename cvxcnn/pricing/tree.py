@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .linear_bounds import LinearBounds
-from .simplicial import SimplicialCones, height_over, joined
+from .simplicial import SimplicialCones, height_over, joined, largest
 
 __all__ = ["Tree"]
 
@@ -24,23 +24,25 @@ _TANGENT_STEPS = 4
 class Tree:
     """Branch and bound of max_u ||sum_k C_k (x_k . u)_+|| over unit u for one set of coefficients.
 
-    ``points`` has shape (N, r), rank r; ``coefficients`` (N, m).
+    ``points`` has shape (N, w, r), rank r; ``coefficients`` (N, m). With w > 1 the largest (x . u)_+ of w patches takes
+    the place of each (x_k . u)_+.
     """
 
     def __init__(self, points: Tensor, coefficients: Tensor) -> None:
-        # The zero patch comes last, for the index -1.
-        self.points = F.pad(points, (0, 0, 0, 1))
+        # The zero response comes last, for the index -1.
+        self.points = F.pad(points, (0, 0, 0, 0, 0, 1))
         self.coefficients = F.pad(coefficients, (0, 0, 0, 1))
         self.lengths = self.coefficients.norm(dim=1)
-        self.edges = list(combinations(range(points.shape[1]), 2))
+        self.edges = list(combinations(range(points.shape[2]), 2))
         self.best = 0.0
-        self.argmax = points.new_zeros(points.shape[1])
+        self.argmax = points.new_zeros(points.shape[2])
         self.waiting: list[SimplicialCones] = []
         self.closed = 0.0  # largest bound of the cones that need no bisection
 
     def evaluate(self, directions: Tensor) -> Tensor:
         """Return ||A(u)|| of unit directions (count, r), and keep the best."""
-        responses = (directions @ self.points.T).relu_() @ self.coefficients
+        heights = (directions @ self.points.flatten(0, 1).T).view(len(directions), *self.points.shape[:2])
+        responses = largest(heights).clamp_min(0.0) @ self.coefficients
         norms: Tensor = responses.norm(dim=1)
         if len(norms) and float(norms.max()) > self.best:
             self.best, self.argmax = float(norms.max()), directions[norms.argmax()]
@@ -48,14 +50,14 @@ class Tree:
 
     def roots(self) -> Iterator[SimplicialCones]:
         """Yield the 2^r orthants, some at a time."""
-        count, rank = len(self.points) - 1, self.points.shape[1]
+        count, width, rank = len(self.points) - 1, *self.points.shape[1:]
         signs = torch.tensor(list(product((1.0, -1.0), repeat=rank)), device=self.points.device).to(self.points)
-        for some in torch.split(signs, max(1, 8 * _PAIRS_AT_ONCE // count)):
+        for some in torch.split(signs, max(1, 8 * _PAIRS_AT_ONCE // (count * width))):
             yield SimplicialCones(
                 torch.diag_embed(some),
                 self.points.new_zeros(len(some), rank, self.coefficients.shape[1]),
                 torch.arange(count, device=self.points.device).expand(len(some), -1),
-                self.points[:-1] * some.unsqueeze(1),
+                self.points[:-1] * some[:, None, None],
                 self.points.new_full((len(some),), math.inf),
                 torch.zeros(len(some), dtype=torch.long, device=self.points.device),
             )
@@ -65,20 +67,25 @@ class Tree:
         each = torch.arange(len(cones.upper), device=cones.upper.device)
         ends = torch.tensor(self.edges, device=each.device)[cones.edge]
         middle = F.normalize(cones.corners[each, ends[:, 0]] + cones.corners[each, ends[:, 1]], dim=1)
-        heights = (self.points[cones.patches] @ middle.unsqueeze(2)).squeeze(2)
+        heights = (self.points[cones.patches] @ middle[:, None, :, None]).squeeze(3)
         halves = SimplicialCones(*(torch.cat([part, part]) for part in cones))
         for end, which in zip(ends.unbind(dim=1), (each, each + len(each)), strict=True):
             halves.corners[which, end] = middle
-            halves.values[which, :, end] = heights
+            halves.values[which, :, :, end] = heights
         return halves
 
     def settle(self, cones: SimplicialCones) -> SimplicialCones:
-        """Return the cones with the patches that have one sign in all of a cone moved to its linear part."""
-        active = cones.values.amin(dim=2) >= 0
-        undecided = ~active & (cones.values.amax(dim=2) > 0)
+        """Return the cones with the responses that are one patch's, or none's, in all of a cone taken out.
+
+        The first join its linear part: a patch that is positive at all corners, and at none lower than another.
+        """
+        highest = largest(cones.values)
+        leads = (cones.values >= highest.clamp_min(0.0).unsqueeze(2)).all(dim=3)
+        active = leads.any(dim=2)
+        undecided = ~active & (highest.amax(dim=2) > 0)
         owners, columns = (active & (cones.patches >= 0)).nonzero(as_tuple=True)
-        moved = cones.patches[owners, columns]
-        products = self.points[moved].unsqueeze(2) * self.coefficients[moved].unsqueeze(1)
+        moved, winners = cones.patches[owners, columns], leads[owners, columns].to(torch.int8).argmax(dim=1)
+        products = self.points[moved, winners].unsqueeze(2) * self.coefficients[moved].unsqueeze(1)
         linear = cones.linear.index_add(0, owners, products)
         places = undecided.cumsum(dim=1) - 1
         owners, columns = undecided.nonzero(as_tuple=True)
@@ -86,7 +93,7 @@ class Tree:
         width = int(places.max()) + 1 if len(places) else 0
         patches = cones.patches.new_full((len(cones.upper), width), -1)
         patches[owners, places] = cones.patches[owners, columns]
-        values = cones.values.new_zeros(len(cones.upper), width, cones.values.shape[2])
+        values = cones.values.new_zeros(len(cones.upper), width, *cones.values.shape[2:])
         values[owners, places] = cones.values[owners, columns]
         return cones._replace(linear=linear, patches=patches, values=values)
 
@@ -94,7 +101,8 @@ class Tree:
         """Bound cones; return those above the level, with the edge to bisect.
 
         For a unit W and theta_k in [0, 1], (x_k . u)_+ = theta_k x_k . u + eps_k(u), where eps_k is convex and
-        non-negative, hence between 0 and its interpolation from the corners, sum_i lambda_i e_ki. So
+        non-negative, hence between 0 and its interpolation from the corners, sum_i lambda_i e_ki. With max pooling any
+        convex combination of 0 and the patches of a cell takes the place of theta_k x_k. So
 
             W . A(u) <= sum_i lambda_i (W . S_i + sum_k (W . C_k)_+ e_ki),   S_i = (L + sum_k theta_k C_k x_k^T) g_i.
 

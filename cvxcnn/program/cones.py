@@ -1,23 +1,25 @@
 """The cones of the ReLU program: {u : (2 D_i - I) R u >= 0}, projections onto them, and decompositions.
 
 Every cone has as many rows as there are patches, but a projection touches only a few of them: rows are
-added when they are violated. Identical patches give identical rows, so distinct patches are enough.
+added when they are violated. Identical patches give identical rows, so distinct patches are enough. With max pooling
+a pattern also says which patch of a cell wins, and its cone that it is no lower than the others.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.optimize import nnls
 
 from ..errors import InputError
-from ..patches.activity import active, on_hyperplane
+from ..patches.activity import active, on_hyperplane, winning
 from ..patches.patches import Patches
 from .units import power_of_two
 
-__all__ = ["Cones"]
+__all__ = ["Cones", "WinnerCones", "cones_of"]
 
 Array = np.ndarray
 
@@ -65,9 +67,23 @@ class Cones:
         signs: Array = self._recent_signs(gate)
         return signs
 
+    def slack(self, gate: int, vector: Array) -> Array:
+        """Return s_k x_k . u for the rows k of a cone, shape (N,): what must not be negative."""
+        slack: Array = self.signs(gate) * (self.rows @ vector)
+        return slack
+
+    def normals(self, gate: int, chosen: Any = slice(None)) -> Array:
+        """Return the rows s_k x_k of a cone, or those with the indices ``chosen``, shape (N, d)."""
+        normals: Array = self.signs(gate)[chosen, None] * self.rows[chosen]
+        return normals
+
+    def row_lengths(self, gate: int) -> Array:
+        """Return the lengths of the rows of a cone, shape (N,)."""
+        return self.lengths
+
     def violation(self, gate: int, vectors: Array) -> float:
         """Return max(0, -min_k s_k x_k . u) over rows k and columns u of ``vectors`` (d, m), as is."""
-        return max(0.0, -float((self.signs(gate)[:, None] * (self.rows @ vectors)).min(initial=0.0)))
+        return max(0.0, *(-float(self.slack(gate, vector).min(initial=0.0)) for vector in vectors.T))
 
     def project(self, gate: int, vector: Array, ceiling: float = 0.0, tol: float = 1e-13) -> tuple[Array, Array]:
         """Return the Euclidean projection of a vector onto a cone, and the indices of the rows it touches.
@@ -88,7 +104,7 @@ class Cones:
         By Moreau, p = a + B^T mu with mu >= 0 the non-negative least squares solution of B^T mu ~ -a; any
         mu >= 0 gives a p at least as long as the projection, so a bound built on ||p|| stays valid.
         """
-        signs = self.signs(gate)
+        lengths = self.row_lengths(gate)
         point, touched = vector, np.zeros(0, dtype=int)
         scale = float(np.linalg.norm(vector))
         if scale == 0.0:
@@ -97,15 +113,14 @@ class Cones:
         for _ in range(200):
             if np.linalg.norm(point) < ceiling:
                 break
-            slack = signs * (self.rows @ point)
-            relative = slack / self.lengths
+            relative = self.slack(gate, point) / lengths
             violated = np.flatnonzero(relative < -tol * scale)
             violated = np.setdiff1d(violated, touched, assume_unique=True)
             if not len(violated):
                 break
             worst = violated[np.argsort(relative[violated])[: 2 * dim]]
             working = np.concatenate([touched, worst])
-            normals = signs[working, None] * self.rows[working]
+            normals = self.normals(gate, working)
             # Its tolerance is absolute in the vector.
             multipliers, _ = nnls(normals.T, -vector / unit, maxiter=50 * (dim + len(working)))
             point = vector + unit * (normals.T @ multipliers)
@@ -173,3 +188,61 @@ class Cones:
                 break
             working = np.union1d(working[multipliers > 0], worst)
         return shift
+
+
+class WinnerCones(Cones):
+    """The pattern cones of gates with max pooling.
+
+    In a cell where the winner x_w of a gate is on, its neurons have x_w . u >= 0 and x_w . u >= x_l . u for the other
+    patches; elsewhere x_l . u <= 0 for all. Their response there is x_w . u, or zero.
+
+    Parameters are those of ``Cones``; ``rows`` are the distinct patches, not those of the cones.
+    """
+
+    def __init__(self, patches: Patches, gates: torch.Tensor) -> None:
+        super().__init__(patches, gates)
+        self._patches = patches.unfold().double().cpu()
+        self._members = [places.cpu() for places in patches.pooler.members()]
+        count = self._patches.shape[0] * sum(map(len, self._members))
+        keep = max(8, _SIGN_BYTES // max(count * self._patches.shape[2] * self.rows.itemsize, 1))
+        self._recent_normals = lru_cache(maxsize=keep)(self._normals)
+
+    def _normals(self, gate: int) -> tuple[Array, Array]:
+        """Return the distinct rows of a cone that are not zero, and their lengths."""
+        vector = torch.from_numpy(self.gates[gate : gate + 1])
+        rows = []
+        for places in self._members:
+            cell = self._patches[:, places]
+            pattern = winning(cell, vector)[:, :, 0]
+            # Zero where none is on, so that the others are to be below zero.
+            winners = (cell * pattern.unsqueeze(2)).sum(dim=1, keepdim=True)
+            rows += [winners.flatten(0, 1), (winners - cell).flatten(0, 1)]
+        distinct = torch.unique(torch.cat(rows), dim=0)
+        normals: Array = distinct[distinct.any(dim=1)].numpy()
+        return normals, np.linalg.norm(normals, axis=1)
+
+    def slack(self, gate: int, vector: Array) -> Array:
+        slack: Array = self._recent_normals(gate)[0] @ vector
+        return slack
+
+    def normals(self, gate: int, chosen: Any = slice(None)) -> Array:
+        normals: Array = self._recent_normals(gate)[0][chosen]
+        return normals
+
+    def row_lengths(self, gate: int) -> Array:
+        lengths: Array = self._recent_normals(gate)[1]
+        return lengths
+
+
+def cones_of(patches: Patches, gates: torch.Tensor) -> Cones:
+    """Return the cones of gates (P, d): of their patterns, and of their winners with max pooling.
+
+    Examples
+    --------
+    >>> from cvxcnn.patches import PatchGeometry
+    >>> images = torch.tensor([[[[3.0, 1.0]]]], dtype=torch.float64)
+    >>> patches = Patches(images, PatchGeometry(kernel_size=1, pooling="max"))
+    >>> cones_of(patches, torch.tensor([[1.0]])).normals(0).tolist()  # 3 u >= 0, and 3 u >= 1 u
+    [[2.0], [3.0]]
+    """
+    return Cones(patches, gates) if patches.pooler.linear else WinnerCones(patches, gates)

@@ -70,13 +70,13 @@ class Design(ABC):
 
     def constant(self) -> Tensor:
         """Return what an intercept of one adds to the prediction, shape (n,)."""
-        return self.patches.pool.new_ones(self.patches.n_images)
+        return self.patches.like.new_ones(self.patches.n_images)
 
     def parts(self) -> Iterator[tuple[slice, Design]]:
         """Yield (rows of the prediction, design of their images), as many as have features of ``PART_BYTES``."""
         total = self.patches.n_images
         most = PART_BYTES_CPU if self.patches.images.device.type == "cpu" else PART_BYTES_GPU
-        width = self.n_blocks * self.n_cells * self.rows * self.rows_per_image * self.patches.pool.element_size()
+        width = self.n_blocks * self.n_cells * self.rows * self.rows_per_image * self.patches.like.element_size()
         largest = max(1, most // max(width, 1))
         for start in range(0, total, largest):
             stop = min(start + largest, total)
@@ -256,7 +256,7 @@ class ScaledDesign(Design):
         return ScaledDesign(self.unscaled.double(), self.scale.double())
 
     def constant(self) -> Tensor:
-        return self.scale.to(self.patches.pool)
+        return self.scale.to(self.patches.like)
 
     def columns(self, blocks: Tensor) -> Tensor:
         return self.unscaled.columns(blocks) * self.scale[:, None, None, None]

@@ -22,7 +22,7 @@ from ..errors import InputError
 from ..losses import Loss, SquaredLoss, Weighted
 from ..patches.patches import Patches
 from ..penalties import GroupPenalty, Penalty
-from .cones import Cones
+from .cones import Cones, cones_of
 from .design import Design, FilterDesign, GatedDesign, ScaledDesign, SignedGatedDesign
 
 __all__ = [
@@ -366,6 +366,11 @@ def gated_program(patches: Patches, gates: Tensor, targets: Tensor, reg: float, 
     >>> program.design.shape(outputs=1), program.reg_max()
     ((1, 1, 2, 1), 5.0)
     """
+    if not patches.pooler.linear:
+        raise InputError(
+            f"pooling={patches.geometry.pooling!r} has no gated program: which patch wins would be a question of the "
+            'filter and not of its gate. Use activation="relu", or pooling="mean" or "sum".'
+        )
     penalty = options.pop("penalty", None) or GroupPenalty()
     return Program(GatedDesign(patches, gates), targets, reg, penalty, **options)
 
@@ -389,7 +394,7 @@ def relu_program(patches: Patches, gates: Tensor, targets: Tensor, reg: float, *
     ((2, 1, 2, 1), 7.0)
     """
     penalty = options.pop("penalty", None) or GroupPenalty()
-    return Program(SignedGatedDesign(patches, gates), targets, reg, penalty, cones=Cones(patches, gates), **options)
+    return Program(SignedGatedDesign(patches, gates), targets, reg, penalty, cones=cones_of(patches, gates), **options)
 
 
 def filter_program(patches: Patches, filters: Tensor, targets: Tensor, reg: float, **options: Any) -> Program:

@@ -63,8 +63,8 @@ class Settings:
     class_weight : "balanced" or None
         "balanced": images weigh so much, by their classes, that every class weighs the same (``data.class_weights``);
         for both methods.
-    activation, penalty, solver, tol, pool_cells, dtype, intercept
-        Of every ``ConvexConvBlock``; pooling is the mean, and filters have a bias.
+    activation, penalty, solver, tol, pooling, pool_cells, dtype, intercept
+        Of every ``ConvexConvBlock``; filters have a bias.
     decay : {"path", "fixed_sign"}, (p, q) or None
         Of every block, if its neurons are quadratic; None for (4, 2).
     kernel_size, padding, gates : int, str, or sequence of them
@@ -122,6 +122,7 @@ class Settings:
     tol: float = 1e-6
     kernel_size: int | Sequence[int] = 3
     padding: int | Sequence[int] = 1
+    pooling: str = "mean"
     pool_cells: int = 2
     downsample: Sequence[int] = (2,)
     intercept: bool = False
@@ -195,6 +196,7 @@ def build_stack(settings: Settings) -> LayerwiseCNN:
         raise InputError(f'class_weight of a run must be "balanced" or None; got {settings.class_weight!r}.')
     as_int("layers", settings.layers)
     common: dict[str, Any] = {
+        "pooling": settings.pooling,
         "pool_cells": settings.pool_cells,
         "activation": settings.activation,
         "decay": settings.decay,

@@ -180,8 +180,9 @@ class ConeWorkingSet(Solver):
                     del part.groups[key]
                 continue
             group.idle = 0
-            slack = cones.signs(group.block % len(cones.gates)) * (cones.rows @ group.weights)
-            relative = slack / (cones.lengths * np.linalg.norm(group.weights))
+            gate = group.block % len(cones.gates)
+            lengths = cones.row_lengths(gate) * np.linalg.norm(group.weights)
+            relative = cones.slack(gate, group.weights) / lengths
             violated = np.setdiff1d(np.flatnonzero(relative < -1e-9), group.rows)
             if len(violated):
                 worst = violated[np.argsort(relative[violated])[: 4 * len(group.weights)]]
@@ -214,8 +215,8 @@ class ConeWorkingSet(Solver):
         )
         rows, row_counts = [], []
         for position, group in enumerate(groups):
-            normals = cones.signs(group.block % len(cones.gates))[group.rows, None] * cones.rows[group.rows]
-            normals = normals / cones.lengths[group.rows, None]
+            gate = group.block % len(cones.gates)
+            normals = cones.normals(gate, group.rows) / cones.row_lengths(gate)[group.rows, None]
             block = sparse.lil_matrix((len(group.rows), count + len(groups)))
             block[:, position * dim : (position + 1) * dim] = -normals
             rows.append(block)

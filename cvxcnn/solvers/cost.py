@@ -122,7 +122,7 @@ class Size:
             outputs=program.n_outputs,
             gated=isinstance(design, GatedDesign),
             separable=program.penalty.separable,
-            itemsize=patches.pool.element_size(),
+            itemsize=patches.like.element_size(),
             image_itemsize=patches.images.element_size(),
             processes=distributed.size(),
             device=patches.images.device.type,

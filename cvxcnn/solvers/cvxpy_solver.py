@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from ..errors import SolverError, SolverUnavailableError
@@ -33,7 +34,7 @@ class CvxpySolver(Solver):
     """One of cvxpy's solvers on the whole program, every gate and every cone at once.
 
     The squared loss enters through a square root of the Gram matrix, so the size does not grow with the number of
-    images; all cones are one vectorised constraint over the distinct patches. With a separable penalty and loss
+    images; all cones are one vectorised constraint. With a separable penalty and loss
     each output is a problem of its own.
 
     Parameters
@@ -101,12 +102,10 @@ class CvxpySolver(Solver):
         constraints = []
         if program.cones is not None:
             cones = program.cones
-            # Column-major: column (b * cells + c) of `matrix` holds the weights of block b, cell c.
-            matrix = cp.reshape(flat, (rows, blocks * cells * outputs), order="F")
-            signs = np.stack([cones.signs(g) for g in range(len(cones.gates))], axis=1)
-            signs = np.tile(np.repeat(np.concatenate([signs, signs], axis=1), cells, axis=1), outputs)
-            normals = cones.rows / cones.lengths[:, None]
-            constraints.append(cp.multiply(signs, normals @ matrix) >= 0)
+            normals = [cones.normals(g) / cones.row_lengths(g)[:, None] for g in range(len(cones.gates))]
+            # Block b has the cone of gate b mod P, and so has each of its cells.
+            stacked = sparse.block_diag([each for each in 2 * normals for _ in range(cells)], format="csr")
+            constraints.append(stacked @ flat >= 0)
         problem = cp.Problem(cp.Minimize(fit + reg * penalty), constraints)
         try:
             with warnings.catch_warnings():

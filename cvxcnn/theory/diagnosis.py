@@ -28,6 +28,7 @@ from ..models.stack import LayerwiseCNN
 from ..models.stage import mirrored, twice
 from ..ordinary.expressivity import Expressivity, expressivity
 from ..patches.patches import Patches
+from ..patches.pooling import get_pooling
 from .point import BlockPoint
 from .stationarity import Curvature, Stationarity, curvature, stationarity
 from .tangent import Tangent, tangent
@@ -159,7 +160,8 @@ def diagnose(
     Raises
     ------
     InputError
-        If a layer is of another activation than ReLU, something doesn't fit, or more memory is needed than allowed.
+        If a layer is of another activation than ReLU or of max pooling, something doesn't fit, or more memory is needed
+        than allowed.
 
     Notes
     -----
@@ -183,6 +185,11 @@ def diagnose(
                 raise InputError(
                     f"layer {number + 1} is of activation {block.activation!r}; diagnose knows the landscape of ReLU "
                     'blocks. Train with activation="relu".'
+                )
+            if not get_pooling(block.pooling).linear:
+                raise InputError(
+                    f"layer {number + 1} has pooling={block.pooling!r}; diagnose knows the landscape of blocks whose "
+                    'pooling is linear. Train with pooling="mean" or "sum".'
                 )
             networks, loss = {"convex": block.neurons_}, get_loss(block.loss, weights)
             if rivals:

@@ -1,0 +1,109 @@
+"""Pooled ReLU responses that torch can differentiate in the filters, a chunk of images at a time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .patches import Patches
+
+__all__ = ["LargestReLU", "PooledReLU"]
+
+# Masks of active responses up to this many bytes are kept for the backward pass; larger ones are computed again.
+MASK_BYTES = 1 << 28
+
+
+class PooledReLU(torch.autograd.Function):
+    """Pooled ReLU responses with a backward pass that keeps one bit-sized mask, or nothing when that is too much."""
+
+    @staticmethod
+    def forward(ctx: Any, filters: Tensor, patches: Patches) -> Tensor:
+        count = len(filters)
+        keep = ctx.needs_input_grad[0] and patches.n_images * patches.n_patches * count <= MASK_BYTES
+        ctx.save_for_backward(filters)
+        ctx.patches = patches
+        pooled = patches.like.new_empty(patches.n_images, patches.n_cells, count)
+        if not ctx.needs_input_grad[0] and patches.convolves(count):
+            return patches.convolved(filters.detach(), pooled)
+        shape = (patches.n_images, patches.n_patches, count) if keep else (0, 0, 0)
+        ctx.mask = mask = torch.empty(shape, dtype=torch.bool, device=filters.device)
+        weights = filters.detach().T.contiguous()
+
+        def work(share: slice) -> None:
+            for rows, chunk in patches.chunks(count, share):
+                responses = (chunk.reshape(-1, patches.dim) @ weights).relu_().view(len(chunk), -1, count)
+                if keep:
+                    torch.gt(responses, 0, out=mask[rows])
+                torch.matmul(patches.pool, responses, out=pooled[rows])
+
+        if count:
+            patches.map_shares(work)
+        return pooled
+
+    @staticmethod
+    def backward(ctx: Any, *upstreams: Tensor) -> tuple[Tensor, None]:
+        (filters,) = ctx.saved_tensors
+        patches: Patches = ctx.patches
+        mask: Tensor = ctx.mask
+        count = len(filters)
+        weights = filters.detach().T.contiguous()
+        spread = patches.pool.T.contiguous()
+
+        def work(share: slice) -> Tensor:
+            gradient = torch.zeros_like(weights)
+            for rows, chunk in patches.chunks(count, share):
+                flat = chunk.reshape(-1, patches.dim)
+                incoming = torch.matmul(spread, upstreams[0][rows]).reshape(-1, count)
+                active = mask[rows].view(-1, count) if mask.numel() else flat @ weights > 0
+                gradient.addmm_(flat.T, incoming.mul_(active))
+            return gradient
+
+        return sum(patches.map_shares(work), torch.zeros_like(weights)).T, None
+
+
+class LargestReLU(torch.autograd.Function):
+    """Max-pooled ReLU responses with a backward pass that keeps the winners, or nothing when that is too much."""
+
+    @staticmethod
+    def forward(ctx: Any, filters: Tensor, patches: Patches) -> Tensor:
+        count = len(filters)
+        shape = (patches.n_images, patches.n_cells, count)
+        pooled = patches.like.new_empty(shape)
+        if not ctx.needs_input_grad[0] and patches.convolves(count):
+            return patches.convolved(filters.detach(), pooled)
+        keep = ctx.needs_input_grad[0] and pooled.numel() * torch.int32.itemsize <= MASK_BYTES
+        ctx.save_for_backward(filters)
+        ctx.patches = patches
+        ctx.winners = winners = torch.empty(shape if keep else (0, 0, 0), dtype=torch.int32, device=filters.device)
+        weights = filters.detach().T.contiguous()
+
+        def work(share: slice) -> None:
+            for rows, chunk in patches.chunks(count, share):
+                largest, places = patches.pooler.pool((chunk @ weights).relu_())
+                pooled[rows] = largest
+                if keep:
+                    winners[rows] = places.int()
+
+        if count:
+            patches.map_shares(work)
+        return pooled
+
+    @staticmethod
+    def backward(ctx: Any, *upstreams: Tensor) -> tuple[Tensor, None]:
+        (filters,) = ctx.saved_tensors
+        patches: Patches = ctx.patches
+        kept: Tensor = ctx.winners
+        weights = filters.detach().T.contiguous()
+
+        def work(share: slice) -> Tensor:
+            gradient = torch.zeros_like(weights)
+            for rows, chunk in patches.chunks(len(filters), share):
+                winners = kept[rows] if kept.numel() else patches.pooler.pool((chunk @ weights).relu_())[1]
+                slopes = patches.pooler.spread(upstreams[0][rows], winners)
+                gradient.addmm_(chunk.flatten(0, 1).T, slopes.flatten(0, 1))
+            return gradient
+
+        return sum(patches.map_shares(work), torch.zeros_like(weights)).T, None
