@@ -16,7 +16,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, column_or_1d, validate_data
 from torch import Tensor
 
-from ..core.checks import as_int, is_int
+from ..core.checks import is_int
 from ..data.checks import check_images, check_labels, check_present, check_targets
 from ..data.images import one_hot
 from ..data.layout import check_layout, looks_channels_last
@@ -24,11 +24,9 @@ from ..errors import InputError
 from ..fitting import DTYPES
 from ..persistence.checks import MisfitError
 from ..persistence.files import CONFIG_FILE
-from ..pricing.options import PricingOptions
 from .block import ConvexConvBlock
 from .blocks import given_blocks
-from .estimator_state import EstimatorState, classes_of, label_config
-from .recipes import blocks_of, recipe, recipe_for
+from .estimator_state import STACK, EstimatorState, classes_of, label_config
 from .stack import LayerwiseCNN
 
 __all__ = ["ConvexCNNClassifier", "ConvexCNNRegressor"]
@@ -80,11 +78,19 @@ class _ConvexCNN(EstimatorState):
     def __init__(
         self,
         *,
-        layers: int = 1,
+        layers: int | None = None,
         block: ConvexConvBlock | Sequence[ConvexConvBlock] | None = None,
-        downsample: int | Sequence[int] = 1,
+        downsample: int | Sequence[int] | None = None,
         standardize: bool = True,
         reg_fraction: float | Sequence[float] | None = None,
+        residual: bool = False,
+        project: int | None = None,
+        hand_on: int | None = None,
+        mirror: bool = False,
+        crop: bool = False,
+        validation: float | None = None,
+        half_maps: bool = False,
+        recipe: str = "auto",
         image_shape: tuple[int, ...] | None = None,
     ) -> None:
         self.layers = layers
@@ -92,6 +98,14 @@ class _ConvexCNN(EstimatorState):
         self.downsample = downsample
         self.standardize = standardize
         self.reg_fraction = reg_fraction
+        self.residual = residual
+        self.project = project
+        self.hand_on = hand_on
+        self.mirror = mirror
+        self.crop = crop
+        self.validation = validation
+        self.half_maps = half_maps
+        self.recipe = recipe
         self.image_shape = image_shape
 
     def __sklearn_tags__(self) -> Any:
@@ -160,41 +174,23 @@ class _ConvexCNN(EstimatorState):
         return [clone(block).set_params(**(_ONE_PIXEL if flat else {})) for block in given_blocks(self.block)]
 
     def _fit_stack(self, inputs: Tensor, targets: Any, *, flat: bool) -> None:
-        if self.block is None and not flat:
-            name = recipe_for(self._shape(inputs), len(inputs))
-            if name != "exact":
-                self.stack_ = self._of_recipe(name, inputs).fit(inputs, targets)
-                return
-        blocks = self._blocks(flat=flat)
-        self.stack_ = LayerwiseCNN(
-            layers=self.layers,
-            block=blocks[0] if len(blocks) == 1 else blocks,
-            downsample=1 if flat else self.downsample,
-            standardize=self.standardize,
-            reg_fraction=self.reg_fraction,
-        ).fit(inputs, targets)
-
-    @staticmethod
-    def _shape(inputs: Tensor) -> tuple[int, int, int]:
-        return inputs.shape[1], inputs.shape[2], inputs.shape[3]
-
-    def _of_recipe(self, name: str, inputs: Tensor) -> LayerwiseCNN:
-        """Return the unfitted stack of a recipe, with the layers, downsampling and fractions that are asked for."""
-        values = recipe(name, self._shape(inputs), len(inputs))
-        blocks = blocks_of(
-            values["kernel_size"], values["padding"], values["gates"], as_int("layers", self.layers),
-            pool_cells=values["pool_cells"], intercept=values["intercept"], tol=values["tol"], dtype=values["dtype"],
-            pricing=PricingOptions(starts=values["starts"]),
-        )  # fmt: skip
-        return LayerwiseCNN(
-            layers=self.layers,
-            block=blocks,
-            downsample=values["downsample"] if self.downsample == 1 else self.downsample,
-            standardize=self.standardize,
-            reg_fraction=values["reg_fraction"] if self.reg_fraction is None else self.reg_fraction,
-            mirror=self._mirrors and "mirror" in values["augment"],
-            **{key: values[key] for key in ("residual", "project", "hand_on", "half_maps")},
-        )
+        values: dict[str, Any] = {name: getattr(self, name) for name in STACK}
+        if flat or self.block is not None:
+            blocks = self._blocks(flat=flat)
+            values["block"] = blocks[0] if len(blocks) == 1 else blocks
+        if flat:
+            if self.recipe not in ("auto", "exact"):
+                raise InputError(
+                    f"recipe={self.recipe!r} is of images, and flat features have no patches. Give image_shape, or "
+                    'leave recipe at "auto".'
+                )
+            # Nothing to pool, to shift or to mirror, and no photographs.
+            values.update(downsample=1, crop=False, mirror=False, recipe="exact")
+        shape = inputs.shape[1], inputs.shape[2], inputs.shape[3]
+        stack = LayerwiseCNN(**values).for_images(shape, len(inputs), classes=self._mirrors)
+        if stack.layers is None:
+            stack.layers = 1
+        self.stack_ = stack.fit(inputs, targets)
 
     def _outputs(self, images: Any) -> NDArray[Any]:
         if not hasattr(self, "stack_"):
@@ -214,14 +210,14 @@ class ConvexCNNClassifier(ClassifierMixin, _ConvexCNN):
 
     Parameters
     ----------
-    layers : int
-        Number of blocks.
+    layers : int or None
+        Number of blocks; None for those of the recipe, or 1 without one.
     block : ConvexConvBlock, one a layer, or None
-        Settings of every block; None for those that fit the images (``recipes.recipe_for``): the defaults of
-        ``ConvexConvBlock`` up to 256 pixels a channel, patches of the data for filters beyond.
+        Settings of every block; None for those of the recipe.
         ``block__reg`` and the like, in ``set_params`` and in searches, go to every block.
-    downsample, standardize, reg_fraction
-        As in ``LayerwiseCNN``.
+    downsample, standardize, reg_fraction, residual, project, hand_on, mirror, crop, validation, half_maps, recipe
+        As in ``LayerwiseCNN``: all that isn't given follows from the number and the size of the images. Up to 256
+        pixels a channel it is the defaults of ``ConvexConvBlock``.
     image_shape : tuple or None
         (C, H, W) or (H, W) of flat images (n, C * H * W); images that are not flat must have it too.
 

@@ -29,12 +29,16 @@ from ..pricing.options import PricedGates
 from .block import ConvexConvBlock
 from .block_state import block_settings
 from .blocks import OfBlocks, given_blocks
+from .recipes import RECIPES
 from .stack import LayerwiseCNN
 
-__all__ = ["EstimatorState", "classes_of", "label_config"]
+__all__ = ["STACK", "EstimatorState", "classes_of", "label_config"]
 
 Self = TypeVar("Self", bound="EstimatorState")
 
+# Parameters of a stack that an estimator hands on to it. Files of before some of them stand for none of those.
+_FLAGS, _SIZES = ("residual", "mirror", "crop", "half_maps"), ("project", "hand_on")
+STACK = ("layers", "block", "downsample", "standardize", "reg_fraction", "validation", "recipe", *_FLAGS, *_SIZES)
 # Of the classes: those of numbers, and strings. Anything else has no JSON value that gives it back.
 LABEL_DTYPES = ("bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
 LABEL_DTYPES += ("float16", "float32", "float64", "str", "object")
@@ -44,7 +48,7 @@ class EstimatorState(OfBlocks):
     """What both estimators write of themselves, and are made of again."""
 
     stack_: LayerwiseCNN
-    layers: int
+    layers: int | None
     standardize: bool
     n_features_in_: int
 
@@ -70,8 +74,8 @@ class EstimatorState(OfBlocks):
             given = block_settings(given) if priced else "layers"
         names = getattr(self, "feature_names_in_", None)
         table = {
-            **{name: plain(getattr(self, name)) for name in ("layers", "downsample", "reg_fraction", "image_shape")},
-            "standardize": bool(self.standardize),
+            **{name: plain(getattr(self, name)) for name in (*STACK, "image_shape")},
+            **{name: bool(getattr(self, name)) for name in ("standardize", *_FLAGS)},
             "block": given,
             "own_reg": any(one.reg is not None for one in given_blocks(self.block)),
             "feature_names_in": None if names is None else [str(name) for name in names],
@@ -114,6 +118,10 @@ def _is_sizes(value: Any) -> bool:
     return isinstance(value, list) and len(value) > 0 and all(map(is_size, value))
 
 
+def _is_size_or_none(value: Any) -> bool:
+    return value is None or is_size(value)
+
+
 def _is_numbers(value: Any) -> bool:
     return isinstance(value, list) and len(value) > 0 and all(map(is_number, value))
 
@@ -121,9 +129,11 @@ def _is_numbers(value: Any) -> bool:
 def _settings(table: dict[str, Any], stack: LayerwiseCNN) -> dict[str, Any]:
     where, features = "estimator.", math.prod(stack.image_shape_)
     settings = {
-        "layers": entry(table, "layers", is_size, "an int >= 1", where),
+        "layers": entry(table, "layers", _is_size_or_none, "an int >= 1 or null", where),
         "standardize": entry(table, "standardize", is_bool, "true or false", where),
-        "downsample": entry(table, "downsample", lambda v: is_size(v) or _is_sizes(v), "ints >= 1", where),
+        "downsample": entry(
+            table, "downsample", lambda v: _is_size_or_none(v) or _is_sizes(v), "ints >= 1 or null", where
+        ),
         "reg_fraction": entry(
             table, "reg_fraction", lambda v: is_number_or_none(v) or _is_numbers(v), "a number, a list or null", where
         ),
@@ -135,7 +145,12 @@ def _settings(table: dict[str, Any], stack: LayerwiseCNN) -> dict[str, Any]:
             table, "block", lambda v: v is None or v == "layers" or is_table(v), 'null, "layers" or an object', where
         ),
     }  # fmt: skip
-    if settings["layers"] != len(stack.blocks_) or settings["standardize"] != stack.standardize:
+    table = {**dict.fromkeys(_FLAGS, False), **dict.fromkeys((*_SIZES, "validation")), "recipe": "auto", **table}
+    settings |= {name: entry(table, name, is_bool, "true or false", where) for name in _FLAGS}
+    settings |= {name: entry(table, name, _is_size_or_none, "an int >= 1 or null", where) for name in _SIZES}
+    settings["validation"] = entry(table, "validation", is_number_or_none, "a number or null", where)
+    settings["recipe"] = entry(table, "recipe", lambda v: v in ("auto", *RECIPES), "the name of a recipe", where)
+    if settings["layers"] not in (None, len(stack.blocks_)) or settings["standardize"] != stack.standardize:
         raise MisfitError(f"estimator and stack in {CONFIG_FILE} differ in their layers or in standardize")
     if settings["image_shape"] is not None:
         settings["image_shape"] = tuple(settings["image_shape"])

@@ -56,8 +56,8 @@ class StackState(Layers, OfBlocks):
                 tensors |= {f"layers.{layer}.standardizer.{name}": getattr(part, name) for name in ("mean", "scale")}
         stack = {
             "layers": len(self.blocks_),
-            "downsample": plain(self.downsample),
-            **{name: plain(getattr(self, name)) for name in (*FLAGS, *NUMBERS)},
+            "downsample": plain(1 if self.used.downsample is None else self.used.downsample),
+            **{name: plain(getattr(self.used, name)) for name in (*FLAGS, *NUMBERS)},
             "image_shape": plain(self.image_shape_),
         }
         return State(self.kind, {"stack": stack, "layers": layers}, tensors)

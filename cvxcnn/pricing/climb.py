@@ -37,7 +37,7 @@ _HALVINGS = 8
 # A step that gains less than this, relative to the value, is the last.
 _GAIN = 1e-12
 _PROJECTIONS = 60
-# Lengths of its steps that are tried: where none is lower, steps that move one multiplier at a time are nearer to the end.
+# Lengths of its steps that are tried: where none is lower, steps that move one multiplier at a time end it sooner.
 _LENGTHS = (1.0, 0.5, 0.25, 0.125)
 # A multiplier whose limit costs no more than this, relative to the largest slope, may stay there.
 _PULL = 1e-14

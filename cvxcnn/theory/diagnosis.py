@@ -206,12 +206,12 @@ def _stages(model: Any, images: Any, targets: Any) -> list[tuple[ConvexConvBlock
         )
     if isinstance(model, ConvexConvBlock):
         return [(model, given, expected)]
-    if model.mirror:
+    if model.used.mirror:
         given, expected = mirrored(given), expected.repeat_interleave(2, dim=0)
     stages = []
     for block, inputs in model.layer_inputs(given):
         stages.append((block, inputs, expected))
-        if model.residual:
+        if model.used.residual:
             expected = expected - block.outputs(inputs).to(expected)
     return stages
 
