@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import digits
 from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV
 
 from cvxcnn import (
@@ -442,3 +443,46 @@ def test_the_order_of_the_images_does_not_matter(order: list[int]) -> None:
     first, second = (clone(block).fit(IMAGES[rows], TARGETS[rows]) for rows in (list(range(20)), order))
     assert second.reg_ == pytest.approx(first.reg_, rel=1e-9)
     np.testing.assert_allclose(second.predict(IMAGES), first.predict(IMAGES), atol=1e-4)
+
+
+# What a fit says.
+
+
+def test_a_solve_that_stops_early_warns() -> None:
+    for model in (
+        clone(BLOCK).set_params(max_iter=1, tol=1e-9),
+        LayerwiseCNN(layers=1, block=clone(BLOCK).set_params(max_iter=1, tol=1e-9)),
+    ):
+        (found,) = heard(lambda model=model: model.fit(IMAGES, TARGETS))
+        assert found.category is ConvergenceWarning and "Raise max_iter, or tol" in str(found.message)
+        assert found.filename == __file__
+
+
+@pytest.mark.parametrize("name", ["block", "layer 1"])
+def test_a_fit_says_how_far_it_is_if_it_is_asked(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    model: Any = clone(BLOCK) if name == "block" else LayerwiseCNN(layers=1, block=BLOCK)
+    model.fit(IMAGES, TARGETS)
+    assert capsys.readouterr().err == ""
+    model.fit(IMAGES, TARGETS, verbose=True)
+    begins, first, *_, ends = capsys.readouterr().err.splitlines()
+    assert f"{name}: 20 images of 48 patches with 28 numbers, 1 outputs, penalty dense, fixed gates" in begins
+    assert f"{name}: round 0, objective" in first and "bound over the gates at hand" in first
+    assert f"{name}: objective" in ends and "from optimal over its own gates" in ends
+
+
+def test_estimators_say_it_too(capsys: pytest.CaptureFixture[str]) -> None:
+    ConvexCNNRegressor(block=BLOCK).fit(IMAGES, TARGETS, verbose=True)
+    ConvexCNNClassifier(block=BLOCK).fit(IMAGES, LABELS, verbose=True)
+    assert capsys.readouterr().err.count("layer 1: 20 images") == 2
+    with pytest.raises(InputError, match="verbose must be"):
+        ConvexCNNRegressor(block=BLOCK).fit(IMAGES, TARGETS, verbose="loud")  # type: ignore[arg-type]
+
+
+def test_progress_says_what_its_numbers_are() -> None:
+    heard_of: list[Any] = []
+    group = ConvexConvBlock(gates=3, penalty="group", pricing=FAST).fit(IMAGES, TARGETS, callback=heard_of.append)
+    assert not heard_of[0].feasible and "objective before weights are in their cones" in str(heard_of[0])
+    assert heard_of[-1].dual_bound <= group.result_.objective
+    search = PricingOptions(starts=4, max_rounds=1, initial_filters=2)
+    ConvexConvBlock(pricing=search, kernel_size=2, pool_cells=1).fit(IMAGES, TARGETS, callback=heard_of.append)
+    assert heard_of[-1].feasible and "bound over all gates, as searched," in str(heard_of[-1])

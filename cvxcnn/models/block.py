@@ -29,6 +29,7 @@ from ..program.problem import Problem
 from ..solvers import Callback
 from .block_state import BlockState
 from .door import check_given
+from .telling import Telling, warn_of_gap
 
 __all__ = ["DEFAULT_FRACTION", "DEFAULT_SEARCH", "ConvexConvBlock"]
 
@@ -190,7 +191,9 @@ class ConvexConvBlock(BlockState):
         self.decay = decay
 
     @plainly
-    def fit(self, images: Any, targets: Any, callback: Callback | None = None) -> ConvexConvBlock:
+    def fit(
+        self, images: Any, targets: Any, callback: Callback | None = None, *, verbose: bool = False
+    ) -> ConvexConvBlock:
         """Train on images (n, C, H, W) or (n, H, W) and targets (n,) or (n, outputs).
 
         Parameters
@@ -200,6 +203,8 @@ class ConvexConvBlock(BlockState):
             class labels.
         callback : callable, optional
             Called with a ``Progress`` now and then; may raise to stop.
+        verbose : bool
+            Say on standard error how far the fit is.
 
         Raises
         ------
@@ -209,11 +214,17 @@ class ConvexConvBlock(BlockState):
             If the solver is missing here, or ended without a point; the block is then as it was.
         """
         check_given(images, targets, self.loss)
-        return self.fit_task(self.task(images, targets), are_flat(targets), DEFAULT_FRACTION, callback)
+        task, telling = self.task(images, targets), Telling(as_flag("verbose", verbose))
+        telling.begin("block", task)
+        self.fit_task(task, are_flat(targets), DEFAULT_FRACTION, telling.hears("block", callback))
+        telling.end("block", self.certificate_)
+        return self
 
     def fit_task(self, task: Task, flat: bool, fraction: float, callback: Callback | None = None) -> ConvexConvBlock:
         """Fit this block's ``task``; without a ``reg`` of the block's own, at this share of ``reg_max``."""
-        return self.keep(fit(task, fraction, callback), flat)
+        self.keep(fit(task, fraction, callback), flat)
+        warn_of_gap(self.result_, task.tol, task.max_iter)
+        return self
 
     def task(self, images: Any, targets: Any) -> Task:
         """Return what is to be fitted to images and targets, every setting checked."""

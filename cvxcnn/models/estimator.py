@@ -173,7 +173,7 @@ class _ConvexCNN(EstimatorState):
         """Return the blocks to fit, one for each layer or one for all; on features without neighbours, of one pixel."""
         return [clone(block).set_params(**(_ONE_PIXEL if flat else {})) for block in given_blocks(self.block)]
 
-    def _fit_stack(self, inputs: Tensor, targets: Any, *, flat: bool) -> None:
+    def _fit_stack(self, inputs: Tensor, targets: Any, *, flat: bool, verbose: bool) -> None:
         values: dict[str, Any] = {name: getattr(self, name) for name in STACK}
         if flat or self.block is not None:
             blocks = self._blocks(flat=flat)
@@ -190,7 +190,7 @@ class _ConvexCNN(EstimatorState):
         stack = LayerwiseCNN(**values).for_images(shape, len(inputs), classes=self._mirrors)
         if stack.layers is None:
             stack.layers = 1
-        self.stack_ = stack.fit(inputs, targets)
+        self.stack_ = stack.fit(inputs, targets, verbose=verbose)
 
     def _outputs(self, images: Any) -> NDArray[Any]:
         if not hasattr(self, "stack_"):
@@ -253,8 +253,8 @@ class ConvexCNNClassifier(ClassifierMixin, _ConvexCNN):
     def take_own(self, table: dict[str, Any]) -> None:
         self.classes_ = classes_of(table, self.stack_)
 
-    def fit(self, X: Any, y: Any) -> ConvexCNNClassifier:  # noqa: N803
-        """Train on images X of any accepted shape and labels y (n,), numbers or strings."""
+    def fit(self, X: Any, y: Any, *, verbose: bool = False) -> ConvexCNNClassifier:  # noqa: N803
+        """Train on images X of any accepted shape and labels y (n,), numbers or strings; ``verbose`` says how far."""
         inputs, flat = self._images(X, reset=True)
         if y is None:
             raise InputError("ConvexCNNClassifier requires y to be passed, but the target y is None.")
@@ -272,7 +272,7 @@ class ConvexCNNClassifier(ClassifierMixin, _ConvexCNN):
             raise InputError(
                 f"Classification needs two classes at least; got 1 class, {classes[0]!r}. Add images of another class."
             )
-        self._fit_stack(inputs, self._targets(indices, len(classes)), flat=flat)
+        self._fit_stack(inputs, self._targets(indices, len(classes)), flat=flat, verbose=verbose)
         self.classes_ = classes
         return self
 
@@ -336,8 +336,8 @@ class ConvexCNNRegressor(RegressorMixin, _ConvexCNN):
         tags.target_tags.single_output, tags.target_tags.multi_output = True, True
         return tags
 
-    def fit(self, X: Any, y: Any) -> ConvexCNNRegressor:  # noqa: N803
-        """Train on images X of any accepted shape and targets y (n,) or (n, outputs)."""
+    def fit(self, X: Any, y: Any, *, verbose: bool = False) -> ConvexCNNRegressor:  # noqa: N803
+        """Train on images X of any accepted shape and targets y (n,) or (n, outputs); ``verbose`` says how far."""
         losses = {block.loss for block in self._blocks(flat=False)}
         if losses != {"squared"}:
             raise InputError(f'A regressor needs loss="squared"; got {sorted(losses)}. Use ConvexCNNClassifier.')
@@ -352,7 +352,7 @@ class ConvexCNNRegressor(RegressorMixin, _ConvexCNN):
         if numbers.dtype.kind in "Obiu":  # integers are numbers here, as everywhere in a regressor
             numbers = numbers.astype(float)
         check_targets(numbers, len(inputs))
-        self._fit_stack(inputs, numbers, flat=flat)
+        self._fit_stack(inputs, numbers, flat=flat, verbose=verbose)
         return self
 
     def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803

@@ -20,7 +20,7 @@ from ..data.layout import check_same_shape
 from ..errors import InputError
 from .block import ConvexConvBlock
 from .blocks import given_blocks
-from .plan import LayerPlan
+from .plan import LayerPlan, plan_layers
 from .projection import PatchPCA
 from .stage import Seen, mirrored
 from .standardizer import Standardizer
@@ -28,6 +28,8 @@ from .standardizer import Standardizer
 __all__ = ["Layers", "values_of"]
 
 
+# Blocks, where neither their number nor a recipe is given.
+_LAYERS = 3
 # Images whose maps are held at once, between two blocks.
 _IMAGES_AT_ONCE = 512
 # Images that principal directions are computed from.
@@ -50,6 +52,7 @@ class Layers:
     mirror: bool
     half_maps: bool
     hand_on: int | None
+    layers: int | None
     block: Any
     downsample: Any
     standardize: bool
@@ -60,6 +63,26 @@ class Layers:
     def used(self) -> Layers:
         """This stack, or if a recipe decided its last fit the one with the settings of that."""
         return getattr(self, "used_", self)
+
+    def n_layers(self) -> int:
+        """Return the number of blocks."""
+        return _LAYERS if self.layers is None else as_int("layers", self.layers)
+
+    def plan(self, image_shape: tuple[int, int, int], counts: Sequence[int] | None = None) -> list[LayerPlan]:
+        """Return the shapes of all layers, for images of a shape (C, H, W) and so many neurons at most.
+
+        Raises
+        ------
+        InputError
+            If maps grow too small for a layer.
+        """
+        blocks = given_blocks(self.block)
+        blocks = blocks * self.n_layers() if len(blocks) == 1 else blocks
+        return plan_layers(
+            image_shape, [block.check_parameters() for block in blocks],
+            [self.pooling_after(layer) for layer in range(len(blocks))],
+            counts=counts, hand_on=self.hand_on, project=self.project,
+        )  # fmt: skip
 
     def pooling_after(self, layer: int) -> int:
         """Return the average pooling between block ``layer`` (from 0) and the next."""

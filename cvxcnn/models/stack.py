@@ -13,7 +13,7 @@ from sklearn.base import clone
 from torch import nn
 
 from ..activations import Neurons
-from ..core.checks import as_flag, as_int, as_int_or_none, is_int, is_number
+from ..core.checks import as_flag, as_int_or_none, is_int, is_number
 from ..core.distributed import rank, row_counts
 from ..core.plainly import plainly
 from ..core.seeds import seed_of
@@ -28,20 +28,18 @@ from .blocks import given_blocks
 from .door import check_given
 from .layers import values_of
 from .path import choose_reg
-from .plan import LayerPlan, plan_layers
 from .projection import PatchPCA
 from .recipes import RECIPES, recipe_for, stack_settings
 from .stack_state import StackState
 from .stacked_module import StackedCNN, input_modules, map_modules, rival_head
 from .stage import Stage
 from .standardizer import Standardizer
+from .telling import Telling
 
 __all__ = ["LayerwiseCNN"]
 
 logger = logging.getLogger(__name__)
 
-# Blocks, where neither their number nor a recipe is given.
-_LAYERS = 3
 # The path along which reg is chosen on held-out images.
 _PATH_POINTS = 10
 _SMALLEST_FRACTION = 1e-3
@@ -215,10 +213,6 @@ class LayerwiseCNN(StackState):
             block.set_params(kernel_size=1, padding=0)
         return settings
 
-    def n_layers(self) -> int:
-        """Return the number of blocks."""
-        return _LAYERS if self.layers is None else as_int("layers", self.layers)
-
     def _check_reg(self, layer: int, block: ConvexConvBlock) -> None:
         """Raise InputError if a block's reg would be decided twice."""
         for name in ("reg_fraction", "validation"):
@@ -228,22 +222,6 @@ class LayerwiseCNN(StackState):
                     f"reg={block.reg!r} of the block of layer {layer + 1} and {name}={value!r} both decide its reg. "
                     "Leave one of them at None."
                 )
-
-    def plan(self, image_shape: tuple[int, int, int], counts: Sequence[int] | None = None) -> list[LayerPlan]:
-        """Return the shapes of all layers, for images of a shape (C, H, W) and so many neurons at most.
-
-        Raises
-        ------
-        InputError
-            If maps grow too small for a layer.
-        """
-        blocks = given_blocks(self.block)
-        blocks = blocks * self.n_layers() if len(blocks) == 1 else blocks
-        return plan_layers(
-            image_shape, [block.check_parameters() for block in blocks],
-            [self.pooling_after(layer) for layer in range(len(blocks))],
-            counts=counts, hand_on=self.hand_on, project=self.project,
-        )  # fmt: skip
 
     def fraction_of(self, layer: int) -> float:
         """Return ``reg`` of block ``layer`` (from 0) as a share of its ``reg_max``, where it has none of its own."""
@@ -264,6 +242,8 @@ class LayerwiseCNN(StackState):
         callback: Callable[[int, Progress], None] | None = None,
         on_layer: Callable[[int, ConvexConvBlock, Stage], None] | None = None,
         finished: LayerwiseCNN | None = None,
+        *,
+        verbose: bool = False,
     ) -> LayerwiseCNN:
         """Train block after block.
 
@@ -278,9 +258,12 @@ class LayerwiseCNN(StackState):
         finished : LayerwiseCNN, optional
             A stack of these settings, fitted on these images, whose blocks are the first of this one: they are kept
             as they are, and ``callback`` and ``on_layer`` hear nothing of them.
+        verbose : bool
+            Say on standard error which layer is fitted, and how far that is.
         """
         if hasattr(self, "used_"):
             del self.used_
+        telling = Telling(as_flag("verbose", verbose))
         settings = self.blocks_to_fit()
         self.pooling_after(0)
         first = settings[0]
@@ -293,7 +276,7 @@ class LayerwiseCNN(StackState):
         n_train = sum(row_counts(inputs))
         chosen = self.for_images((channels, height, width), n_train, classes=are_classes(expected))
         if chosen is not self:
-            return self._take(chosen.fit(images, targets, callback, on_layer, finished))
+            return self._take(chosen.fit(images, targets, callback, on_layer, finished, verbose=verbose))
         self.image_shape_ = tuple(int(side) for side in inputs.shape[1:])
         self.blocks_: list[ConvexConvBlock] = []
         self.standardizers_: list[Standardizer | PatchPCA | None] = []
@@ -324,7 +307,9 @@ class LayerwiseCNN(StackState):
             training = replace(training, inputs=self._inputs(layer, training.inputs))
             if judging is not None:
                 judging = replace(judging, inputs=self._inputs(layer, judging.inputs))
-            block = kept[layer][0] if known else self._fit_block(layer, block, training, judging, flat, callback)
+            block = (
+                kept[layer][0] if known else self._fit_block(layer, block, training, judging, flat, callback, telling)
+            )
             self.blocks_.append(block)
             if self.residual or on_layer is not None:
                 training = training.after(block)
@@ -355,6 +340,7 @@ class LayerwiseCNN(StackState):
         judging: Stage | None,
         flat: bool,
         callback: Callable[[int, Progress], None] | None,
+        telling: Telling,
     ) -> ConvexConvBlock:
         """Return the block of a layer, fitted; its reg is chosen here if that is asked for."""
 
@@ -362,6 +348,8 @@ class LayerwiseCNN(StackState):
             if callback is not None:
                 callback(layer, progress)
 
+        name = f"layer {layer + 1}"
+        hears = telling.hears(name, report)
         targets = training.targets[:, 0] if flat else training.targets
         fraction = self.fraction_of(layer)
         if judging is not None:
@@ -369,9 +357,12 @@ class LayerwiseCNN(StackState):
             training_pair = training.inputs, training.targets
             held_pair = judging.inputs, judging.targets
             return choose_reg(
-                block, training_pair, held_pair, points=_PATH_POINTS, smallest=smallest, flat=flat, callback=report
+                block, training_pair, held_pair, points=_PATH_POINTS, smallest=smallest, flat=flat, callback=hears
             )
-        block.fit_task(block.task(training.inputs, targets), flat, fraction, report)
+        task = block.task(training.inputs, targets)
+        telling.begin(name, task)
+        block.fit_task(task, flat, fraction, hears)
+        telling.end(name, block.certificate_)
         block.reg = block.reg_
         return block
 

@@ -132,40 +132,47 @@ class _Climb:
         on = responses > 0
         ridge = concave & (responses.abs() <= _ON_RIDGE * self.lengths[:, None])
         most = _RIDGE_PATCHES * self.points.shape[1]
-        trial = directions
+        trial = directions.clone()
         shares = on.double()
         if self.shares is not None:
             shares = torch.where(ridge, self.shares[:, which], shares)
+        still = torch.arange(len(directions), device=directions.device)
         for _ in range(_RIDGE_ROUNDS):
-            trial = self._over_ridge(coefficients, on, ridge, shares)
-            moved = self.points @ trial.T
-            changed = concave & ~ridge & ((moved > 0) != on)
+            trial[still] = self._over_ridge(coefficients, on, ridge, shares, still)
+            free, side = (concave & ~ridge)[:, still], on[:, still]
+            changed = free & ((self.points @ trial[still].T > 0) != side)
+            few = most - ridge[:, still].sum(dim=0)
             # Far from a maximum a step crosses too many: a shorter one of the same concave function is no lower either.
             for _ in range(_HALVINGS):
-                long = ((changed | ridge).sum(dim=0) > most).nonzero().flatten()
+                long = (changed.sum(dim=0) > few).nonzero().flatten()
                 if not len(long):
                     break
-                trial[long] = F.normalize(0.5 * (trial[long] + directions[long]), dim=1)
-                moved = self.points @ trial[long].T
-                changed[:, long] = concave[:, long] & ~ridge[:, long] & ((moved > 0) != on[:, long])
-            changed &= (changed | ridge).sum(dim=0) <= most
-            if not changed.any():
+                rows = still[long]
+                trial[rows] = F.normalize(0.5 * (trial[rows] + directions[rows]), dim=1)
+                changed[:, long] = free[:, long] & ((self.points @ trial[rows].T > 0) != side[:, long])
+            changed &= changed.sum(dim=0) <= few
+            more = changed.any(dim=0)
+            if not more.any():
                 break
-            ridge |= changed
+            still = still[more]
+            ridge[:, still] |= changed[:, more]
         if self.shares is None:
             self.shares = shares
         else:
             self.shares[:, which] = shares
         return trial, values
 
-    def _over_ridge(self, coefficients: Tensor, on: Tensor, ridge: Tensor, shares: Tensor) -> Tensor:
-        base = (coefficients * (on & ~ridge)).T @ self.points
-        for column in ridge.any(dim=0).nonzero().flatten().tolist():
-            rows = ridge[:, column].nonzero().flatten()
-            normals, most = self.points[rows].cpu().numpy(), -coefficients[rows, column].cpu().numpy()
+    def _over_ridge(self, coefficients: Tensor, on: Tensor, ridge: Tensor, shares: Tensor, which: Tensor) -> Tensor:
+        """Return the best directions over their ridges of those with these indices, and keep their multipliers."""
+        base = (coefficients * (on & ~ridge))[:, which].T @ self.points
+        for column, index in enumerate(which.tolist()):
+            rows = ridge[:, index].nonzero().flatten()
+            if not len(rows):
+                continue
+            normals, most = self.points[rows].cpu().numpy(), -coefficients[rows, index].cpu().numpy()
             # The side that a patch is on tells the limit that its multiplier is probably at.
-            taken = _nearest(normals, base[column].cpu().numpy(), most, most * shares[rows, column].cpu().numpy())
-            shares[rows, column] = torch.from_numpy(taken / most).to(shares)
+            taken = _nearest(normals, base[column].cpu().numpy(), most, most * shares[rows, index].cpu().numpy())
+            shares[rows, index] = torch.from_numpy(taken / most).to(shares)
             base[column] -= torch.from_numpy(taken @ normals).to(base)
         return F.normalize(base, dim=1)
 

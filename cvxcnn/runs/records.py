@@ -76,6 +76,8 @@ class LayerRecords:
         self.summaries.append(LayerSummary(layer + 1, float(block.reg_), convex, nonconvex))
         self.checkpoint()
         self.saved = len(self.summaries)
+        if self.saved < self.settings.layers:
+            self.reporter.begin(self.saved)
 
     def checkpoint(self) -> None:
         """Write the layers that are finished; the first process does."""

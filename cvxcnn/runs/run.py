@@ -175,6 +175,7 @@ def _run(settings: Settings, output: OutputFolder, state: State | None, console:
         records.checkpoint()
         try:
             with reporter.bars:
+                reporter.begin(records.saved)
                 stack.fit(
                     train.images,
                     one_hot(train.labels, len(train.classes)),
