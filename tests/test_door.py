@@ -34,7 +34,7 @@ from cvxcnn.commands.train import build_parser, settings_of
 from cvxcnn.data import ImageSet
 from cvxcnn.data.layout import check_layout, looks_channels_last
 from cvxcnn.data.readers.npz import _channels_first
-from cvxcnn.errors import InputError
+from cvxcnn.errors import InputError, ModelFileError
 from cvxcnn.models.block import DEFAULT_FRACTION, DEFAULT_SEARCH
 from cvxcnn.models.recipes import RECIPES
 from cvxcnn.runs.settings import Settings, build_stack, recorded_settings
@@ -486,3 +486,56 @@ def test_progress_says_what_its_numbers_are() -> None:
     search = PricingOptions(starts=4, max_rounds=1, initial_filters=2)
     ConvexConvBlock(pricing=search, kernel_size=2, pool_cells=1).fit(IMAGES, TARGETS, callback=heard_of.append)
     assert heard_of[-1].feasible and "bound over all gates, as searched," in str(heard_of[-1])
+
+
+# A run's model is a classifier, and images of another scale are told.
+
+
+def saved_run(folder: Path, classes: list[str]) -> LayerwiseCNN:
+    images = RANDOM.random((30, 1, 6, 6))
+    stack = LayerwiseCNN(layers=1, block=BLOCK, reg_fraction=0.05)
+    stack.fit(images, np.eye(len(classes))[np.arange(30) % len(classes)])
+    stack.save(folder, extra={"classes": classes, "data": "squares"})
+    return stack
+
+
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [(["0", "1", "10"], [0, 1, 10]), (["9", "10"], [9, 10]), (["car", "ant", "bee"], ["car", "ant", "bee"])],
+)
+def test_the_model_of_a_run_is_a_classifier(tmp_path: Path, names: list[str], classes: list[Any]) -> None:
+    stack = saved_run(tmp_path / "run", names)
+    model = ConvexCNNClassifier.load(tmp_path / "run")
+    images = RANDOM.random((12, 1, 6, 6))
+    expected = np.array(classes)[stack.predict(images).argmax(axis=1)]
+    assert model.classes_.tolist() == classes and model.n_features_in_ == 36
+    np.testing.assert_array_equal(model.predict(images[:, 0]), expected)
+    assert model.score(images, expected) == 1.0
+    np.testing.assert_allclose(model.predict_proba(images).sum(axis=1), 1.0)
+    model.save(tmp_path / "model")
+    again = ConvexCNNClassifier.load(tmp_path / "model")
+    np.testing.assert_array_equal(again.predict(images), expected)
+    assert again.extra_["data"] == "squares"
+
+
+def test_a_stack_without_names_is_no_classifier(tmp_path: Path) -> None:
+    stack = saved_run(tmp_path, ["a", "b"])
+    for extra in ({}, {"classes": ["a"]}, {"classes": ["a", "a"]}, {"classes": ["a", "b", "c"]}, {"classes": "ab"}):
+        stack.save(tmp_path, extra=extra)
+        with pytest.raises(ModelFileError, match="holds a LayerwiseCNN, not a ConvexCNNClassifier"):
+            ConvexCNNClassifier.load(tmp_path)
+
+
+def test_images_of_another_scale_bring_a_warning(tmp_path: Path) -> None:
+    images, labels = digits(40)
+    ConvexCNNClassifier(block=BLOCK).fit(images, labels).save(tmp_path)
+    model = ConvexCNNClassifier.load(tmp_path)
+    assert model.stack_.input_range_ == (0.0, 1.0)
+    for fine in (images, images[:1], 0.5 * images, np.zeros((1, 8, 8)), 1 - images):
+        assert heard(lambda fine=fine: model.predict(fine)) == []
+    for wrong in (16 * images, images / 255, images - 5):
+        (found,) = heard(lambda wrong=wrong: model.predict(wrong))
+        assert "was fitted on had 0 to 1. Bring them to the same scale" in str(found.message)
+        assert found.filename == __file__
+    (found,) = heard(lambda: model.score(16 * images, labels))
+    assert "images have values from 0 to 16" in str(found.message)

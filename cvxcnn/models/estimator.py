@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,10 +25,10 @@ from ..data.layout import check_layout, looks_channels_last
 from ..errors import InputError
 from ..fitting import DTYPES
 from ..persistence.checks import MisfitError
-from ..persistence.files import CONFIG_FILE
+from ..persistence.files import CONFIG_FILE, read_config
 from .block import ConvexConvBlock
 from .blocks import given_blocks
-from .estimator_state import STACK, EstimatorState, classes_of, label_config
+from .estimator_state import STACK, EstimatorState, classes_of, classes_of_run, label_config
 from .stack import LayerwiseCNN
 
 __all__ = ["ConvexCNNClassifier", "ConvexCNNRegressor"]
@@ -246,6 +248,35 @@ class ConvexCNNClassifier(ClassifierMixin, _ConvexCNN):
 
     kind = "ConvexCNNClassifier"
     classes_: NDArray[Any]
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], *, device: str = "cpu") -> ConvexCNNClassifier:
+        """Return the classifier that ``save`` wrote, or that of a finished run, whose classes are named beside it.
+
+        Classes of a run that are named by whole numbers are numbers. It takes images as the run saw them, pixels in
+        [0, 1]; ``predict`` warns of images of another scale.
+
+        Parameters
+        ----------
+        folder : str or path
+        device : str
+            Where the model is put.
+
+        Raises
+        ------
+        ModelFileError
+            If files are missing, damaged, of another kind of model or program, or of a newer version.
+        InputError
+            If the device isn't there.
+        """
+        if read_config(Path(folder) / CONFIG_FILE).get("kind") == LayerwiseCNN.kind:
+            stack = LayerwiseCNN.load(folder, device=device)
+            classes = classes_of_run(stack)
+            if classes is not None and len(classes) == stack.blocks_[-1].n_outputs_:
+                model = cls.of_stack(stack)
+                model.classes_, model.extra_ = classes, stack.extra_
+                return model
+        return super().load(folder, device=device)
 
     def own_config(self) -> dict[str, Any]:
         return {"classes": label_config(self.classes_)}

@@ -32,7 +32,7 @@ from .blocks import OfBlocks, given_blocks
 from .recipes import RECIPES
 from .stack import LayerwiseCNN
 
-__all__ = ["STACK", "EstimatorState", "classes_of", "label_config"]
+__all__ = ["STACK", "EstimatorState", "classes_of", "classes_of_run", "label_config"]
 
 Self = TypeVar("Self", bound="EstimatorState")
 
@@ -97,6 +97,30 @@ class EstimatorState(OfBlocks):
             model.feature_names_in_ = np.array(names, dtype=object)
         model.take_own(table)
         return model
+
+    @classmethod
+    def of_stack(cls: type[Self], stack: LayerwiseCNN) -> Self:
+        """Return an estimator of a stack that was fitted by itself, with its parameters."""
+        model = cls(**{**stack.get_params(deep=False), "layers": len(stack.blocks_)})
+        model.stack_, model.n_features_in_ = stack, math.prod(stack.image_shape_)
+        return model
+
+
+def classes_of_run(stack: LayerwiseCNN) -> NDArray[Any] | None:
+    """Return the classes that a run has written beside its stack, as numbers if they are named by whole ones, or None.
+
+    Examples
+    --------
+    >>> stack = LayerwiseCNN()
+    >>> stack.extra_ = {"classes": ["0", "1", "10"]}
+    >>> classes_of_run(stack)
+    array([ 0,  1, 10])
+    """
+    names = getattr(stack, "extra_", {}).get("classes")
+    if not isinstance(names, list) or len(set(map(str, names))) < max(2, len(names)) or not all(map(is_text, names)):
+        return None
+    whole = all(name.isascii() and name.isdigit() and str(int(name)) == name for name in names)
+    return np.array([int(name) for name in names] if whole else names)
 
 
 def label_config(classes: NDArray[Any]) -> dict[str, Any]:
@@ -183,8 +207,8 @@ def classes_of(table: dict[str, Any], stack: LayerwiseCNN) -> NDArray[Any]:
     try:
         with np.errstate(over="ignore"):
             classes = np.array(values, dtype=dtype)
-        if not all(isinstance(value, kinds) for value in values) or (classes[1:] <= classes[:-1]).any():
-            raise ValueError("they are of another kind, or not in order")
+        if not all(isinstance(value, kinds) for value in values) or len(np.unique(classes)) < len(classes):
+            raise ValueError("they are of another kind, or not distinct")
     except (TypeError, ValueError, OverflowError) as error:
         raise MisfitError(f"{where}values in {CONFIG_FILE} can't be used: {error}") from error
     last = stack.blocks_[-1]

@@ -12,7 +12,7 @@ from sklearn.exceptions import NotFittedError
 from torch import Tensor
 
 from ..core.checks import as_int, is_int, scalar
-from ..core.distributed import rank, row_counts
+from ..core.distributed import gather_rows, rank, row_counts
 from ..core.plainly import plainly
 from ..data.augmentation import moved
 from ..data.checks import check_images
@@ -20,12 +20,13 @@ from ..data.layout import check_same_shape
 from ..errors import InputError
 from .block import ConvexConvBlock
 from .blocks import given_blocks
+from .door import warn_of_scale
 from .plan import LayerPlan, plan_layers
 from .projection import PatchPCA
 from .stage import Seen, mirrored
 from .standardizer import Standardizer
 
-__all__ = ["Layers", "values_of"]
+__all__ = ["Layers", "range_of", "values_of"]
 
 
 # Blocks, where neither their number nor a recipe is given.
@@ -40,6 +41,12 @@ def values_of(given: Any) -> list[Any]:
     """Return the values of a setting of each layer; the last one stands for all further layers."""
     given = scalar(given)
     return list(given) if isinstance(given, (Sequence, np.ndarray)) else [given]
+
+
+def range_of(images: Tensor) -> tuple[float, float]:
+    """Return the least and the largest value of images, those of all processes."""
+    ends = gather_rows(torch.stack([images.min(), images.max()]).double()[None])
+    return float(ends[:, 0].min()), float(ends[:, 1].max())
 
 
 class Layers:
@@ -57,6 +64,7 @@ class Layers:
     downsample: Any
     standardize: bool
     project: int | None
+    input_range_: tuple[float, float]
     used_: Layers
 
     @property
@@ -195,6 +203,8 @@ class Layers:
     def staged_predict(self, images: Any, *, shift: int = 0) -> Iterator[np.ndarray]:
         """Yield each layer's predictions, shape (n,) or (n, outputs); for ``shift`` see ``predict``."""
         far = as_int("shift", shift, 0, "in pixels")
+        self._check_fitted()
+        warn_of_scale(check_images(images), getattr(self, "input_range_", None))
         views = [images]
         if far:
             given = check_images(images)

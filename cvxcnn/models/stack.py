@@ -26,7 +26,7 @@ from ..solvers import Progress
 from .block import DEFAULT_FRACTION, ConvexConvBlock
 from .blocks import given_blocks
 from .door import check_given
-from .layers import values_of
+from .layers import range_of, values_of
 from .path import choose_reg
 from .projection import PatchPCA
 from .recipes import RECIPES, recipe_for, stack_settings
@@ -101,6 +101,8 @@ class LayerwiseCNN(StackState):
         What each block's input goes through.
     image_shape_ : tuple
         (C, H, W).
+    input_range_ : tuple
+        The least and the largest value of the images: ``predict`` warns of others of another scale.
 
     Raises
     ------
@@ -277,7 +279,7 @@ class LayerwiseCNN(StackState):
         chosen = self.for_images((channels, height, width), n_train, classes=are_classes(expected))
         if chosen is not self:
             return self._take(chosen.fit(images, targets, callback, on_layer, finished, verbose=verbose))
-        self.image_shape_ = tuple(int(side) for side in inputs.shape[1:])
+        self.image_shape_, self.input_range_ = tuple(int(side) for side in inputs.shape[1:]), range_of(inputs)
         self.blocks_: list[ConvexConvBlock] = []
         self.standardizers_: list[Standardizer | PatchPCA | None] = []
         kept = [] if finished is None else list(zip(finished.blocks_, finished.standardizers_, strict=True))

@@ -13,7 +13,7 @@ from ..fitting import Task
 from ..pricing.certificate import Certificate
 from ..solvers import Callback, Progress, SolveResult, Status
 
-__all__ = ["Telling", "warn_of_gap"]
+__all__ = ["Telling", "outside", "warn_of_gap"]
 
 # Rounds closer to one another than this many seconds are one line.
 _EVERY = 1.0
@@ -79,11 +79,11 @@ def warn_of_gap(result: SolveResult, tol: float, max_iter: int | None) -> None:
             f"{result.solver}: {Status(result.status).message} Relative gap {result.relative_gap:.2e}, tol {tol:g}. "
             f"{'Ask for a larger tol.' if max_iter is None else 'Raise max_iter, or tol.'}",
             ConvergenceWarning,
-            stacklevel=_outside(),
+            stacklevel=outside(),
         )
 
 
-def _outside() -> int:
+def outside() -> int:
     """Return the stack level, for a warning of the caller, at which the package was called."""
     package = __name__.partition(".")[0]
     frame, level = sys._getframe(1), 1

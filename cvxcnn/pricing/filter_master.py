@@ -32,7 +32,7 @@ _NEGLIGIBLE = 1e-6
 # Minibatch steps of the ordinary training that pricing begins with.
 _INITIAL_STEPS = 1000
 # Of so few numbers of patches it begins with so many steps of L-BFGS instead: they lead as low in half of the time.
-_FEW_NUMBERS, _FIRST_STEPS = 1 << 18, 200
+_FEW_NUMBERS, _FIRST_STEPS = 1 << 18, 300
 
 
 class FilterMaster(Master):

@@ -91,6 +91,8 @@ class LayerRecords:
         stack = LayerwiseCNN(**{**self.stack.get_params(deep=False), "layers": count, "block": blocks[:count]})
         if count:
             stack.image_shape_ = self.stack.image_shape_
+            if hasattr(self.stack, "input_range_"):  # a run that older code began has none until it goes on
+                stack.input_range_ = self.stack.input_range_
             stack.blocks_ = self.stack.blocks_[:count]
             stack.standardizers_ = self.stack.standardizers_[:count]
         history = [point for point in self.history if point.layer <= count]
