@@ -478,11 +478,13 @@ def test_estimators_say_it_too(capsys: pytest.CaptureFixture[str]) -> None:
         ConvexCNNRegressor(block=BLOCK).fit(IMAGES, TARGETS, verbose="loud")  # type: ignore[arg-type]
 
 
-def test_progress_says_what_its_numbers_are() -> None:
+def test_progress_says_what_its_numbers_are(capsys: pytest.CaptureFixture[str]) -> None:
     heard_of: list[Any] = []
     group = ConvexConvBlock(gates=3, penalty="group", pricing=FAST).fit(IMAGES, TARGETS, callback=heard_of.append)
     assert not heard_of[0].feasible and "objective before weights are in their cones" in str(heard_of[0])
     assert heard_of[-1].dual_bound <= group.result_.objective
+    group.fit(IMAGES, TARGETS, verbose=True)
+    assert "every gate brings a cone" in capsys.readouterr().err
     search = PricingOptions(starts=4, max_rounds=1, initial_filters=2)
     ConvexConvBlock(pricing=search, kernel_size=2, pool_cells=1).fit(IMAGES, TARGETS, callback=heard_of.append)
     assert heard_of[-1].feasible and "bound over all gates, as searched," in str(heard_of[-1])

@@ -13,10 +13,26 @@ from ..fitting import Task
 from ..pricing.certificate import Certificate
 from ..solvers import Callback, Progress, SolveResult, Status
 
-__all__ = ["Telling", "outside", "warn_of_gap"]
+__all__ = ["Telling", "outside", "slowness", "warn_of_gap"]
 
 # Rounds closer to one another than this many seconds are one line.
 _EVERY = 1.0
+
+
+def slowness(activation: str, penalty: str, priced: bool) -> str:
+    """Return what is to be said before a program that can't be fast is solved, or "".
+
+    Examples
+    --------
+    >>> slowness("relu", "dense", False), slowness("relu", "group", False)[:28]
+    ('', 'every gate brings a cone wit')
+    """
+    if activation != "relu" or penalty != "group" or priced:
+        return ""
+    return (
+        "every gate brings a cone with a row a patch: this takes minutes where gates times patches are more than some "
+        'hundred thousand. Filters, penalty="dense", take seconds'
+    )
 
 
 class Telling:
@@ -55,6 +71,9 @@ class Telling:
             f"{name}: {patches.n_images} images of {patches.n_patches} patches with {patches.dim} numbers, "
             f"{problem.targets.shape[1]} outputs, penalty {problem.penalty.name}, {gates}"
         )
+        slow = slowness(task.activation.name, problem.penalty.name, task.priced)
+        if slow:
+            self.say(f"{name}: {slow}")
 
     def end(self, name: str, certificate: Certificate) -> None:
         """Say how good what was fitted is."""

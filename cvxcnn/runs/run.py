@@ -17,6 +17,7 @@ from ..core.text import one_line
 from ..data.fingerprint import UNKNOWN, differing, in_words, whereabouts
 from ..data.images import ImageSet, one_hot
 from ..errors import CvxcnnError, InputError, ModelFileError
+from ..models.telling import slowness
 from ..reports.figures import FIGURES, RunFigure
 from ..reports.html import QUICK_FILE, REPORT_FILE, write_report
 from ..reports.metrics import write_metrics
@@ -165,6 +166,9 @@ def _run(settings: Settings, output: OutputFolder, state: State | None, console:
         )
         if settings.recipe != "exact":
             reporter.say(f"settings of --recipe {settings.recipe}; --recipe exact searches for the filters itself")
+        slow = slowness(settings.activation, settings.penalty, settings.gates == "priced")
+        if slow:
+            reporter.say(slow)
         if predicted is not None and predicted > _LARGE:
             reporter.say(f"up to {predicted / 2**30:.1f} GiB of memory")
         if size() > 1:
