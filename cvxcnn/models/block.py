@@ -19,7 +19,7 @@ from ..core.threads import coarse_threads
 from ..data.checks import are_flat, check_images, check_targets
 from ..data.layout import check_layout, check_same_shape
 from ..errors import InputError
-from ..fitting import DTYPES, Fit, Task, fit, over
+from ..fitting import DTYPES, Fit, Task, check_place, fit, over
 from ..losses import get_loss
 from ..patches.geometry import PatchGeometry
 from ..patches.patches import Patches
@@ -28,7 +28,7 @@ from ..pricing.options import PricedGates, PricingOptions
 from ..program.problem import Problem
 from ..solvers import Callback
 from .block_state import BlockState
-from .door import check_given
+from .door import check_given, weighing
 from .telling import Telling, warn_of_gap
 
 __all__ = ["DEFAULT_FRACTION", "DEFAULT_SEARCH", "ConvexConvBlock"]
@@ -192,7 +192,13 @@ class ConvexConvBlock(BlockState):
 
     @plainly
     def fit(
-        self, images: Any, targets: Any, callback: Callback | None = None, *, verbose: bool = False
+        self,
+        images: Any,
+        targets: Any,
+        sample_weight: Any = None,
+        callback: Callback | None = None,
+        *,
+        verbose: bool = False,
     ) -> ConvexConvBlock:
         """Train on images (n, C, H, W) or (n, H, W) and targets (n,) or (n, outputs).
 
@@ -201,6 +207,9 @@ class ConvexConvBlock(BlockState):
         images, targets : array-like or Tensor
             Images (n, H, W, C) are refused. Integer targets other than -1 and +1 bring a UserWarning: they look like
             class labels.
+        sample_weight : array-like, shape (n,), optional
+            s >= 0: the loss is sum_j s_j l(f_j, y_j). An image of weight 0 is left out, one of weight 2 is as good as
+            there twice. Gates that are drawn from images, or chosen by targets, see no weights.
         callback : callable, optional
             Called with a ``Progress`` now and then; may raise to stop.
         verbose : bool
@@ -214,7 +223,7 @@ class ConvexConvBlock(BlockState):
             If the solver is missing here, or ended without a point; the block is then as it was.
         """
         check_given(images, targets, self.loss)
-        task, telling = self.task(images, targets), Telling(as_flag("verbose", verbose))
+        task, telling = self.task(images, targets, sample_weight), Telling(as_flag("verbose", verbose))
         telling.begin("block", task)
         self.fit_task(task, are_flat(targets), DEFAULT_FRACTION, telling.hears("block", callback))
         telling.end("block", self.certificate_)
@@ -226,18 +235,19 @@ class ConvexConvBlock(BlockState):
         warn_of_gap(self.result_, task.tol, task.max_iter)
         return self
 
-    def task(self, images: Any, targets: Any) -> Task:
-        """Return what is to be fitted to images and targets, every setting checked."""
+    def task(self, images: Any, targets: Any, sample_weight: Any = None) -> Task:
+        """Return what is to be fitted to images, targets and weights of images, every setting checked."""
         geometry = self.check_parameters()
         dtype, device = DTYPES[self.dtype], torch.device(self.device)
         inputs = check_images(images, dtype=_stored(images, dtype), device=device)
         expected = check_targets(targets, len(inputs), dtype=dtype, device=device)
+        inputs, expected, weights = weighing(inputs, expected, sample_weight)
         activation, search = get_activation(self.activation, self.decay), self.priced_options()
         penalty = activation.program_penalty(self.penalty, geometry.pool_cells**2 * expected.shape[1])
         reg = None if self.reg is None else float(self.reg)
         problem = Problem(
             Patches(inputs, geometry, dtype), expected, 1.0 if reg is None else reg, get_penalty(penalty),
-            get_loss(self.loss), bool(self.intercept),
+            get_loss(self.loss, weights), bool(self.intercept),
         )  # fmt: skip
         return Task(
             problem,
@@ -289,7 +299,7 @@ class ConvexConvBlock(BlockState):
             self._check_whole()
         elif self.priced_options() is not None:
             self._check_priced()
-        self._check_place()
+        check_place(self.dtype, self.device)
         check_seed(self.random_state)
         return geometry
 
@@ -310,28 +320,20 @@ class ConvexConvBlock(BlockState):
         if size() > 1:
             raise InputError(f"priced gates need all images in one process; there are {size()}. Use a number of gates.")
 
-    def _check_place(self) -> None:
-        if self.dtype not in DTYPES:
-            raise InputError(f"dtype must be one of {sorted(DTYPES)}; got {self.dtype!r}.")
-        try:
-            torch.device(self.device)
-        except (RuntimeError, TypeError):
-            raise InputError(f'device must be "cpu", "cuda" or "cuda:<number>"; got {self.device!r}.') from None
-        if str(self.device).startswith("cuda") and not torch.cuda.is_available():
-            raise InputError(f'device={self.device!r} was asked for, but torch finds no GPU. Use device="cpu".')
-
     @plainly
-    def reg_max(self, images: Any, targets: Any) -> float:
+    def reg_max(self, images: Any, targets: Any, sample_weight: Any = None) -> float:
         """Return the smallest ``reg`` whose solution is zero: exact over fixed gates, searched if they are priced.
 
         Parameters
         ----------
         images : array-like, shape (n, C, H, W) or (n, H, W)
         targets : array-like, shape (n,) or (n, outputs)
+        sample_weight : array-like, shape (n,), optional
+            As for ``fit``.
         """
         check_layout(images)
         with torch.no_grad(), coarse_threads():
-            return over(self.task(images, targets)).reg_max()
+            return over(self.task(images, targets, sample_weight)).reg_max()
 
     def keep(self, fitted: Fit, flat: bool) -> ConvexConvBlock:
         """Take what was fitted with this block's settings; ``flat`` says that predictions are to be (n,)."""

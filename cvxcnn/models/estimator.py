@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..core.checks import is_int
 from ..data.checks import check_images, check_labels, check_present, check_targets
+from ..data.class_weights import by_class, check_class_weight
 from ..data.images import one_hot
 from ..data.layout import check_layout, looks_channels_last
 from ..errors import InputError
@@ -28,7 +29,16 @@ from ..persistence.checks import MisfitError
 from ..persistence.files import CONFIG_FILE, read_config
 from .block import ConvexConvBlock
 from .blocks import given_blocks
-from .estimator_state import STACK, EstimatorState, classes_of, classes_of_run, label_config
+from .door import weighing
+from .estimator_state import (
+    STACK,
+    EstimatorState,
+    class_weight_config,
+    class_weight_of,
+    classes_of,
+    classes_of_run,
+    label_config,
+)
 from .stack import LayerwiseCNN
 
 __all__ = ["ConvexCNNClassifier", "ConvexCNNRegressor"]
@@ -175,7 +185,7 @@ class _ConvexCNN(EstimatorState):
         """Return the blocks to fit, one for each layer or one for all; on features without neighbours, of one pixel."""
         return [clone(block).set_params(**(_ONE_PIXEL if flat else {})) for block in given_blocks(self.block)]
 
-    def _fit_stack(self, inputs: Tensor, targets: Any, *, flat: bool, verbose: bool) -> None:
+    def _fit_stack(self, inputs: Tensor, targets: Any, weights: Any, *, flat: bool, verbose: bool) -> None:
         values: dict[str, Any] = {name: getattr(self, name) for name in STACK}
         if flat or self.block is not None:
             blocks = self._blocks(flat=flat)
@@ -192,7 +202,7 @@ class _ConvexCNN(EstimatorState):
         stack = LayerwiseCNN(**values).for_images(shape, len(inputs), classes=self._mirrors)
         if stack.layers is None:
             stack.layers = 1
-        self.stack_ = stack.fit(inputs, targets, verbose=verbose)
+        self.stack_ = stack.fit(inputs, targets, weights, verbose=verbose)
 
     def _outputs(self, images: Any) -> NDArray[Any]:
         if not hasattr(self, "stack_"):
@@ -222,6 +232,8 @@ class ConvexCNNClassifier(ClassifierMixin, _ConvexCNN):
         pixels a channel it is the defaults of ``ConvexConvBlock``.
     image_shape : tuple or None
         (C, H, W) or (H, W) of flat images (n, C * H * W); images that are not flat must have it too.
+    class_weight : None, "balanced" or dict
+        Weights of images by their classes, times their own: "balanced" makes every class weigh the same (``by_class``).
 
     Attributes
     ----------
@@ -248,6 +260,32 @@ class ConvexCNNClassifier(ClassifierMixin, _ConvexCNN):
 
     kind = "ConvexCNNClassifier"
     classes_: NDArray[Any]
+
+    def __init__(
+        self,
+        *,
+        layers: int | None = None,
+        block: ConvexConvBlock | Sequence[ConvexConvBlock] | None = None,
+        downsample: int | Sequence[int] | None = None,
+        standardize: bool = True,
+        reg_fraction: float | Sequence[float] | None = None,
+        residual: bool = False,
+        project: int | None = None,
+        hand_on: int | None = None,
+        mirror: bool = False,
+        crop: bool = False,
+        validation: float | None = None,
+        half_maps: bool = False,
+        recipe: str = "auto",
+        image_shape: tuple[int, ...] | None = None,
+        class_weight: Any = None,
+    ) -> None:
+        super().__init__(
+            layers=layers, block=block, downsample=downsample, standardize=standardize, reg_fraction=reg_fraction,
+            residual=residual, project=project, hand_on=hand_on, mirror=mirror, crop=crop, validation=validation,
+            half_maps=half_maps, recipe=recipe, image_shape=image_shape,
+        )  # fmt: skip
+        self.class_weight = class_weight
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], *, device: str = "cpu") -> ConvexCNNClassifier:
@@ -279,13 +317,19 @@ class ConvexCNNClassifier(ClassifierMixin, _ConvexCNN):
         return super().load(folder, device=device)
 
     def own_config(self) -> dict[str, Any]:
-        return {"classes": label_config(self.classes_)}
+        return {"classes": label_config(self.classes_), "class_weight": class_weight_config(self.class_weight)}
 
     def take_own(self, table: dict[str, Any]) -> None:
         self.classes_ = classes_of(table, self.stack_)
+        self.class_weight = class_weight_of(table)
 
-    def fit(self, X: Any, y: Any, *, verbose: bool = False) -> ConvexCNNClassifier:  # noqa: N803
-        """Train on images X of any accepted shape and labels y (n,), numbers or strings; ``verbose`` says how far."""
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, verbose: bool = False) -> ConvexCNNClassifier:  # noqa: N803
+        """Train on images X of any accepted shape and labels y (n,), numbers or strings.
+
+        Images of ``sample_weight`` (n,) 0 are left out, with them classes that are of these alone; one of weight 2 is
+        as good as there twice. ``verbose`` says how far the fit is.
+        """
+        check_class_weight(self.class_weight)
         inputs, flat = self._images(X, reset=True)
         if y is None:
             raise InputError("ConvexCNNClassifier requires y to be passed, but the target y is None.")
@@ -298,12 +342,14 @@ class ConvexCNNClassifier(ClassifierMixin, _ConvexCNN):
             raise InputError(str(error)) from error
         if len(column) != len(inputs):
             raise InputError(f"labels must be one an image; got {len(column)} labels for {len(inputs)} images.")
+        inputs, column, weights = weighing(inputs, column, sample_weight)
         classes, indices = np.unique(column, return_inverse=True)
         if len(classes) < 2:
             raise InputError(
                 f"Classification needs two classes at least; got 1 class, {classes[0]!r}. Add images of another class."
             )
-        self._fit_stack(inputs, self._targets(indices, len(classes)), flat=flat, verbose=verbose)
+        by_name = by_class(self.class_weight, indices, classes, weights)
+        self._fit_stack(inputs, self._targets(indices, len(classes)), by_name, flat=flat, verbose=verbose)
         self.classes_ = classes
         return self
 
@@ -367,8 +413,12 @@ class ConvexCNNRegressor(RegressorMixin, _ConvexCNN):
         tags.target_tags.single_output, tags.target_tags.multi_output = True, True
         return tags
 
-    def fit(self, X: Any, y: Any, *, verbose: bool = False) -> ConvexCNNRegressor:  # noqa: N803
-        """Train on images X of any accepted shape and targets y (n,) or (n, outputs); ``verbose`` says how far."""
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, verbose: bool = False) -> ConvexCNNRegressor:  # noqa: N803
+        """Train on images X of any accepted shape and targets y (n,) or (n, outputs).
+
+        Images of ``sample_weight`` (n,) 0 are left out; one of weight 2 is as good as there twice. ``verbose`` says how
+        far the fit is.
+        """
         losses = {block.loss for block in self._blocks(flat=False)}
         if losses != {"squared"}:
             raise InputError(f'A regressor needs loss="squared"; got {sorted(losses)}. Use ConvexCNNClassifier.')
@@ -383,7 +433,8 @@ class ConvexCNNRegressor(RegressorMixin, _ConvexCNN):
         if numbers.dtype.kind in "Obiu":  # integers are numbers here, as everywhere in a regressor
             numbers = numbers.astype(float)
         check_targets(numbers, len(inputs))
-        self._fit_stack(inputs, numbers, flat=flat, verbose=verbose)
+        inputs, numbers, weights = weighing(inputs, numbers, sample_weight)
+        self._fit_stack(inputs, numbers, weights, flat=flat, verbose=verbose)
         return self
 
     def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803

@@ -23,7 +23,7 @@ from .blocks import given_blocks
 from .door import warn_of_scale
 from .plan import LayerPlan, plan_layers
 from .projection import PatchPCA
-from .stage import Seen, mirrored
+from .stage import Seen, Stage, mirrored
 from .standardizer import Standardizer
 
 __all__ = ["Layers", "range_of", "values_of"]
@@ -111,30 +111,32 @@ class Layers:
         standardizer = self.standardizers_[layer]
         return maps if standardizer is None else standardizer(maps)
 
-    def _sampled(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+    def _sampled(self, stage: Stage, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Return some images of the whole set, drawn at random, or all if so few: those that this process holds."""
+        inputs, weights = stage.inputs, stage.weights
         counts = row_counts(inputs)
         total, first = sum(counts), sum(counts[: rank()])
         if total <= _PROJECTION_IMAGES:
-            return inputs
+            return inputs, weights
         places = torch.randperm(total, generator=generator)[:_PROJECTION_IMAGES].sort().values
-        own = places[(places >= first) & (places < first + len(inputs))] - first
-        return inputs[own.to(inputs.device)]
+        own = (places[(places >= first) & (places < first + len(inputs))] - first).to(inputs.device)
+        return inputs[own], None if weights is None else weights[own]
 
-    def _standardizer(self, layer: int, inputs: Tensor) -> Standardizer | PatchPCA | None:
-        """Return what the input of block ``layer`` goes through, from the input of the block before."""
+    def _standardizer(self, layer: int, stage: Stage) -> Standardizer | PatchPCA | None:
+        """Return what the input of block ``layer`` goes through, from the stage with the input of the block before."""
         if layer and self.project is not None:
             blocks = given_blocks(self.block)
             kernel, _, padding = blocks[min(layer, len(blocks) - 1)].check_parameters().sizes()
             generator = torch.Generator().manual_seed(layer)
-            maps = self._hand_on(layer - 1, self._sampled(inputs, generator))
-            return PatchPCA.of(maps, int(self.project), kernel, padding, generator)
+            some, weights = self._sampled(stage, generator)
+            maps = self._hand_on(layer - 1, some)
+            return PatchPCA.of(maps, int(self.project), kernel, padding, generator, weights=weights)
         if not self.standardize:
             return None
         if not layer:
-            return Standardizer.of(inputs)
-        parts = torch.split(inputs, _IMAGES_AT_ONCE)
-        return Standardizer.of_parts(self._hand_on(layer - 1, part) for part in parts)
+            return Standardizer.of(stage.inputs, stage.weights)
+        parts = torch.split(stage.inputs, _IMAGES_AT_ONCE)
+        return Standardizer.of_parts((self._hand_on(layer - 1, part) for part in parts), stage.weights)
 
     def handed_on(self, layer: int) -> Tensor:
         """Return the indices of the neurons of block ``layer`` (from 0) that hand their maps on, in their order."""

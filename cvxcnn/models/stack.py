@@ -25,14 +25,14 @@ from ..fitting import DTYPES
 from ..solvers import Progress
 from .block import DEFAULT_FRACTION, ConvexConvBlock
 from .blocks import given_blocks
-from .door import check_given
+from .door import check_given, weighing
 from .layers import range_of, values_of
 from .path import choose_reg
 from .projection import PatchPCA
 from .recipes import RECIPES, recipe_for, stack_settings
 from .stack_state import StackState
 from .stacked_module import StackedCNN, input_modules, map_modules, rival_head
-from .stage import Stage
+from .stage import Stage, twice
 from .standardizer import Standardizer
 from .telling import Telling
 
@@ -241,6 +241,7 @@ class LayerwiseCNN(StackState):
         self,
         images: Any,
         targets: Any,
+        sample_weight: Any = None,
         callback: Callable[[int, Progress], None] | None = None,
         on_layer: Callable[[int, ConvexConvBlock, Stage], None] | None = None,
         finished: LayerwiseCNN | None = None,
@@ -253,6 +254,9 @@ class LayerwiseCNN(StackState):
         ----------
         images : array-like, shape (n, C, H, W) or (n, H, W)
         targets : array-like, shape (n,) or (n, outputs)
+        sample_weight : array-like, shape (n,), optional
+            As for ``ConvexConvBlock.fit``: of the loss of every layer, and of the means and variances that inputs are
+            standardized by.
         callback : callable, optional
             Called with the layer (from 0) and a ``Progress`` of its solve.
         on_layer : callable, optional
@@ -273,12 +277,13 @@ class LayerwiseCNN(StackState):
         check_given(images, targets, first.loss)
         inputs = check_images(images, dtype=DTYPES[first.dtype], device=torch.device(first.device))
         expected = check_targets(targets, len(inputs), dtype=inputs.dtype, device=inputs.device)
+        inputs, expected, weights = weighing(inputs, expected, sample_weight)
         flat = are_flat(targets)
         channels, height, width = inputs.shape[1:]
         n_train = sum(row_counts(inputs))
         chosen = self.for_images((channels, height, width), n_train, classes=are_classes(expected))
         if chosen is not self:
-            return self._take(chosen.fit(images, targets, callback, on_layer, finished, verbose=verbose))
+            return self._take(chosen.fit(images, targets, sample_weight, callback, on_layer, finished, verbose=verbose))
         self.image_shape_, self.input_range_ = tuple(int(side) for side in inputs.shape[1:]), range_of(inputs)
         self.blocks_: list[ConvexConvBlock] = []
         self.standardizers_: list[Standardizer | PatchPCA | None] = []
@@ -293,18 +298,21 @@ class LayerwiseCNN(StackState):
         copies = shifted(inputs, seed, number) if self.crop else None
         if self.validation is not None:
             held = held_out(inputs, expected, float(self.validation), seed).to(inputs.device)
-            judging = Stage.first(inputs[held], expected[held], mirror=self.mirror)
+            judging = Stage.first(
+                inputs[held], expected[held], None if weights is None else weights[held], mirror=self.mirror
+            )
             inputs, expected = inputs[~held], expected[~held]
+            weights = None if weights is None else weights[~held]
             copies = None if copies is None else copies[~held]
         if copies is not None:
             # Each beside its image, so that the order doesn't depend on which process has which images.
             inputs = torch.stack([inputs, copies], dim=1).flatten(0, 1)
-            expected = expected.repeat_interleave(2, dim=0)
-        training = Stage.first(inputs, expected, mirror=self.mirror)
+            expected, weights = twice(expected), None if weights is None else twice(weights)
+        training = Stage.first(inputs, expected, weights, mirror=self.mirror)
         del inputs, expected, copies
         for layer, block in enumerate(settings):
             known = layer < len(kept)
-            standardizer = kept[layer][1] if known else self._standardizer(layer, training.inputs)
+            standardizer = kept[layer][1] if known else self._standardizer(layer, training)
             self.standardizers_.append(standardizer)
             training = replace(training, inputs=self._inputs(layer, training.inputs))
             if judging is not None:
@@ -356,12 +364,9 @@ class LayerwiseCNN(StackState):
         fraction = self.fraction_of(layer)
         if judging is not None:
             smallest = _SMALLEST_FRACTION if self.reg_fraction is None else fraction
-            training_pair = training.inputs, training.targets
-            held_pair = judging.inputs, judging.targets
-            return choose_reg(
-                block, training_pair, held_pair, points=_PATH_POINTS, smallest=smallest, flat=flat, callback=hears
-            )
-        task = block.task(training.inputs, targets)
+            own, held = ((stage.inputs, stage.targets, stage.weights) for stage in (training, judging))
+            return choose_reg(block, own, held, points=_PATH_POINTS, smallest=smallest, flat=flat, callback=hears)
+        task = block.task(training.inputs, targets, training.weights)
         telling.begin(name, task)
         block.fit_task(task, flat, fraction, hears)
         telling.end(name, block.certificate_)

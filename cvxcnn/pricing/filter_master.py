@@ -82,8 +82,7 @@ class FilterMaster(Master):
         share = few.n_images / problem.patches.n_images
         trained = train_baseline(
             few, problem.targets[rows], problem.reg * share, options.initial_filters, connect=self._connect(),
-            epochs=epochs,
-            seed=seed, loss=problem.loss.name,
+            epochs=epochs, seed=seed, loss=problem.loss.name, sample_weight=problem.loss.rows(rows).weights,
         )  # fmt: skip
         found = trained.filters.to(problem.targets)
         lengths = found.norm(dim=1)
@@ -132,7 +131,9 @@ class FilterMaster(Master):
         readout = (weights.squeeze(2) / lengths[:, None, None]).to(dtype)
         # With the group penalty a neuron keeps to the pairs that it feeds.
         mask = readout != 0
-        targets = program.targets[rows].to(dtype)
+        targets, some = program.targets[rows].to(dtype), program.loss.rows(rows)
+        pull = targets.new_ones(len(rows)) if some.weights is None else some.weights.to(targets)
+        pull = pull / pull.sum()  # of an intercept
 
         def value_and_slope(point: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
             both = torch.from_numpy(point).to(filters)
@@ -140,9 +141,9 @@ class FilterMaster(Master):
             outer = both[filters.numel() :].view_as(readout).requires_grad_()
             prediction = torch.einsum("ncm,mco->no", self.design.responses(patches, inner), outer * mask)
             if program.intercept:
-                prediction = prediction + (targets - prediction).mean(dim=0)
+                prediction = prediction + pull @ (targets - prediction)
             squares = inner.square().sum() + outer.square().sum()
-            loss = program.loss.tensor(prediction, targets) + 0.5 * reg * squares
+            loss = some.tensor(prediction, targets) + 0.5 * reg * squares
             slopes = torch.autograd.grad(loss, (inner, outer))
             slope = torch.cat([part.flatten() for part in slopes])
             return float(loss.detach()), slope.double().cpu().numpy()
