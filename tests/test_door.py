@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import digits
 from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV
 
 from cvxcnn import (
@@ -33,7 +34,7 @@ from cvxcnn.commands.train import build_parser, settings_of
 from cvxcnn.data import ImageSet
 from cvxcnn.data.layout import check_layout, looks_channels_last
 from cvxcnn.data.readers.npz import _channels_first
-from cvxcnn.errors import InputError
+from cvxcnn.errors import InputError, ModelFileError
 from cvxcnn.models.block import DEFAULT_FRACTION, DEFAULT_SEARCH
 from cvxcnn.models.recipes import RECIPES
 from cvxcnn.runs.settings import Settings, build_stack, recorded_settings
@@ -442,3 +443,101 @@ def test_the_order_of_the_images_does_not_matter(order: list[int]) -> None:
     first, second = (clone(block).fit(IMAGES[rows], TARGETS[rows]) for rows in (list(range(20)), order))
     assert second.reg_ == pytest.approx(first.reg_, rel=1e-9)
     np.testing.assert_allclose(second.predict(IMAGES), first.predict(IMAGES), atol=1e-4)
+
+
+# What a fit says.
+
+
+def test_a_solve_that_stops_early_warns() -> None:
+    for model in (
+        clone(BLOCK).set_params(max_iter=1, tol=1e-9),
+        LayerwiseCNN(layers=1, block=clone(BLOCK).set_params(max_iter=1, tol=1e-9)),
+    ):
+        (found,) = heard(lambda model=model: model.fit(IMAGES, TARGETS))
+        assert found.category is ConvergenceWarning and "Raise max_iter, or tol" in str(found.message)
+        assert found.filename == __file__
+
+
+@pytest.mark.parametrize("name", ["block", "layer 1"])
+def test_a_fit_says_how_far_it_is_if_it_is_asked(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    model: Any = clone(BLOCK) if name == "block" else LayerwiseCNN(layers=1, block=BLOCK)
+    model.fit(IMAGES, TARGETS)
+    assert capsys.readouterr().err == ""
+    model.fit(IMAGES, TARGETS, verbose=True)
+    begins, first, *_, ends = capsys.readouterr().err.splitlines()
+    assert f"{name}: 20 images of 48 patches with 28 numbers, 1 outputs, penalty dense, fixed gates" in begins
+    assert f"{name}: round 0, objective" in first and "bound over the gates at hand" in first
+    assert f"{name}: objective" in ends and "from optimal over its own gates" in ends
+
+
+def test_estimators_say_it_too(capsys: pytest.CaptureFixture[str]) -> None:
+    ConvexCNNRegressor(block=BLOCK).fit(IMAGES, TARGETS, verbose=True)
+    ConvexCNNClassifier(block=BLOCK).fit(IMAGES, LABELS, verbose=True)
+    assert capsys.readouterr().err.count("layer 1: 20 images") == 2
+    with pytest.raises(InputError, match="verbose must be"):
+        ConvexCNNRegressor(block=BLOCK).fit(IMAGES, TARGETS, verbose="loud")  # type: ignore[arg-type]
+
+
+def test_progress_says_what_its_numbers_are(capsys: pytest.CaptureFixture[str]) -> None:
+    heard_of: list[Any] = []
+    group = ConvexConvBlock(gates=3, penalty="group", pricing=FAST).fit(IMAGES, TARGETS, callback=heard_of.append)
+    assert not heard_of[0].feasible and "objective before weights are in their cones" in str(heard_of[0])
+    assert heard_of[-1].dual_bound <= group.result_.objective
+    group.fit(IMAGES, TARGETS, verbose=True)
+    assert "every gate brings a cone" in capsys.readouterr().err
+    search = PricingOptions(starts=4, max_rounds=1, initial_filters=2)
+    ConvexConvBlock(pricing=search, kernel_size=2, pool_cells=1).fit(IMAGES, TARGETS, callback=heard_of.append)
+    assert heard_of[-1].feasible and "bound over all gates, as searched," in str(heard_of[-1])
+
+
+# A run's model is a classifier, and images of another scale are told.
+
+
+def saved_run(folder: Path, classes: list[str]) -> LayerwiseCNN:
+    images = RANDOM.random((30, 1, 6, 6))
+    stack = LayerwiseCNN(layers=1, block=BLOCK, reg_fraction=0.05)
+    stack.fit(images, np.eye(len(classes))[np.arange(30) % len(classes)])
+    stack.save(folder, extra={"classes": classes, "data": "squares"})
+    return stack
+
+
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [(["0", "1", "10"], [0, 1, 10]), (["9", "10"], [9, 10]), (["car", "ant", "bee"], ["car", "ant", "bee"])],
+)
+def test_the_model_of_a_run_is_a_classifier(tmp_path: Path, names: list[str], classes: list[Any]) -> None:
+    stack = saved_run(tmp_path / "run", names)
+    model = ConvexCNNClassifier.load(tmp_path / "run")
+    images = RANDOM.random((12, 1, 6, 6))
+    expected = np.array(classes)[stack.predict(images).argmax(axis=1)]
+    assert model.classes_.tolist() == classes and model.n_features_in_ == 36
+    np.testing.assert_array_equal(model.predict(images[:, 0]), expected)
+    assert model.score(images, expected) == 1.0
+    np.testing.assert_allclose(model.predict_proba(images).sum(axis=1), 1.0)
+    model.save(tmp_path / "model")
+    again = ConvexCNNClassifier.load(tmp_path / "model")
+    np.testing.assert_array_equal(again.predict(images), expected)
+    assert again.extra_["data"] == "squares"
+
+
+def test_a_stack_without_names_is_no_classifier(tmp_path: Path) -> None:
+    stack = saved_run(tmp_path, ["a", "b"])
+    for extra in ({}, {"classes": ["a"]}, {"classes": ["a", "a"]}, {"classes": ["a", "b", "c"]}, {"classes": "ab"}):
+        stack.save(tmp_path, extra=extra)
+        with pytest.raises(ModelFileError, match="holds a LayerwiseCNN, not a ConvexCNNClassifier"):
+            ConvexCNNClassifier.load(tmp_path)
+
+
+def test_images_of_another_scale_bring_a_warning(tmp_path: Path) -> None:
+    images, labels = digits(40)
+    ConvexCNNClassifier(block=BLOCK).fit(images, labels).save(tmp_path)
+    model = ConvexCNNClassifier.load(tmp_path)
+    assert model.stack_.input_range_ == (0.0, 1.0)
+    for fine in (images, images[:1], 0.5 * images, np.zeros((1, 8, 8)), 1 - images):
+        assert heard(lambda fine=fine: model.predict(fine)) == []
+    for wrong in (16 * images, images / 255, images - 5):
+        (found,) = heard(lambda wrong=wrong: model.predict(wrong))
+        assert "was fitted on had 0 to 1. Bring them to the same scale" in str(found.message)
+        assert found.filename == __file__
+    (found,) = heard(lambda: model.score(16 * images, labels))
+    assert "images have values from 0 to 16" in str(found.message)

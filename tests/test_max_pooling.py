@@ -101,7 +101,7 @@ def test_gradient_is_the_difference_quotient(
     sides: tuple[int, int], kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not kept:
-        monkeypatch.setattr(pooled_relu, "MASK_BYTES", 0)
+        monkeypatch.setattr(pooled_relu, "KEPT_BYTES", 0)
     patches = max_patches(3, sides, 2, bias=True, scale=0.5)
     filters = normal(4, patches.dim, seed=2).requires_grad_()
     assert torch.autograd.gradcheck(patches.relu_features, (filters,), eps=1e-7, atol=1e-6)

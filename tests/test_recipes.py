@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sklearn.datasets import load_digits
 
-from cvxcnn import ConvexCNNClassifier, ConvexCNNRegressor, ConvexConvBlock, PricingOptions
+from cvxcnn import ConvexCNNClassifier, ConvexCNNRegressor, ConvexConvBlock, LayerwiseCNN, PricingOptions
 from cvxcnn.commands.train import build_parser, main, settings_of
+from cvxcnn.data import one_hot
+from cvxcnn.errors import InputError
 from cvxcnn.models.recipes import RECIPES, blocks_of, recipe, recipe_for
-from cvxcnn.runs.settings import Settings, for_data
+from cvxcnn.runs.settings import Settings, build_stack, for_data
 
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
 
@@ -87,7 +91,7 @@ def test_a_run_says_and_records_what_was_chosen(
 
 def test_estimators_choose_the_same_way() -> None:
     images, labels = large_digits(300)
-    model = ConvexCNNClassifier().fit(images[:240], labels[:240])
+    model = ConvexCNNClassifier(layers=1).fit(images[:240], labels[:240])
     assert model.stack_.blocks_[0].kernel_size == 5 and model.stack_.residual
     assert model.score(images[240:], labels[240:]) > 0.9
     given = ConvexCNNClassifier(block=ConvexConvBlock(gates=5, pricing=PricingOptions(starts=0))).fit(
@@ -101,5 +105,71 @@ def test_estimators_choose_the_same_way() -> None:
 def test_classes_are_mirrored_and_numbers_are_not() -> None:
     random = np.random.default_rng(0)
     images = random.random((30, 3, 17, 17))
-    assert ConvexCNNClassifier().fit(images, np.repeat([0, 1], 15)).stack_.mirror
-    assert not ConvexCNNRegressor().fit(images, random.random(30)).stack_.mirror
+    assert ConvexCNNClassifier(layers=1).fit(images, np.repeat([0, 1], 15)).stack_.mirror
+    assert not ConvexCNNRegressor(layers=1).fit(images, random.random(30)).stack_.mirror
+
+
+# A stack by itself.
+
+
+def test_a_stack_without_a_block_is_what_a_run_would_be() -> None:
+    for shape, n in ((COLOUR, 6000), (GREY, 2000), (COLOUR, 30_000)):
+        run = build_stack(for_data(replace(Settings(), device="cpu"), shape, n))
+        own = LayerwiseCNN().for_images(shape, n)
+        assert own.recipe == "exact" and [block.get_params() for block in own.block] == [
+            block.get_params() for block in run.block
+        ]
+        for name in ("layers", "downsample", "reg_fraction", "residual", "project", "hand_on", "mirror", "half_maps"):
+            assert getattr(own, name) == getattr(run, name)
+
+
+def test_what_is_given_to_a_stack_stays() -> None:
+    given = LayerwiseCNN(layers=1, downsample=3, reg_fraction=0.1, project=7, mirror=True)
+    found = given.for_images(GREY, 2000)
+    assert (found.layers, found.downsample, found.reg_fraction, found.project, found.mirror) == (1, 3, 0.1, 7, True)
+    assert (found.hand_on, found.residual) == (64, True)
+    for stack in (LayerwiseCNN(block=ConvexConvBlock()), LayerwiseCNN(recipe="exact"), LayerwiseCNN(downsample=2)):
+        assert stack.for_images(GREY if stack.downsample is None else (1, 8, 8), 2000) is stack
+    assert LayerwiseCNN(recipe="large").for_images((1, 8, 8), 10).n_layers() == 5
+
+
+def test_a_stack_of_a_recipe_predicts_saves_and_is_fitted_again(tmp_path: Path) -> None:
+    images, labels = large_digits(40)
+    images, targets = images[:, 3:20, 3:20], one_hot(labels, 10)
+    stack = LayerwiseCNN(project=5, hand_on=4).fit(images, targets)
+    assert (stack.layers, stack.residual, len(stack.blocks_), stack.blocks_[0].kernel_size) == (None, False, 2, 5)
+    layers = list(stack.staged_predict(images))
+    assert np.square(layers[1] - targets.numpy()).sum() < np.square(layers[0] - targets.numpy()).sum()
+    np.testing.assert_array_equal(stack.used_.predict(images), stack.predict(images))
+    outputs = stack.to_torch()(torch.tensor(images[:, None], dtype=torch.float32)).detach().numpy()
+    np.testing.assert_allclose(outputs, stack.predict(images), atol=1e-3)
+    stack.save(tmp_path)
+    np.testing.assert_array_equal(LayerwiseCNN.load(tmp_path).predict(images), stack.predict(images))
+    stack.set_params(block=ConvexConvBlock(gates=5, pricing=PricingOptions(starts=0)), layers=1)
+    assert stack.fit(images, targets).used is stack and stack.blocks_[0].kernel_size == 3
+
+
+def test_estimators_reach_the_recipes_and_all_settings_of_a_stack(tmp_path: Path) -> None:
+    own = {"image_shape", "class_weight"}
+    for kind in (ConvexCNNClassifier, ConvexCNNRegressor):
+        assert set(kind().get_params()) - own == set(LayerwiseCNN().get_params())
+    images, labels = load_digits(return_X_y=True)
+    images, labels = images[:100].reshape(-1, 8, 8) / 16, labels[:100]
+    model = ConvexCNNClassifier(recipe="small", layers=1, hand_on=5).fit(images, labels)
+    assert (model.stack_.hand_on, model.stack_.blocks_[0].gates.count, model.stack_.mirror) == (5, 256, False)
+    model.save(tmp_path)
+    loaded = ConvexCNNClassifier.load(tmp_path)
+    assert loaded.get_params() == model.get_params()
+    np.testing.assert_array_equal(loaded.predict_proba(images), model.predict_proba(images))
+
+
+@pytest.mark.parametrize("kind", [LayerwiseCNN, ConvexCNNRegressor])
+def test_a_recipe_that_cannot_be_is_refused(kind: type[Any]) -> None:
+    images, targets = np.zeros((4, 5, 5)), np.arange(4) / 2
+    with pytest.raises(InputError, match=r'recipe must be "auto" or one of .*; got .huge'):
+        kind(recipe="huge").fit(images, targets)
+    with pytest.raises(InputError, match=r"recipe='small' and block both decide the blocks. Leave one of them out"):
+        kind(recipe="small", block=ConvexConvBlock()).fit(images, targets)
+    if kind is ConvexCNNRegressor:
+        with pytest.raises(InputError, match="recipe='small' is of images, and flat features have no patches"):
+            kind(recipe="small").fit(images.reshape(4, -1), targets)

@@ -14,6 +14,7 @@ from ..core.distributed import all_sum
 from ..errors import InputError
 
 __all__ = [
+    "are_classes",
     "are_flat",
     "check_destination",
     "check_images",
@@ -276,6 +277,18 @@ def are_flat(targets: Any) -> bool:
     (True, False)
     """
     return bool((targets if isinstance(targets, Tensor) else _array("targets", targets, "")).ndim == 1)
+
+
+def are_classes(targets: Tensor) -> bool:
+    """Return whether checked targets (n, outputs) are one-hot: a one a row, and zeros.
+
+    Examples
+    --------
+    >>> are_classes(torch.eye(3)), are_classes(torch.ones(3, 1))
+    (True, False)
+    """
+    several = targets.shape[1] > 1 and bool(((targets == 0) | (targets == 1)).all())
+    return several and bool((targets.sum(dim=1) == 1).all())
 
 
 def check_labels(labels: Any) -> NDArray[Any]:

@@ -3,7 +3,18 @@
 from .fit import fit, over, share_of
 from .fixed import OverFixedGates
 from .priced import OverPricedGates
-from .task import DTYPES, Fit, Task
+from .task import DTYPES, Fit, Task, check_place
 from .whole import OverAllNeurons
 
-__all__ = ["DTYPES", "Fit", "OverAllNeurons", "OverFixedGates", "OverPricedGates", "Task", "fit", "over", "share_of"]
+__all__ = [
+    "DTYPES",
+    "Fit",
+    "OverAllNeurons",
+    "OverFixedGates",
+    "OverPricedGates",
+    "Task",
+    "check_place",
+    "fit",
+    "over",
+    "share_of",
+]

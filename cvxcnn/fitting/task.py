@@ -9,18 +9,36 @@ import torch
 
 from ..activations import Activation, Neurons
 from ..arrangements import Gates
+from ..errors import InputError
 from ..pricing.certificate import Certificate
 from ..pricing.options import PricingOptions
 from ..program.problem import Problem
 from ..program.program import Program
 from ..solvers import Solver, SolveResult, get_solver
 
-__all__ = ["DTYPES", "Fit", "Task"]
+__all__ = ["DTYPES", "Fit", "Task", "check_place"]
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 # Eq. 1 of neurons rounded to another type differs by less than so many of its roundings.
 _AS_KEPT = 100
+
+
+def check_place(dtype: Any, device: Any) -> None:
+    """Raise InputError if a block can't be of this dtype, or on this device.
+
+    Examples
+    --------
+    >>> check_place("float64", "cpu")
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"dtype must be one of {sorted(DTYPES)}; got {dtype!r}.")
+    try:
+        torch.device(device)
+    except (RuntimeError, TypeError):
+        raise InputError(f'device must be "cpu", "cuda" or "cuda:<number>"; got {device!r}.') from None
+    if str(device).startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f'device={device!r} was asked for, but torch finds no GPU. Use device="cpu".')
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ..core.threads import coarse_threads
 from ..data.checks import are_flat, check_images, check_targets
 from ..data.layout import check_layout, check_same_shape
 from ..errors import InputError
-from ..fitting import DTYPES, Fit, Task, fit, over
+from ..fitting import DTYPES, Fit, Task, check_place, fit, over
 from ..losses import get_loss
 from ..patches.geometry import PatchGeometry
 from ..patches.patches import Patches
@@ -29,6 +29,7 @@ from ..program.problem import Problem
 from ..solvers import Callback
 from .block_state import BlockState
 from .door import check_given, weighing
+from .telling import Telling, warn_of_gap
 
 __all__ = ["DEFAULT_FRACTION", "DEFAULT_SEARCH", "ConvexConvBlock"]
 
@@ -191,7 +192,13 @@ class ConvexConvBlock(BlockState):
 
     @plainly
     def fit(
-        self, images: Any, targets: Any, sample_weight: Any = None, callback: Callback | None = None
+        self,
+        images: Any,
+        targets: Any,
+        sample_weight: Any = None,
+        callback: Callback | None = None,
+        *,
+        verbose: bool = False,
     ) -> ConvexConvBlock:
         """Train on images (n, C, H, W) or (n, H, W) and targets (n,) or (n, outputs).
 
@@ -205,6 +212,8 @@ class ConvexConvBlock(BlockState):
             there twice. Gates that are drawn from images, or chosen by targets, see no weights.
         callback : callable, optional
             Called with a ``Progress`` now and then; may raise to stop.
+        verbose : bool
+            Say on standard error how far the fit is.
 
         Raises
         ------
@@ -214,12 +223,17 @@ class ConvexConvBlock(BlockState):
             If the solver is missing here, or ended without a point; the block is then as it was.
         """
         check_given(images, targets, self.loss)
-        task = self.task(images, targets, sample_weight)
-        return self.fit_task(task, are_flat(targets), DEFAULT_FRACTION, callback)
+        task, telling = self.task(images, targets, sample_weight), Telling(as_flag("verbose", verbose))
+        telling.begin("block", task)
+        self.fit_task(task, are_flat(targets), DEFAULT_FRACTION, telling.hears("block", callback))
+        telling.end("block", self.certificate_)
+        return self
 
     def fit_task(self, task: Task, flat: bool, fraction: float, callback: Callback | None = None) -> ConvexConvBlock:
         """Fit this block's ``task``; without a ``reg`` of the block's own, at this share of ``reg_max``."""
-        return self.keep(fit(task, fraction, callback), flat)
+        self.keep(fit(task, fraction, callback), flat)
+        warn_of_gap(self.result_, task.tol, task.max_iter)
+        return self
 
     def task(self, images: Any, targets: Any, sample_weight: Any = None) -> Task:
         """Return what is to be fitted to images, targets and weights of images, every setting checked."""
@@ -285,7 +299,7 @@ class ConvexConvBlock(BlockState):
             self._check_whole()
         elif self.priced_options() is not None:
             self._check_priced()
-        self._check_place()
+        check_place(self.dtype, self.device)
         check_seed(self.random_state)
         return geometry
 
@@ -305,16 +319,6 @@ class ConvexConvBlock(BlockState):
             raise InputError("priced gates have no max_iter: limit their rounds, PricingOptions(max_rounds=...).")
         if size() > 1:
             raise InputError(f"priced gates need all images in one process; there are {size()}. Use a number of gates.")
-
-    def _check_place(self) -> None:
-        if self.dtype not in DTYPES:
-            raise InputError(f"dtype must be one of {sorted(DTYPES)}; got {self.dtype!r}.")
-        try:
-            torch.device(self.device)
-        except (RuntimeError, TypeError):
-            raise InputError(f'device must be "cpu", "cuda" or "cuda:<number>"; got {self.device!r}.') from None
-        if str(self.device).startswith("cuda") and not torch.cuda.is_available():
-            raise InputError(f'device={self.device!r} was asked for, but torch finds no GPU. Use device="cpu".')
 
     @plainly
     def reg_max(self, images: Any, targets: Any, sample_weight: Any = None) -> float:

@@ -14,8 +14,9 @@ from ..core.distributed import all_sum
 from ..data.checks import check_weights
 from ..data.layout import check_layout
 from ..errors import InputError
+from .telling import outside
 
-__all__ = ["check_given", "warn_of_labels", "weighing"]
+__all__ = ["check_given", "warn_of_labels", "warn_of_scale", "weighing"]
 
 
 def warn_of_labels(targets: Any, loss: Any) -> None:
@@ -36,6 +37,27 @@ def warn_of_labels(targets: Any, loss: Any) -> None:
             "If they are class labels, use ConvexCNNClassifier, or one_hot(labels, n_classes); if not, pass floats.",
             UserWarning,
             stacklevel=5,
+        )
+
+
+# Images are of another scale if they reach so many times as far from the middle of those fitted as these did, or if
+# they hardly vary beside them.
+_FAR, _NARROW = 3.0, 0.02
+
+
+def warn_of_scale(images: Tensor, fitted: tuple[float, float] | None) -> None:
+    """Warn of images (n, C, H, W) whose pixels aren't in the units of those that a model was fitted on."""
+    if fitted is None:
+        return
+    low, high = float(images.min()), float(images.max())
+    middle, reach = (fitted[0] + fitted[1]) / 2, (fitted[1] - fitted[0]) / 2
+    far = max(high - middle, middle - low)
+    if reach > 0 and (far > _FAR * reach or 0 < high - low < _NARROW * 2 * reach):
+        warnings.warn(
+            f"images have values from {low:g} to {high:g}, but those that the model was fitted on had {fitted[0]:g} to "
+            f"{fitted[1]:g}. Bring them to the same scale.",
+            UserWarning,
+            stacklevel=outside(),
         )
 
 

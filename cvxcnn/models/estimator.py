@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,7 +18,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, column_or_1d, validate_data
 from torch import Tensor
 
-from ..core.checks import as_int, is_int
+from ..core.checks import is_int
 from ..data.checks import check_images, check_labels, check_present, check_targets
 from ..data.class_weights import by_class, check_class_weight
 from ..data.images import one_hot
@@ -24,13 +26,19 @@ from ..data.layout import check_layout, looks_channels_last
 from ..errors import InputError
 from ..fitting import DTYPES
 from ..persistence.checks import MisfitError
-from ..persistence.files import CONFIG_FILE
-from ..pricing.options import PricingOptions
+from ..persistence.files import CONFIG_FILE, read_config
 from .block import ConvexConvBlock
 from .blocks import given_blocks
 from .door import weighing
-from .estimator_state import EstimatorState, class_weight_config, class_weight_of, classes_of, label_config
-from .recipes import blocks_of, recipe, recipe_for
+from .estimator_state import (
+    STACK,
+    EstimatorState,
+    class_weight_config,
+    class_weight_of,
+    classes_of,
+    classes_of_run,
+    label_config,
+)
 from .stack import LayerwiseCNN
 
 __all__ = ["ConvexCNNClassifier", "ConvexCNNRegressor"]
@@ -82,11 +90,19 @@ class _ConvexCNN(EstimatorState):
     def __init__(
         self,
         *,
-        layers: int = 1,
+        layers: int | None = None,
         block: ConvexConvBlock | Sequence[ConvexConvBlock] | None = None,
-        downsample: int | Sequence[int] = 1,
+        downsample: int | Sequence[int] | None = None,
         standardize: bool = True,
         reg_fraction: float | Sequence[float] | None = None,
+        residual: bool = False,
+        project: int | None = None,
+        hand_on: int | None = None,
+        mirror: bool = False,
+        crop: bool = False,
+        validation: float | None = None,
+        half_maps: bool = False,
+        recipe: str = "auto",
         image_shape: tuple[int, ...] | None = None,
     ) -> None:
         self.layers = layers
@@ -94,6 +110,14 @@ class _ConvexCNN(EstimatorState):
         self.downsample = downsample
         self.standardize = standardize
         self.reg_fraction = reg_fraction
+        self.residual = residual
+        self.project = project
+        self.hand_on = hand_on
+        self.mirror = mirror
+        self.crop = crop
+        self.validation = validation
+        self.half_maps = half_maps
+        self.recipe = recipe
         self.image_shape = image_shape
 
     def __sklearn_tags__(self) -> Any:
@@ -161,42 +185,24 @@ class _ConvexCNN(EstimatorState):
         """Return the blocks to fit, one for each layer or one for all; on features without neighbours, of one pixel."""
         return [clone(block).set_params(**(_ONE_PIXEL if flat else {})) for block in given_blocks(self.block)]
 
-    def _fit_stack(self, inputs: Tensor, targets: Any, weights: Any, *, flat: bool) -> None:
-        if self.block is None and not flat:
-            name = recipe_for(self._shape(inputs), len(inputs))
-            if name != "exact":
-                self.stack_ = self._of_recipe(name, inputs).fit(inputs, targets, weights)
-                return
-        blocks = self._blocks(flat=flat)
-        self.stack_ = LayerwiseCNN(
-            layers=self.layers,
-            block=blocks[0] if len(blocks) == 1 else blocks,
-            downsample=1 if flat else self.downsample,
-            standardize=self.standardize,
-            reg_fraction=self.reg_fraction,
-        ).fit(inputs, targets, weights)
-
-    @staticmethod
-    def _shape(inputs: Tensor) -> tuple[int, int, int]:
-        return inputs.shape[1], inputs.shape[2], inputs.shape[3]
-
-    def _of_recipe(self, name: str, inputs: Tensor) -> LayerwiseCNN:
-        """Return the unfitted stack of a recipe, with the layers, downsampling and fractions that are asked for."""
-        values = recipe(name, self._shape(inputs), len(inputs))
-        blocks = blocks_of(
-            values["kernel_size"], values["padding"], values["gates"], as_int("layers", self.layers),
-            pool_cells=values["pool_cells"], intercept=values["intercept"], tol=values["tol"], dtype=values["dtype"],
-            pricing=PricingOptions(starts=values["starts"]),
-        )  # fmt: skip
-        return LayerwiseCNN(
-            layers=self.layers,
-            block=blocks,
-            downsample=values["downsample"] if self.downsample == 1 else self.downsample,
-            standardize=self.standardize,
-            reg_fraction=values["reg_fraction"] if self.reg_fraction is None else self.reg_fraction,
-            mirror=self._mirrors and "mirror" in values["augment"],
-            **{key: values[key] for key in ("residual", "project", "hand_on", "half_maps")},
-        )
+    def _fit_stack(self, inputs: Tensor, targets: Any, weights: Any, *, flat: bool, verbose: bool) -> None:
+        values: dict[str, Any] = {name: getattr(self, name) for name in STACK}
+        if flat or self.block is not None:
+            blocks = self._blocks(flat=flat)
+            values["block"] = blocks[0] if len(blocks) == 1 else blocks
+        if flat:
+            if self.recipe not in ("auto", "exact"):
+                raise InputError(
+                    f"recipe={self.recipe!r} is of images, and flat features have no patches. Give image_shape, or "
+                    'leave recipe at "auto".'
+                )
+            # Nothing to pool, to shift or to mirror, and no photographs.
+            values.update(downsample=1, crop=False, mirror=False, recipe="exact")
+        shape = inputs.shape[1], inputs.shape[2], inputs.shape[3]
+        stack = LayerwiseCNN(**values).for_images(shape, len(inputs), classes=self._mirrors)
+        if stack.layers is None:
+            stack.layers = 1
+        self.stack_ = stack.fit(inputs, targets, weights, verbose=verbose)
 
     def _outputs(self, images: Any) -> NDArray[Any]:
         if not hasattr(self, "stack_"):
@@ -216,14 +222,14 @@ class ConvexCNNClassifier(ClassifierMixin, _ConvexCNN):
 
     Parameters
     ----------
-    layers : int
-        Number of blocks.
+    layers : int or None
+        Number of blocks; None for those of the recipe, or 1 without one.
     block : ConvexConvBlock, one a layer, or None
-        Settings of every block; None for those that fit the images (``recipes.recipe_for``): the defaults of
-        ``ConvexConvBlock`` up to 256 pixels a channel, patches of the data for filters beyond.
+        Settings of every block; None for those of the recipe.
         ``block__reg`` and the like, in ``set_params`` and in searches, go to every block.
-    downsample, standardize, reg_fraction
-        As in ``LayerwiseCNN``.
+    downsample, standardize, reg_fraction, residual, project, hand_on, mirror, crop, validation, half_maps, recipe
+        As in ``LayerwiseCNN``: all that isn't given follows from the number and the size of the images. Up to 256
+        pixels a channel it is the defaults of ``ConvexConvBlock``.
     image_shape : tuple or None
         (C, H, W) or (H, W) of flat images (n, C * H * W); images that are not flat must have it too.
     class_weight : None, "balanced" or dict
@@ -258,19 +264,57 @@ class ConvexCNNClassifier(ClassifierMixin, _ConvexCNN):
     def __init__(
         self,
         *,
-        layers: int = 1,
+        layers: int | None = None,
         block: ConvexConvBlock | Sequence[ConvexConvBlock] | None = None,
-        downsample: int | Sequence[int] = 1,
+        downsample: int | Sequence[int] | None = None,
         standardize: bool = True,
         reg_fraction: float | Sequence[float] | None = None,
+        residual: bool = False,
+        project: int | None = None,
+        hand_on: int | None = None,
+        mirror: bool = False,
+        crop: bool = False,
+        validation: float | None = None,
+        half_maps: bool = False,
+        recipe: str = "auto",
         image_shape: tuple[int, ...] | None = None,
         class_weight: Any = None,
     ) -> None:
         super().__init__(
             layers=layers, block=block, downsample=downsample, standardize=standardize, reg_fraction=reg_fraction,
-            image_shape=image_shape,
+            residual=residual, project=project, hand_on=hand_on, mirror=mirror, crop=crop, validation=validation,
+            half_maps=half_maps, recipe=recipe, image_shape=image_shape,
         )  # fmt: skip
         self.class_weight = class_weight
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], *, device: str = "cpu") -> ConvexCNNClassifier:
+        """Return the classifier that ``save`` wrote, or that of a finished run, whose classes are named beside it.
+
+        Classes of a run that are named by whole numbers are numbers. It takes images as the run saw them, pixels in
+        [0, 1]; ``predict`` warns of images of another scale.
+
+        Parameters
+        ----------
+        folder : str or path
+        device : str
+            Where the model is put.
+
+        Raises
+        ------
+        ModelFileError
+            If files are missing, damaged, of another kind of model or program, or of a newer version.
+        InputError
+            If the device isn't there.
+        """
+        if read_config(Path(folder) / CONFIG_FILE).get("kind") == LayerwiseCNN.kind:
+            stack = LayerwiseCNN.load(folder, device=device)
+            classes = classes_of_run(stack)
+            if classes is not None and len(classes) == stack.blocks_[-1].n_outputs_:
+                model = cls.of_stack(stack)
+                model.classes_, model.extra_ = classes, stack.extra_
+                return model
+        return super().load(folder, device=device)
 
     def own_config(self) -> dict[str, Any]:
         return {"classes": label_config(self.classes_), "class_weight": class_weight_config(self.class_weight)}
@@ -279,11 +323,11 @@ class ConvexCNNClassifier(ClassifierMixin, _ConvexCNN):
         self.classes_ = classes_of(table, self.stack_)
         self.class_weight = class_weight_of(table)
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> ConvexCNNClassifier:  # noqa: N803
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, verbose: bool = False) -> ConvexCNNClassifier:  # noqa: N803
         """Train on images X of any accepted shape and labels y (n,), numbers or strings.
 
         Images of ``sample_weight`` (n,) 0 are left out, with them classes that are of these alone; one of weight 2 is
-        as good as there twice.
+        as good as there twice. ``verbose`` says how far the fit is.
         """
         check_class_weight(self.class_weight)
         inputs, flat = self._images(X, reset=True)
@@ -305,7 +349,7 @@ class ConvexCNNClassifier(ClassifierMixin, _ConvexCNN):
                 f"Classification needs two classes at least; got 1 class, {classes[0]!r}. Add images of another class."
             )
         by_name = by_class(self.class_weight, indices, classes, weights)
-        self._fit_stack(inputs, self._targets(indices, len(classes)), by_name, flat=flat)
+        self._fit_stack(inputs, self._targets(indices, len(classes)), by_name, flat=flat, verbose=verbose)
         self.classes_ = classes
         return self
 
@@ -369,10 +413,11 @@ class ConvexCNNRegressor(RegressorMixin, _ConvexCNN):
         tags.target_tags.single_output, tags.target_tags.multi_output = True, True
         return tags
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> ConvexCNNRegressor:  # noqa: N803
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, verbose: bool = False) -> ConvexCNNRegressor:  # noqa: N803
         """Train on images X of any accepted shape and targets y (n,) or (n, outputs).
 
-        Images of ``sample_weight`` (n,) 0 are left out; one of weight 2 is as good as there twice.
+        Images of ``sample_weight`` (n,) 0 are left out; one of weight 2 is as good as there twice. ``verbose`` says how
+        far the fit is.
         """
         losses = {block.loss for block in self._blocks(flat=False)}
         if losses != {"squared"}:
@@ -389,7 +434,7 @@ class ConvexCNNRegressor(RegressorMixin, _ConvexCNN):
             numbers = numbers.astype(float)
         check_targets(numbers, len(inputs))
         inputs, numbers, weights = weighing(inputs, numbers, sample_weight)
-        self._fit_stack(inputs, numbers, weights, flat=flat)
+        self._fit_stack(inputs, numbers, weights, flat=flat, verbose=verbose)
         return self
 
     def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803

@@ -29,12 +29,24 @@ from ..pricing.options import PricedGates
 from .block import ConvexConvBlock
 from .block_state import block_settings
 from .blocks import OfBlocks, given_blocks
+from .recipes import RECIPES
 from .stack import LayerwiseCNN
 
-__all__ = ["EstimatorState", "class_weight_config", "class_weight_of", "classes_of", "label_config"]
+__all__ = [
+    "STACK",
+    "EstimatorState",
+    "class_weight_config",
+    "class_weight_of",
+    "classes_of",
+    "classes_of_run",
+    "label_config",
+]
 
 Self = TypeVar("Self", bound="EstimatorState")
 
+# Parameters of a stack that an estimator hands on to it. Files of before some of them stand for none of those.
+_FLAGS, _SIZES = ("residual", "mirror", "crop", "half_maps"), ("project", "hand_on")
+STACK = ("layers", "block", "downsample", "standardize", "reg_fraction", "validation", "recipe", *_FLAGS, *_SIZES)
 # Of the classes: those of numbers, and strings. Anything else has no JSON value that gives it back.
 LABEL_DTYPES = ("bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
 LABEL_DTYPES += ("float16", "float32", "float64", "str", "object")
@@ -44,7 +56,7 @@ class EstimatorState(OfBlocks):
     """What both estimators write of themselves, and are made of again."""
 
     stack_: LayerwiseCNN
-    layers: int
+    layers: int | None
     standardize: bool
     n_features_in_: int
 
@@ -70,8 +82,8 @@ class EstimatorState(OfBlocks):
             given = block_settings(given) if priced else "layers"
         names = getattr(self, "feature_names_in_", None)
         table = {
-            **{name: plain(getattr(self, name)) for name in ("layers", "downsample", "reg_fraction", "image_shape")},
-            "standardize": bool(self.standardize),
+            **{name: plain(getattr(self, name)) for name in (*STACK, "image_shape")},
+            **{name: bool(getattr(self, name)) for name in ("standardize", *_FLAGS)},
             "block": given,
             "own_reg": any(one.reg is not None for one in given_blocks(self.block)),
             "feature_names_in": None if names is None else [str(name) for name in names],
@@ -93,6 +105,30 @@ class EstimatorState(OfBlocks):
             model.feature_names_in_ = np.array(names, dtype=object)
         model.take_own(table)
         return model
+
+    @classmethod
+    def of_stack(cls: type[Self], stack: LayerwiseCNN) -> Self:
+        """Return an estimator of a stack that was fitted by itself, with its parameters."""
+        model = cls(**{**stack.get_params(deep=False), "layers": len(stack.blocks_)})
+        model.stack_, model.n_features_in_ = stack, math.prod(stack.image_shape_)
+        return model
+
+
+def classes_of_run(stack: LayerwiseCNN) -> NDArray[Any] | None:
+    """Return the classes that a run has written beside its stack, as numbers if they are named by whole ones, or None.
+
+    Examples
+    --------
+    >>> stack = LayerwiseCNN()
+    >>> stack.extra_ = {"classes": ["0", "1", "10"]}
+    >>> classes_of_run(stack)
+    array([ 0,  1, 10])
+    """
+    names = getattr(stack, "extra_", {}).get("classes")
+    if not isinstance(names, list) or len(set(map(str, names))) < max(2, len(names)) or not all(map(is_text, names)):
+        return None
+    whole = all(name.isascii() and name.isdigit() and str(int(name)) == name for name in names)
+    return np.array([int(name) for name in names] if whole else names)
 
 
 def label_config(classes: NDArray[Any]) -> dict[str, Any]:
@@ -133,6 +169,10 @@ def _is_sizes(value: Any) -> bool:
     return isinstance(value, list) and len(value) > 0 and all(map(is_size, value))
 
 
+def _is_size_or_none(value: Any) -> bool:
+    return value is None or is_size(value)
+
+
 def _is_numbers(value: Any) -> bool:
     return isinstance(value, list) and len(value) > 0 and all(map(is_number, value))
 
@@ -140,9 +180,11 @@ def _is_numbers(value: Any) -> bool:
 def _settings(table: dict[str, Any], stack: LayerwiseCNN) -> dict[str, Any]:
     where, features = "estimator.", math.prod(stack.image_shape_)
     settings = {
-        "layers": entry(table, "layers", is_size, "an int >= 1", where),
+        "layers": entry(table, "layers", _is_size_or_none, "an int >= 1 or null", where),
         "standardize": entry(table, "standardize", is_bool, "true or false", where),
-        "downsample": entry(table, "downsample", lambda v: is_size(v) or _is_sizes(v), "ints >= 1", where),
+        "downsample": entry(
+            table, "downsample", lambda v: _is_size_or_none(v) or _is_sizes(v), "ints >= 1 or null", where
+        ),
         "reg_fraction": entry(
             table, "reg_fraction", lambda v: is_number_or_none(v) or _is_numbers(v), "a number, a list or null", where
         ),
@@ -154,7 +196,12 @@ def _settings(table: dict[str, Any], stack: LayerwiseCNN) -> dict[str, Any]:
             table, "block", lambda v: v is None or v == "layers" or is_table(v), 'null, "layers" or an object', where
         ),
     }  # fmt: skip
-    if settings["layers"] != len(stack.blocks_) or settings["standardize"] != stack.standardize:
+    table = {**dict.fromkeys(_FLAGS, False), **dict.fromkeys((*_SIZES, "validation")), "recipe": "auto", **table}
+    settings |= {name: entry(table, name, is_bool, "true or false", where) for name in _FLAGS}
+    settings |= {name: entry(table, name, _is_size_or_none, "an int >= 1 or null", where) for name in _SIZES}
+    settings["validation"] = entry(table, "validation", is_number_or_none, "a number or null", where)
+    settings["recipe"] = entry(table, "recipe", lambda v: v in ("auto", *RECIPES), "the name of a recipe", where)
+    if settings["layers"] not in (None, len(stack.blocks_)) or settings["standardize"] != stack.standardize:
         raise MisfitError(f"estimator and stack in {CONFIG_FILE} differ in their layers or in standardize")
     if settings["image_shape"] is not None:
         settings["image_shape"] = tuple(settings["image_shape"])
@@ -187,8 +234,8 @@ def classes_of(table: dict[str, Any], stack: LayerwiseCNN) -> NDArray[Any]:
     try:
         with np.errstate(over="ignore"):
             classes = np.array(values, dtype=dtype)
-        if not all(isinstance(value, kinds) for value in values) or (classes[1:] <= classes[:-1]).any():
-            raise ValueError("they are of another kind, or not in order")
+        if not all(isinstance(value, kinds) for value in values) or len(np.unique(classes)) < len(classes):
+            raise ValueError("they are of another kind, or not distinct")
     except (TypeError, ValueError, OverflowError) as error:
         raise MisfitError(f"{where}values in {CONFIG_FILE} can't be used: {error}") from error
     last = stack.blocks_[-1]

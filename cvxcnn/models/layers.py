@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,22 +11,45 @@ import torch.nn.functional as F
 from sklearn.exceptions import NotFittedError
 from torch import Tensor
 
-from ..core.checks import as_int, is_int
+from ..core.checks import as_int, is_int, scalar
+from ..core.distributed import gather_rows, rank, row_counts
 from ..core.plainly import plainly
 from ..data.augmentation import moved
 from ..data.checks import check_images
 from ..data.layout import check_same_shape
 from ..errors import InputError
 from .block import ConvexConvBlock
-from .plan import LayerPlan
+from .blocks import given_blocks
+from .door import warn_of_scale
+from .plan import LayerPlan, plan_layers
 from .projection import PatchPCA
-from .stage import Seen, mirrored
+from .stage import Seen, Stage, mirrored
 from .standardizer import Standardizer
 
-__all__ = ["Layers"]
+__all__ = ["Layers", "range_of", "values_of"]
 
 
-class Layers(ABC):
+# Blocks, where neither their number nor a recipe is given.
+_LAYERS = 3
+# Images whose maps are held at once, between two blocks.
+_IMAGES_AT_ONCE = 512
+# Images that principal directions are computed from.
+_PROJECTION_IMAGES = 1000
+
+
+def values_of(given: Any) -> list[Any]:
+    """Return the values of a setting of each layer; the last one stands for all further layers."""
+    given = scalar(given)
+    return list(given) if isinstance(given, (Sequence, np.ndarray)) else [given]
+
+
+def range_of(images: Tensor) -> tuple[float, float]:
+    """Return the least and the largest value of images, those of all processes."""
+    ends = gather_rows(torch.stack([images.min(), images.max()]).double()[None])
+    return float(ends[:, 0].min()), float(ends[:, 1].max())
+
+
+class Layers:
     """What ``LayerwiseCNN`` does with the blocks that it has so far."""
 
     blocks_: list[ConvexConvBlock]
@@ -37,10 +59,46 @@ class Layers(ABC):
     mirror: bool
     half_maps: bool
     hand_on: int | None
+    layers: int | None
+    block: Any
+    downsample: Any
+    standardize: bool
+    project: int | None
+    input_range_: tuple[float, float]
+    used_: Layers
 
-    @abstractmethod
+    @property
+    def used(self) -> Layers:
+        """This stack, or if a recipe decided its last fit the one with the settings of that."""
+        return getattr(self, "used_", self)
+
+    def n_layers(self) -> int:
+        """Return the number of blocks."""
+        return _LAYERS if self.layers is None else as_int("layers", self.layers)
+
+    def plan(self, image_shape: tuple[int, int, int], counts: Sequence[int] | None = None) -> list[LayerPlan]:
+        """Return the shapes of all layers, for images of a shape (C, H, W) and so many neurons at most.
+
+        Raises
+        ------
+        InputError
+            If maps grow too small for a layer.
+        """
+        blocks = given_blocks(self.block)
+        blocks = blocks * self.n_layers() if len(blocks) == 1 else blocks
+        return plan_layers(
+            image_shape, [block.check_parameters() for block in blocks],
+            [self.pooling_after(layer) for layer in range(len(blocks))],
+            counts=counts, hand_on=self.hand_on, project=self.project,
+        )  # fmt: skip
+
     def pooling_after(self, layer: int) -> int:
         """Return the average pooling between block ``layer`` (from 0) and the next."""
+        downsample = self.used.downsample
+        values = values_of(1 if downsample is None else downsample)
+        if not values or not all(is_int(value, 1) for value in values):
+            raise InputError(f"downsample must be an int >= 1, or a sequence of them; got {downsample!r}.")
+        return int(values[min(layer, len(values) - 1)])
 
     @plainly
     def _inputs(self, layer: int, inputs: Tensor) -> Tensor:
@@ -53,14 +111,42 @@ class Layers(ABC):
         standardizer = self.standardizers_[layer]
         return maps if standardizer is None else standardizer(maps)
 
+    def _sampled(self, stage: Stage, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Return some images of the whole set, drawn at random, or all if so few: those that this process holds."""
+        inputs, weights = stage.inputs, stage.weights
+        counts = row_counts(inputs)
+        total, first = sum(counts), sum(counts[: rank()])
+        if total <= _PROJECTION_IMAGES:
+            return inputs, weights
+        places = torch.randperm(total, generator=generator)[:_PROJECTION_IMAGES].sort().values
+        own = (places[(places >= first) & (places < first + len(inputs))] - first).to(inputs.device)
+        return inputs[own], None if weights is None else weights[own]
+
+    def _standardizer(self, layer: int, stage: Stage) -> Standardizer | PatchPCA | None:
+        """Return what the input of block ``layer`` goes through, from the stage with the input of the block before."""
+        if layer and self.project is not None:
+            blocks = given_blocks(self.block)
+            kernel, _, padding = blocks[min(layer, len(blocks) - 1)].check_parameters().sizes()
+            generator = torch.Generator().manual_seed(layer)
+            some, weights = self._sampled(stage, generator)
+            maps = self._hand_on(layer - 1, some)
+            return PatchPCA.of(maps, int(self.project), kernel, padding, generator, weights=weights)
+        if not self.standardize:
+            return None
+        if not layer:
+            return Standardizer.of(stage.inputs, stage.weights)
+        parts = torch.split(stage.inputs, _IMAGES_AT_ONCE)
+        return Standardizer.of_parts((self._hand_on(layer - 1, part) for part in parts), stage.weights)
+
     def handed_on(self, layer: int) -> Tensor:
         """Return the indices of the neurons of block ``layer`` (from 0) that hand their maps on, in their order."""
         neurons = self.blocks_[layer].neurons_
         count = len(neurons.filters)
-        if self.hand_on is None or self.hand_on >= count:
+        most = self.used.hand_on
+        if most is None or most >= count:
             return torch.arange(count, device=neurons.filters.device)
         lengths = self.blocks_[layer].neuron_norms()
-        return torch.argsort(lengths, descending=True, stable=True)[: int(self.hand_on)].sort().values
+        return torch.argsort(lengths, descending=True, stable=True)[: int(most)].sort().values
 
     def _hand_on(self, layer: int, inputs: Tensor, following: int | None = None) -> Tensor:
         """Return what block ``layer`` hands on from its input: pooled maps, or the input of the following block."""
@@ -78,7 +164,7 @@ class Layers(ABC):
             if following is None:
                 return pooled
             values = self._standardized(following, pooled)
-            return values.half() if self.half_maps else values
+            return values.half() if self.used.half_maps else values
 
         return block.maps(inputs, self.handed_on(layer), then)
 
@@ -100,25 +186,27 @@ class Layers(ABC):
     def seen(self, images: Any) -> Iterator[Seen]:
         """Yield what each block makes of images, mirror images with them; also of blocks that are added meanwhile."""
         self._check_fitted()
-        if self.mirror:
+        if self.used.mirror:
             like = self.blocks_[0].neurons_.filters
             images = mirrored(check_images(images, dtype=like.dtype, device=like.device))
         outputs: np.ndarray | None = None
         for block, inputs in self.layer_inputs(images):
             own = block.outputs(inputs).cpu().numpy()
-            offset = outputs if outputs is not None and self.residual else np.zeros_like(own)
+            offset = outputs if outputs is not None and self.used.residual else np.zeros_like(own)
             outputs = offset + own
             yield Seen(inputs, offset, outputs)
 
     def averaged(self, predictions: np.ndarray) -> np.ndarray:
         """Return predictions, the mean of those for images and their mirror images with ``mirror``."""
-        if not self.mirror:
+        if not self.used.mirror:
             return predictions
         return np.asarray((predictions[0::2] + predictions[1::2]) / 2)
 
     def staged_predict(self, images: Any, *, shift: int = 0) -> Iterator[np.ndarray]:
         """Yield each layer's predictions, shape (n,) or (n, outputs); for ``shift`` see ``predict``."""
         far = as_int("shift", shift, 0, "in pixels")
+        self._check_fitted()
+        warn_of_scale(check_images(images), getattr(self, "input_range_", None))
         views = [images]
         if far:
             given = check_images(images)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..arrangements import parse_gates
+from ..core.checks import as_int
 from ..errors import InputError
-from .block import ConvexConvBlock
+from .block import DEFAULT_SEARCH, ConvexConvBlock
 
-__all__ = ["RECIPES", "blocks_of", "recipe", "recipe_for"]
+__all__ = ["RECIPES", "blocks_of", "recipe", "recipe_for", "stack_settings"]
 
 # Images of so many pixels in a channel are small enough for the program over all filters: its filters and cells were
 # chosen on 8 x 8 digits.
@@ -61,6 +63,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "baseline": False,
     },
 }
+# Settings of a stack that stand for nothing where a recipe has them: it decides.
+_UNDECIDED = ("residual", "project", "hand_on", "half_maps")
 # Of reg_max, times the number of images, at the first layer and at all further ones; and the most.
 _SMALL_FRACTIONS, _LARGEST_FRACTION = (3.0, 300.0), 0.3
 
@@ -137,3 +141,44 @@ def blocks_of(kernel_size: Any, padding: Any, gates: Any, layers: int, **common:
         )
         for kernel, border, kind in zip(*each, strict=True)
     ]
+
+
+def stack_settings(
+    name: str, image_shape: tuple[int, int, int], n_train: int, given: Mapping[str, Any], *, classes: bool
+) -> dict[str, Any]:
+    """Return the parameters of a stack by a recipe, but for those that are given.
+
+    Parameters
+    ----------
+    name : {"small", "large"}
+    image_shape : (int, int, int)
+        (C, H, W).
+    n_train : int
+    given : mapping
+        Parameters of a ``LayerwiseCNN`` without a block; what is None or False there is left to the recipe.
+    classes : bool
+        Whether an image and its mirror image have the same target.
+
+    Examples
+    --------
+    >>> given = dict(layers=3, downsample=None, reg_fraction=None, mirror=False, project=None, residual=False)
+    >>> found = stack_settings("small", (1, 28, 28), 2000, given, classes=True)
+    >>> found["layers"], found["project"], found["block"][0].kernel_size
+    (3, 80, 5)
+    """
+    values = recipe(name, image_shape, n_train)
+    layers = values["layers"] if given["layers"] is None else as_int("layers", given["layers"])
+    blocks = blocks_of(
+        values["kernel_size"], values["padding"], values["gates"], layers, pool_cells=values["pool_cells"],
+        intercept=values["intercept"], tol=values["tol"], dtype=values["dtype"],
+        pricing=replace(DEFAULT_SEARCH, starts=values["starts"]),
+    )  # fmt: skip
+    return {
+        **given,
+        **{key: given.get(key) or values[key] for key in _UNDECIDED},
+        **{key: values[key] if given[key] is None else given[key] for key in ("downsample", "reg_fraction")},
+        "mirror": given["mirror"] or (classes and "mirror" in values["augment"]),
+        "layers": layers,
+        "block": blocks,
+        "recipe": "exact",
+    }

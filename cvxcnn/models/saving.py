@@ -64,7 +64,8 @@ def load_model(folder: str | os.PathLike[str], *, device: str = "cpu") -> Layerw
     Returns
     -------
     LayerwiseCNN
-        Fitted; ``extra_`` holds what was saved beside it.
+        Fitted; ``extra_`` holds what was saved beside it. ``ConvexCNNClassifier.load`` makes a classifier of the same
+        folder, with the classes and the scores of a run.
 
     Raises
     ------

@@ -8,18 +8,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from sklearn.base import clone
-from torch import Tensor, nn
+from torch import nn
 
 from ..activations import Neurons
-from ..core.checks import as_flag, as_int, as_int_or_none, is_int, is_number, scalar
+from ..core.checks import as_flag, as_int_or_none, is_int, is_number
 from ..core.distributed import rank, row_counts
 from ..core.plainly import plainly
 from ..core.seeds import seed_of
 from ..data.augmentation import shifted
-from ..data.checks import are_flat, check_images, check_targets
+from ..data.checks import are_classes, are_flat, check_images, check_targets
 from ..data.hold_out import held_out
 from ..errors import InputError
 from ..fitting import DTYPES
@@ -27,31 +26,23 @@ from ..solvers import Progress
 from .block import DEFAULT_FRACTION, ConvexConvBlock
 from .blocks import given_blocks
 from .door import check_given, weighing
+from .layers import range_of, values_of
 from .path import choose_reg
-from .plan import LayerPlan, plan_layers
 from .projection import PatchPCA
+from .recipes import RECIPES, recipe_for, stack_settings
 from .stack_state import StackState
 from .stacked_module import StackedCNN, input_modules, map_modules, rival_head
 from .stage import Stage, twice
 from .standardizer import Standardizer
+from .telling import Telling
 
 __all__ = ["LayerwiseCNN"]
 
 logger = logging.getLogger(__name__)
 
-# Images whose maps are held at once, between two blocks.
-_IMAGES_AT_ONCE = 512
-# Images that principal directions are computed from.
-_PROJECTION_IMAGES = 1000
 # The path along which reg is chosen on held-out images.
 _PATH_POINTS = 10
 _SMALLEST_FRACTION = 1e-3
-
-
-def _values(given: Any) -> list[Any]:
-    """Return the values of a setting of each layer; the last one stands for all further layers."""
-    given = scalar(given)
-    return list(given) if isinstance(given, (Sequence, np.ndarray)) else [given]
 
 
 class LayerwiseCNN(StackState):
@@ -68,12 +59,13 @@ class LayerwiseCNN(StackState):
 
     Parameters
     ----------
-    layers : int
-        Number of blocks J >= 1.
+    layers : int or None
+        Number of blocks J >= 1; None for 3, or for those of the recipe.
     block : ConvexConvBlock or sequence of them, or None
-        Settings of every block, or of each; None for the defaults of ``ConvexConvBlock``.
-    downsample : int or sequence of int
-        Average pooling between blocks, as kernel and stride: the last value stands for all further blocks. 1 for none.
+        Settings of every block, or of each; None for those of the recipe.
+    downsample : int, sequence of int, or None
+        Average pooling between blocks, as kernel and stride: the last value stands for all further blocks. 1 for none;
+        None for that of the recipe, if there is one.
     standardize : bool
         Standardize the channels of every block's input, the images included.
     reg_fraction : float, sequence of float, or None
@@ -96,6 +88,10 @@ class LayerwiseCNN(StackState):
         values from ``reg_max`` down to ``reg_fraction`` (or 0.001) of it. Blocks have no ``reg`` of their own then.
     half_maps : bool
         Keep what blocks after the first see in float16, which is half of the memory. Needs float32 blocks.
+    recipe : {"auto", "exact", "small", "large"}
+        What isn't given, by name: "exact" is the defaults of ``ConvexConvBlock``, "small" and "large" weigh patches of
+        the images in place of a search for filters. "auto" is "exact" if there is a ``block``, and otherwise what fits
+        the number and the size of the images (``recipes.recipe_for``), as on the command line.
 
     Attributes
     ----------
@@ -105,6 +101,8 @@ class LayerwiseCNN(StackState):
         What each block's input goes through.
     image_shape_ : tuple
         (C, H, W).
+    input_range_ : tuple
+        The least and the largest value of the images: ``predict`` warns of others of another scale.
 
     Raises
     ------
@@ -128,9 +126,9 @@ class LayerwiseCNN(StackState):
     def __init__(
         self,
         *,
-        layers: int = 3,
+        layers: int | None = None,
         block: ConvexConvBlock | Sequence[ConvexConvBlock] | None = None,
-        downsample: int | Sequence[int] = 1,
+        downsample: int | Sequence[int] | None = None,
         standardize: bool = True,
         reg_fraction: float | Sequence[float] | None = None,
         residual: bool = False,
@@ -140,6 +138,7 @@ class LayerwiseCNN(StackState):
         crop: bool = False,
         validation: float | None = None,
         half_maps: bool = False,
+        recipe: str = "auto",
     ) -> None:
         self.layers = layers
         self.block = block
@@ -153,10 +152,43 @@ class LayerwiseCNN(StackState):
         self.crop = crop
         self.validation = validation
         self.half_maps = half_maps
+        self.recipe = recipe
+
+    def for_images(self, image_shape: tuple[int, int, int], n_train: int, *, classes: bool = True) -> LayerwiseCNN:
+        """Return this stack, or one of the recipe that is asked for or that fits images of a shape and number.
+
+        Parameters
+        ----------
+        image_shape : (int, int, int)
+            (C, H, W).
+        n_train : int
+        classes : bool
+            Whether an image and its mirror image have the same target.
+
+        Raises
+        ------
+        InputError
+            If there is no such recipe, or a block beside one.
+
+        Examples
+        --------
+        >>> LayerwiseCNN().for_images((3, 32, 32), 6000).project
+        80
+        """
+        if self.recipe not in ("auto", *RECIPES):
+            raise InputError(f'recipe must be "auto" or one of {sorted(RECIPES)}; got {self.recipe!r}.')
+        if self.block is not None:
+            if self.recipe not in ("auto", "exact"):
+                raise InputError(f"recipe={self.recipe!r} and block both decide the blocks. Leave one of them out.")
+            return self
+        name = recipe_for(image_shape, n_train) if self.recipe == "auto" else self.recipe
+        if name == "exact":
+            return self
+        return LayerwiseCNN(**stack_settings(name, image_shape, n_train, self.get_params(deep=False), classes=classes))
 
     def blocks_to_fit(self) -> list[ConvexConvBlock]:
         """Return the blocks to fit, after checking all settings."""
-        layers = as_int("layers", self.layers)
+        layers = self.n_layers()
         for name in ("project", "hand_on"):
             as_int_or_none(name, getattr(self, name))
         for name in ("standardize", "residual", "mirror", "crop", "half_maps"):
@@ -193,34 +225,11 @@ class LayerwiseCNN(StackState):
                     "Leave one of them at None."
                 )
 
-    def plan(self, image_shape: tuple[int, int, int], counts: Sequence[int] | None = None) -> list[LayerPlan]:
-        """Return the shapes of all layers, for images of a shape (C, H, W) and so many neurons at most.
-
-        Raises
-        ------
-        InputError
-            If maps grow too small for a layer.
-        """
-        blocks = given_blocks(self.block)
-        blocks = blocks * int(self.layers) if len(blocks) == 1 else blocks
-        return plan_layers(
-            image_shape, [block.check_parameters() for block in blocks],
-            [self.pooling_after(layer) for layer in range(len(blocks))],
-            counts=counts, hand_on=self.hand_on, project=self.project,
-        )  # fmt: skip
-
-    def pooling_after(self, layer: int) -> int:
-        """Return the average pooling between block ``layer`` (from 0) and the next."""
-        values = _values(self.downsample)
-        if not values or not all(is_int(value, 1) for value in values):
-            raise InputError(f"downsample must be an int >= 1, or a sequence of them; got {self.downsample!r}.")
-        return int(values[min(layer, len(values) - 1)])
-
     def fraction_of(self, layer: int) -> float:
         """Return ``reg`` of block ``layer`` (from 0) as a share of its ``reg_max``, where it has none of its own."""
         if self.reg_fraction is None:
             return DEFAULT_FRACTION
-        values = _values(self.reg_fraction)
+        values = values_of(self.reg_fraction)
         if not values or not all(is_number(value, above=0, below=1) for value in values):
             raise InputError(
                 f"reg_fraction must be between 0 and 1, a sequence of such numbers, or None; got {self.reg_fraction!r}."
@@ -236,6 +245,8 @@ class LayerwiseCNN(StackState):
         callback: Callable[[int, Progress], None] | None = None,
         on_layer: Callable[[int, ConvexConvBlock, Stage], None] | None = None,
         finished: LayerwiseCNN | None = None,
+        *,
+        verbose: bool = False,
     ) -> LayerwiseCNN:
         """Train block after block.
 
@@ -253,7 +264,12 @@ class LayerwiseCNN(StackState):
         finished : LayerwiseCNN, optional
             A stack of these settings, fitted on these images, whose blocks are the first of this one: they are kept
             as they are, and ``callback`` and ``on_layer`` hear nothing of them.
+        verbose : bool
+            Say on standard error which layer is fitted, and how far that is.
         """
+        if hasattr(self, "used_"):
+            del self.used_
+        telling = Telling(as_flag("verbose", verbose))
         settings = self.blocks_to_fit()
         self.pooling_after(0)
         first = settings[0]
@@ -263,7 +279,12 @@ class LayerwiseCNN(StackState):
         expected = check_targets(targets, len(inputs), dtype=inputs.dtype, device=inputs.device)
         inputs, expected, weights = weighing(inputs, expected, sample_weight)
         flat = are_flat(targets)
-        self.image_shape_ = tuple(int(side) for side in inputs.shape[1:])
+        channels, height, width = inputs.shape[1:]
+        n_train = sum(row_counts(inputs))
+        chosen = self.for_images((channels, height, width), n_train, classes=are_classes(expected))
+        if chosen is not self:
+            return self._take(chosen.fit(images, targets, sample_weight, callback, on_layer, finished, verbose=verbose))
+        self.image_shape_, self.input_range_ = tuple(int(side) for side in inputs.shape[1:]), range_of(inputs)
         self.blocks_: list[ConvexConvBlock] = []
         self.standardizers_: list[Standardizer | PatchPCA | None] = []
         kept = [] if finished is None else list(zip(finished.blocks_, finished.standardizers_, strict=True))
@@ -296,7 +317,9 @@ class LayerwiseCNN(StackState):
             training = replace(training, inputs=self._inputs(layer, training.inputs))
             if judging is not None:
                 judging = replace(judging, inputs=self._inputs(layer, judging.inputs))
-            block = kept[layer][0] if known else self._fit_block(layer, block, training, judging, flat, callback)
+            block = (
+                kept[layer][0] if known else self._fit_block(layer, block, training, judging, flat, callback, telling)
+            )
             self.blocks_.append(block)
             if self.residual or on_layer is not None:
                 training = training.after(block)
@@ -309,6 +332,16 @@ class LayerwiseCNN(StackState):
                 judging = None if judging is None else judging.after(block).remainder()
         return self
 
+    def _take(self, fitted: LayerwiseCNN) -> LayerwiseCNN:
+        """Take what a stack of other settings has learnt, and its settings for whatever follows."""
+        self.used_ = fitted
+        self.image_shape_, self.blocks_, self.standardizers_ = (
+            fitted.image_shape_,
+            fitted.blocks_,
+            fitted.standardizers_,
+        )
+        return self
+
     def _fit_block(
         self,
         layer: int,
@@ -317,6 +350,7 @@ class LayerwiseCNN(StackState):
         judging: Stage | None,
         flat: bool,
         callback: Callable[[int, Progress], None] | None,
+        telling: Telling,
     ) -> ConvexConvBlock:
         """Return the block of a layer, fitted; its reg is chosen here if that is asked for."""
 
@@ -324,42 +358,20 @@ class LayerwiseCNN(StackState):
             if callback is not None:
                 callback(layer, progress)
 
+        name = f"layer {layer + 1}"
+        hears = telling.hears(name, report)
         targets = training.targets[:, 0] if flat else training.targets
         fraction = self.fraction_of(layer)
         if judging is not None:
             smallest = _SMALLEST_FRACTION if self.reg_fraction is None else fraction
             own, held = ((stage.inputs, stage.targets, stage.weights) for stage in (training, judging))
-            return choose_reg(block, own, held, points=_PATH_POINTS, smallest=smallest, flat=flat, callback=report)
-        block.fit_task(block.task(training.inputs, targets, training.weights), flat, fraction, report)
+            return choose_reg(block, own, held, points=_PATH_POINTS, smallest=smallest, flat=flat, callback=hears)
+        task = block.task(training.inputs, targets, training.weights)
+        telling.begin(name, task)
+        block.fit_task(task, flat, fraction, hears)
+        telling.end(name, block.certificate_)
         block.reg = block.reg_
         return block
-
-    def _sampled(self, stage: Stage, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Return some images of the whole set, drawn at random, or all if so few: those that this process holds."""
-        inputs, weights = stage.inputs, stage.weights
-        counts = row_counts(inputs)
-        total, first = sum(counts), sum(counts[: rank()])
-        if total <= _PROJECTION_IMAGES:
-            return inputs, weights
-        places = torch.randperm(total, generator=generator)[:_PROJECTION_IMAGES].sort().values
-        own = (places[(places >= first) & (places < first + len(inputs))] - first).to(inputs.device)
-        return inputs[own], None if weights is None else weights[own]
-
-    def _standardizer(self, layer: int, stage: Stage) -> Standardizer | PatchPCA | None:
-        """Return what the input of block ``layer`` goes through, from the stage with the input of the block before."""
-        if layer and self.project is not None:
-            blocks = given_blocks(self.block)
-            kernel, _, padding = blocks[min(layer, len(blocks) - 1)].check_parameters().sizes()
-            generator = torch.Generator().manual_seed(layer)
-            some, weights = self._sampled(stage, generator)
-            maps = self._hand_on(layer - 1, some)
-            return PatchPCA.of(maps, int(self.project), kernel, padding, generator, weights=weights)
-        if not self.standardize:
-            return None
-        if not layer:
-            return Standardizer.of(stage.inputs, stage.weights)
-        parts = torch.split(stage.inputs, _IMAGES_AT_ONCE)
-        return Standardizer.of_parts((self._hand_on(layer - 1, part) for part in parts), stage.weights)
 
     @plainly
     def to_torch(self, layer: int = -1, *, neurons: Neurons | None = None, alone: bool = False) -> nn.Module:
@@ -418,13 +430,13 @@ class LayerwiseCNN(StackState):
         maps = [
             map_modules(self.blocks_[j], self.handed_on(j), self.pooling_after(j), number=j + 1) for j in range(last)
         ]
-        if (self.residual or self.mirror) and not alone:
+        if (self.used.residual or self.used.mirror) and not alone:
             return StackedCNN(
                 [nn.Sequential(part) for part in inputs],
                 [*(block.to_torch() for block in self.blocks_[:last]), head],
                 [nn.Sequential(part) for part in maps],
-                add=self.residual,
-                mirror=self.mirror,
+                add=self.used.residual,
+                mirror=self.used.mirror,
             )
         modules: OrderedDict[str, nn.Module] = OrderedDict()
         for before, after in zip(inputs, maps, strict=False):

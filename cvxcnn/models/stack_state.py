@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..fitting import DTYPES
-from ..persistence.checks import MisfitError, entry, is_int
+from ..persistence.checks import MisfitError, entry, is_int, is_number
 from ..persistence.files import CONFIG_FILE
 from ..persistence.state import State, StateReader, plain
 from .block import ConvexConvBlock
@@ -56,9 +56,10 @@ class StackState(Layers, OfBlocks):
                 tensors |= {f"layers.{layer}.standardizer.{name}": getattr(part, name) for name in ("mean", "scale")}
         stack = {
             "layers": len(self.blocks_),
-            "downsample": plain(self.downsample),
-            **{name: plain(getattr(self, name)) for name in (*FLAGS, *NUMBERS)},
+            "downsample": plain(1 if self.used.downsample is None else self.used.downsample),
+            **{name: plain(getattr(self.used, name)) for name in (*FLAGS, *NUMBERS)},
             "image_shape": plain(self.image_shape_),
+            "input_range": plain(getattr(self, "input_range_", None)),
         }
         return State(self.kind, {"stack": stack, "layers": layers}, tensors)
 
@@ -69,6 +70,10 @@ class StackState(Layers, OfBlocks):
         model: Self = cls(**settings)
         inputs: tuple[int, int, int] = tuple(stack["image_shape"])
         model.image_shape_ = inputs
+        # Files of before have none.
+        ends = entry({"input_range": None, **stack}, "input_range", _is_range, "two rising numbers or null", "stack.")
+        if ends is not None:
+            model.input_range_ = float(ends[0]), float(ends[1])
         model.blocks_, model.standardizers_ = [], []
         for layer, table in enumerate(layers):
             part: Standardizer | PatchPCA | None = None
@@ -94,6 +99,12 @@ class StackState(Layers, OfBlocks):
             if isinstance(part, PatchPCA):
                 block.set_params(kernel_size=tuple(part.directions.shape[2:]), padding=part.padding)
         return model
+
+
+def _is_range(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, list) and len(value) == 2 and all(map(is_number, value)) and value[0] <= value[1]
+    )
 
 
 def _standardizer(reader: StateReader, layer: int, block: ConvexConvBlock, channels: int) -> Standardizer:

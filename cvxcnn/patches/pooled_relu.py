@@ -12,31 +12,35 @@ if TYPE_CHECKING:
 
 __all__ = ["LargestReLU", "PooledReLU"]
 
-# Masks of active responses up to this many bytes are kept for the backward pass; larger ones are computed again.
-MASK_BYTES = 1 << 28
+# Responses up to this many bytes are kept for the backward pass; larger ones are computed again.
+KEPT_BYTES = 1 << 28
 
 
 class PooledReLU(torch.autograd.Function):
-    """Pooled ReLU responses with a backward pass that keeps one bit-sized mask, or nothing when that is too much."""
+    """Pooled ReLU responses with a backward pass that keeps them unpooled, or nothing when that is too much.
+
+    A mask of the active ones would be a quarter of that, but to write and to apply it costs more than all the rest.
+    """
 
     @staticmethod
     def forward(ctx: Any, filters: Tensor, patches: Patches) -> Tensor:
         count = len(filters)
-        keep = ctx.needs_input_grad[0] and patches.n_images * patches.n_patches * count <= MASK_BYTES
+        entries = patches.n_images * patches.n_patches * count
+        keep = ctx.needs_input_grad[0] and entries * filters.element_size() <= KEPT_BYTES
         ctx.save_for_backward(filters)
         ctx.patches = patches
         pooled = patches.like.new_empty(patches.n_images, patches.n_cells, count)
         if not ctx.needs_input_grad[0] and patches.convolves(count):
             return patches.convolved(filters.detach(), pooled)
         shape = (patches.n_images, patches.n_patches, count) if keep else (0, 0, 0)
-        ctx.mask = mask = torch.empty(shape, dtype=torch.bool, device=filters.device)
+        ctx.kept = kept = filters.new_empty(shape)
         weights = filters.detach().T.contiguous()
 
         def work(share: slice) -> None:
             for rows, chunk in patches.chunks(count, share):
-                responses = (chunk.reshape(-1, patches.dim) @ weights).relu_().view(len(chunk), -1, count)
-                if keep:
-                    torch.gt(responses, 0, out=mask[rows])
+                flat = chunk.reshape(-1, patches.dim)
+                out = kept[rows].view(-1, count) if keep else None
+                responses = torch.mm(flat, weights, out=out).relu_().view(len(chunk), -1, count)
                 torch.matmul(patches.pool, responses, out=pooled[rows])
 
         if count:
@@ -47,7 +51,7 @@ class PooledReLU(torch.autograd.Function):
     def backward(ctx: Any, *upstreams: Tensor) -> tuple[Tensor, None]:
         (filters,) = ctx.saved_tensors
         patches: Patches = ctx.patches
-        mask: Tensor = ctx.mask
+        kept: Tensor = ctx.kept
         count = len(filters)
         weights = filters.detach().T.contiguous()
         spread = patches.pool.T.contiguous()
@@ -57,8 +61,8 @@ class PooledReLU(torch.autograd.Function):
             for rows, chunk in patches.chunks(count, share):
                 flat = chunk.reshape(-1, patches.dim)
                 incoming = torch.matmul(spread, upstreams[0][rows]).reshape(-1, count)
-                active = mask[rows].view(-1, count) if mask.numel() else flat @ weights > 0
-                gradient.addmm_(flat.T, incoming.mul_(active))
+                responses = kept[rows].view(-1, count) if kept.numel() else flat @ weights
+                gradient.addmm_(flat.T, torch.ops.aten.threshold_backward(incoming, responses, 0))
             return gradient
 
         return sum(patches.map_shares(work), torch.zeros_like(weights)).T, None
@@ -74,7 +78,7 @@ class LargestReLU(torch.autograd.Function):
         pooled = patches.like.new_empty(shape)
         if not ctx.needs_input_grad[0] and patches.convolves(count):
             return patches.convolved(filters.detach(), pooled)
-        keep = ctx.needs_input_grad[0] and pooled.numel() * torch.int32.itemsize <= MASK_BYTES
+        keep = ctx.needs_input_grad[0] and pooled.numel() * torch.int32.itemsize <= KEPT_BYTES
         ctx.save_for_backward(filters)
         ctx.patches = patches
         ctx.winners = winners = torch.empty(shape if keep else (0, 0, 0), dtype=torch.int32, device=filters.device)

@@ -38,6 +38,8 @@ _HALVINGS = 8
 # A step that gains less than this, relative to the value, is the last.
 _GAIN = 1e-12
 _PROJECTIONS = 60
+# Lengths of its steps that are tried: where none is lower, steps that move one multiplier at a time end it sooner.
+_LENGTHS = (1.0, 0.5, 0.25, 0.125)
 # A multiplier whose limit costs no more than this, relative to the largest slope, may stay there.
 _PULL = 1e-14
 
@@ -61,14 +63,12 @@ def _nearest(normals: Floats, vector: Floats, most: Floats, start: Floats) -> Fl
             break
         step = np.zeros_like(weights)
         step[free] = np.linalg.solve(gram[np.ix_(free, free)], -slope[free])
-        length = 1.0
-        while True:
-            trial = np.clip(weights + length * step, 0.0, most)
+        for length in _LENGTHS:
+            trial = np.minimum(np.maximum(weights + length * step, 0.0), most)
             lower = 0.5 * trial @ gram @ trial - linear @ trial
-            if lower < value or length < 1e-9:
+            if lower < value:
                 break
-            length *= 0.5
-        if not lower < value:
+        else:
             break
         weights, value = trial, lower
     return _finished(gram, linear, most, weights)
@@ -81,7 +81,7 @@ def _finished(gram: Floats, linear: Floats, most: Floats, weights: Floats) -> Fl
     Source: Stark & Parker 1995, Bounded-Variable Least-Squares: an Algorithm and Applications.
     """
     free = (weights > 0.0) & (weights < most)
-    for _ in range(len(most) + 1):
+    for _ in range(4 * len(most) + 1):
         while free.any():
             slope = gram[free] @ weights - linear[free]
             step = np.linalg.solve(gram[np.ix_(free, free)], -slope)
@@ -111,6 +111,8 @@ class _Climb:
         self.lengths = torch.linalg.vector_norm(self.points, dim=1)
         self.pool, self.dual, self.pairs = patches.pool.double(), dual.double(), pairs
         self.n_images = patches.n_images
+        # Of the patches on a ridge, mu / |c|, which hardly changes from one solve to the next.
+        self.shares: Tensor | None = None
 
     def value(self, directions: Tensor, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return ||A(u)|| (m,), W (m, cells, outputs) and the responses (N, m) of directions (m, d)."""
@@ -131,33 +133,47 @@ class _Climb:
         on = responses > 0
         ridge = concave & (responses.abs() <= _ON_RIDGE * self.lengths[:, None])
         most = _RIDGE_PATCHES * self.points.shape[1]
-        trial = directions
+        trial = directions.clone()
+        shares = on.double()
+        if self.shares is not None:
+            shares = torch.where(ridge, self.shares[:, which], shares)
+        still = torch.arange(len(directions), device=directions.device)
         for _ in range(_RIDGE_ROUNDS):
-            trial = self._over_ridge(coefficients, on, ridge)
-            moved = self.points @ trial.T
-            changed = concave & ~ridge & ((moved > 0) != on)
+            trial[still] = self._over_ridge(coefficients, on, ridge, shares, still)
+            free, side = (concave & ~ridge)[:, still], on[:, still]
+            changed = free & ((self.points @ trial[still].T > 0) != side)
+            few = most - ridge[:, still].sum(dim=0)
             # Far from a maximum a step crosses too many: a shorter one of the same concave function is no lower either.
             for _ in range(_HALVINGS):
-                long = ((changed | ridge).sum(dim=0) > most).nonzero().flatten()
+                long = (changed.sum(dim=0) > few).nonzero().flatten()
                 if not len(long):
                     break
-                trial[long] = F.normalize(0.5 * (trial[long] + directions[long]), dim=1)
-                moved = self.points @ trial[long].T
-                changed[:, long] = concave[:, long] & ~ridge[:, long] & ((moved > 0) != on[:, long])
-            changed &= (changed | ridge).sum(dim=0) <= most
-            if not changed.any():
+                rows = still[long]
+                trial[rows] = F.normalize(0.5 * (trial[rows] + directions[rows]), dim=1)
+                changed[:, long] = free[:, long] & ((self.points @ trial[rows].T > 0) != side[:, long])
+            changed &= changed.sum(dim=0) <= few
+            more = changed.any(dim=0)
+            if not more.any():
                 break
-            ridge |= changed
+            still = still[more]
+            ridge[:, still] |= changed[:, more]
+        if self.shares is None:
+            self.shares = shares
+        else:
+            self.shares[:, which] = shares
         return trial, values
 
-    def _over_ridge(self, coefficients: Tensor, on: Tensor, ridge: Tensor) -> Tensor:
-        base = (coefficients * (on & ~ridge)).T @ self.points
-        for column in ridge.any(dim=0).nonzero().flatten().tolist():
-            rows = ridge[:, column].nonzero().flatten()
-            normals, most = self.points[rows].cpu().numpy(), -coefficients[rows, column].cpu().numpy()
+    def _over_ridge(self, coefficients: Tensor, on: Tensor, ridge: Tensor, shares: Tensor, which: Tensor) -> Tensor:
+        """Return the best directions over their ridges of those with these indices, and keep their multipliers."""
+        base = (coefficients * (on & ~ridge))[:, which].T @ self.points
+        for column, index in enumerate(which.tolist()):
+            rows = ridge[:, index].nonzero().flatten()
+            if not len(rows):
+                continue
+            normals, most = self.points[rows].cpu().numpy(), -coefficients[rows, index].cpu().numpy()
             # The side that a patch is on tells the limit that its multiplier is probably at.
-            start = most * on[rows, column].cpu().numpy()
-            taken = _nearest(normals, base[column].cpu().numpy(), most, start)
+            taken = _nearest(normals, base[column].cpu().numpy(), most, most * shares[rows, index].cpu().numpy())
+            shares[rows, index] = torch.from_numpy(taken / most).to(shares)
             base[column] -= torch.from_numpy(taken @ normals).to(base)
         return F.normalize(base, dim=1)
 
@@ -179,7 +195,7 @@ def climbed(patches: Patches, dual: Tensor, directions: Tensor, steps: int, pair
 
     Notes
     -----
-    In float64, over all patches: 8 n K (d + 3 m) bytes and about 6 n K d m operations a step.
+    In float64, over all patches: 8 n K (d + 4 m) bytes and about 6 n K d m operations a step.
 
     Examples
     --------

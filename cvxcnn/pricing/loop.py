@@ -210,7 +210,7 @@ def price(master: Master, start: Tensor | None = None, callback: Callback | None
         met = worst_direction(point.program, master.quick, dual, options, master.generator, enough=enough, rough=rough)
         violation = float(met.scores.max())
         gap = relative_gap(point.objective, met.bound)
-        history.append(Progress(rounds, time.perf_counter() - began, point.objective, met.bound))
+        history.append(Progress(rounds, time.perf_counter() - began, point.objective, met.bound, over_all=True))
         logger.info(
             "pricing round %d: objective %.6g, worst violation %.5f, gap %.2e, %d blocks, %.1f s",
             rounds,

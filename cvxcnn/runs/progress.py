@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from ..core.text import printable
-from ..program.program import relative_gap
 from ..solvers import Progress as SolverProgress
 
 __all__ = ["Reporter"]
@@ -64,17 +63,17 @@ class Reporter:
             self.bars.remove_task(self._task)
             self._task = None
 
+    def begin(self, layer: int) -> None:
+        """Show that a block is being solved, before its first round is over."""
+        self.update(f"layer {layer + 1}", 0.0, "begins: patches, reg, and a first solution")
+
     def solver(self, layer: int, progress: SolverProgress) -> None:
         """Show a round of a block's solve."""
-        gap = relative_gap(progress.objective, progress.dual_bound)
-        state = (
-            f"round {progress.iteration}, objective {progress.objective:.6g}, "
-            f"bound {progress.dual_bound:.6g}, gap {gap:.1e}"
-        )
+        gap = progress.relative_gap
         # A gap falls by factors: the bar is half full at the root of what is asked for.
         asked = math.log(min(self.target_gap, 0.5))
         share = math.log(min(max(gap, self.target_gap), 1.0)) / asked if math.isfinite(gap) else 0.0
-        self.update(f"layer {layer + 1}", min(share, 1.0), state)
+        self.update(f"layer {layer + 1}", min(share, 1.0), str(progress))
 
     def baseline(self, layer: int, epochs: int) -> Callable[[int, float, float], None]:
         """Return a callback for the baseline of a layer."""

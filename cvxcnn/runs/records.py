@@ -87,6 +87,8 @@ class LayerRecords:
         self.summaries.append(LayerSummary(layer + 1, float(block.reg_), convex, nonconvex, numbers))
         self.checkpoint()
         self.saved = len(self.summaries)
+        if self.saved < self.settings.layers:
+            self.reporter.begin(self.saved)
 
     def checkpoint(self) -> None:
         """Write the layers that are finished; the first process does."""
@@ -100,6 +102,8 @@ class LayerRecords:
         stack = LayerwiseCNN(**{**self.stack.get_params(deep=False), "layers": count, "block": blocks[:count]})
         if count:
             stack.image_shape_ = self.stack.image_shape_
+            if hasattr(self.stack, "input_range_"):  # a run that older code began has none until it goes on
+                stack.input_range_ = self.stack.input_range_
             stack.blocks_ = self.stack.blocks_[:count]
             stack.standardizers_ = self.stack.standardizers_[:count]
         history = [point for point in self.history if point.layer <= count]

@@ -18,6 +18,7 @@ from ..data.class_weights import by_class
 from ..data.fingerprint import UNKNOWN, differing, in_words, whereabouts
 from ..data.images import ImageSet, one_hot
 from ..errors import CvxcnnError, InputError, ModelFileError
+from ..models.telling import slowness
 from ..reports.figures import FIGURES, RunFigure
 from ..reports.html import QUICK_FILE, REPORT_FILE, write_report
 from ..reports.metrics import write_metrics
@@ -169,6 +170,9 @@ def _run(settings: Settings, output: OutputFolder, state: State | None, console:
         )
         if settings.recipe != "exact":
             reporter.say(f"settings of --recipe {settings.recipe}; --recipe exact searches for the filters itself")
+        slow = slowness(settings.activation, settings.penalty, settings.gates == "priced")
+        if slow:
+            reporter.say(slow)
         if predicted is not None and predicted > _LARGE:
             reporter.say(f"up to {predicted / 2**30:.1f} GiB of memory")
         if size() > 1:
@@ -179,6 +183,7 @@ def _run(settings: Settings, output: OutputFolder, state: State | None, console:
         records.checkpoint()
         try:
             with reporter.bars:
+                reporter.begin(records.saved)
                 stack.fit(
                     train.images,
                     one_hot(train.labels, len(train.classes)),
@@ -229,8 +234,9 @@ def _take_over(records: LayerRecords, state: State) -> None:
     records.saved = len(records.summaries)
     if state.stack is not None:
         # The checkpoint that is written next is of these, before the first fit.
-        for name in ("image_shape_", "blocks_", "standardizers_"):
-            setattr(records.stack, name, getattr(state.stack, name))
+        for name in ("image_shape_", "input_range_", "blocks_", "standardizers_"):
+            if hasattr(state.stack, name):  # runs of before have no range
+                setattr(records.stack, name, getattr(state.stack, name))
         for block in state.stack.blocks_:
             block.set_params(device=resolve_device(records.settings.device))
         records.reporter.say(f"{len(records.summaries)} of {records.settings.layers} layers are there already")

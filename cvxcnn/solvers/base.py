@@ -16,7 +16,7 @@ from ..core.checks import as_int_or_none, as_tol
 from ..core.distributed import broadcast, size
 from ..core.threads import coarse_threads
 from ..errors import InputError, SolverError
-from ..program.program import Evaluation, Program
+from ..program.program import Evaluation, Program, relative_gap
 from .needs import Needs
 
 __all__ = ["Callback", "Outcome", "Progress", "SolveResult", "Solver", "Status"]
@@ -48,12 +48,45 @@ _MESSAGES = {
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a solve stands: handed to the callback."""
+    """Where a solve stands: handed to the callback.
+
+    Attributes
+    ----------
+    iteration : int
+    seconds : float
+    objective, dual_bound : float
+    feasible : bool
+        Whether the objective is that of weights in their cones. If not they are moved into them at the end, which
+        raises it.
+    over_all : bool
+        Whether the bound is that over all gates, from a search, in place of the gates at hand.
+
+    Examples
+    --------
+    >>> str(Progress(2, 0.5, 8.0, 6.0))
+    'round 2, objective 8, bound over the gates at hand 6, gap 2.5e-01'
+    """
 
     iteration: int
     seconds: float
     objective: float
     dual_bound: float
+    feasible: bool = True
+    over_all: bool = False
+
+    @property
+    def relative_gap(self) -> float:
+        """(objective - bound) / |objective|."""
+        return relative_gap(self.objective, self.dual_bound)
+
+    def __str__(self) -> str:
+        """Say what each number is."""
+        of = "objective" if self.feasible else "objective before weights are in their cones"
+        over = "all gates, as searched," if self.over_all else "the gates at hand"
+        return (
+            f"round {self.iteration}, {of} {self.objective:.6g}, bound over {over} {self.dual_bound:.6g}, "
+            f"gap {self.relative_gap:.1e}"
+        )
 
 
 Callback = Callable[[Progress], None]
@@ -120,6 +153,8 @@ class Solver(ABC):
     name: str
     needs: Needs = Needs()
     """What it needs of a program."""
+    outside_cones: bool = False
+    """Whether what it reports is of weights that are not in their cones yet."""
     shares_images: bool = False
     """Whether it works where every process has some of the images only."""
 
@@ -187,7 +222,8 @@ class Solver(ABC):
         began = time.perf_counter()
 
         def report(iteration: int, objective: float, bound: float) -> None:
-            history.append(Progress(iteration, time.perf_counter() - began, objective, bound))
+            seconds, feasible = time.perf_counter() - began, program.cones is None or not self.outside_cones
+            history.append(Progress(iteration, seconds, objective, bound, feasible))
             if callback is not None:
                 callback(history[-1])
 

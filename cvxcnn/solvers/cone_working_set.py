@@ -71,6 +71,7 @@ class ConeWorkingSet(Solver):
 
     name = "cone_working_set"
     needs = Needs(quadratic=True, cones=True, groups=True)
+    outside_cones = True
 
     def run(self, program: Program, start: Tensor | None, report: Callable[[int, float, float], None]) -> Outcome:
         cones = program.cones

@@ -220,12 +220,12 @@ def _stages(
     given, expected, weights = weighing(given, expected, sample_weight)
     if isinstance(model, ConvexConvBlock):
         return [(model, given, expected, weights)]
-    if model.mirror:
+    if model.used.mirror:
         given, expected, weights = mirrored(given), twice(expected), None if weights is None else twice(weights)
     stages = []
     for block, inputs in model.layer_inputs(given):
         stages.append((block, inputs, expected, weights))
-        if model.residual:
+        if model.used.residual:
             expected = expected - block.outputs(inputs).to(expected)
     return stages
 
