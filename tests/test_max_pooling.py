@@ -23,7 +23,7 @@ from cvxcnn.arrangements import EnumeratedGates, distinct, enumerate_gates
 from cvxcnn.arrangements.neighbours import hyperplanes
 from cvxcnn.errors import InputError
 from cvxcnn.losses import SquaredLoss
-from cvxcnn.ordinary import train_baseline
+from cvxcnn.ordinary import train_baseline, tune
 from cvxcnn.ordinary.network import Network
 from cvxcnn.patches import Patches, PatchGeometry, pooled_relu
 from cvxcnn.patches import patches as patches_module
@@ -356,7 +356,8 @@ def test_no_filter_is_above_what_is_proved_even_when_stopped(
     found = torch.maximum(found, dual_norms(patches, dual, penalty, top).amax(dim=0))
     assert (found <= bound.upper).all() and (bound.best <= bound.upper).all()
     attained = dual_norms(patches, dual, penalty, unit_rows(bound.argmax)).diagonal()
-    torch.testing.assert_close(attained, bound.best, rtol=1e-10, atol=1e-12)
+    # Another cell, whose tree was stopped before it met that direction, may be larger there.
+    assert (attained >= bound.best * (1 - 1e-10)).all() and (attained <= bound.upper).all()
     if bound.complete:
         assert (bound.upper <= max(floor, float(bound.best.max())) * (1 + 1e-2) * (1 + 1e-9)).all()
 
@@ -531,5 +532,7 @@ def test_digits_are_fitted_no_worse_than_by_tuned_adam() -> None:
     block.fit(images, signs)
     patches = block.patches(images)
     targets = torch.tensor(signs)[:, None]
-    rivals = [train_baseline(patches, targets, block.reg_, 200, tol=1e-5, seed=seed).objective for seed in range(6)]
+    rate = tune(patches, targets, block.reg_, 200, epochs=1000)
+    settings_ = {"learning_rate": rate, "tol": 1e-5}
+    rivals = [train_baseline(patches, targets, block.reg_, 200, seed=seed, **settings_).objective for seed in range(6)]
     assert block.result_.objective <= min(rivals)
