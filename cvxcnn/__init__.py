@@ -28,3 +28,8 @@ __all__ = [
     "reg_path",
     "save_model",
 ]
+
+
+def __dir__() -> list[str]:
+    # What completion shows: names to use, not the rooms that importing them has loaded.
+    return [*__all__, "__version__"]

@@ -49,7 +49,7 @@ class Expressivity:
 def expressivity(features: Any, bias: bool = True) -> Expressivity:
     """Decide whether the features of n images have rank n, with a constant beside them.
 
-    det([h, 1][h, 1]^T) != 0 if and only if rank [h, 1] = n; then some readout of these features fits any targets.
+    ``det([h, 1][h, 1]^T) != 0`` if and only if rank [h, 1] = n; then some readout of these features fits any targets.
 
     Parameters
     ----------
