@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from ..core.checks import as_int, is_int, is_number
@@ -175,6 +174,8 @@ def split(labels: ArrayLike, fraction: float, seed: int) -> tuple[NDArray[np.int
             f"fraction {fraction!r} of {len(groups)} images leaves a side with {smaller}, fewer than the "
             f"{len(classes)} classes. Choose a fraction nearer to one half, or add images."
         )
+    from sklearn.model_selection import train_test_split  # here, because it brings half of scikit-learn
+
     rest, part = train_test_split(
         np.arange(len(groups)), test_size=part_size, random_state=as_int("seed", seed, 0), stratify=groups
     )

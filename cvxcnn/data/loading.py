@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
 
 from ..errors import DataError
 from .images import ImageSet, split
@@ -102,6 +101,8 @@ def load_rows(source: str | os.PathLike[str], choose: Choice, agree: Agreement) 
 
 
 def _load_digits() -> tuple[ImageSet, ImageSet]:
+    from sklearn.datasets import load_digits  # here, because it brings half of scikit-learn
+
     digits = load_digits()
     images = digits.images[:, None] / 16.0
     labels = digits.target.astype(np.int64)
