@@ -20,12 +20,15 @@ from .history import HISTORY_FILE, read_history
 from .summary import SUMMARY_FILE, RunSummary
 from .words import headline
 
-__all__ = ["DIAGNOSIS_FILE", "QUICK_FILE", "REPORT_FILE", "headline", "write_report"]
+__all__ = ["DIAGNOSIS_FILE", "FINDINGS", "QUICK_FILE", "REPORT_FILE", "headline", "write_report"]
 
 logger = logging.getLogger(__name__)
 
 REPORT_FILE = "report.html"
 DIAGNOSIS_FILE = "diagnosis.json"
+EXPLANATION_FILES = ("explanations.png", "sparsity.csv", "sanity.png", "explanations.json")
+# What `explain` and `diagnose` write of the layers that are there.
+FINDINGS = (*EXPLANATION_FILES, DIAGNOSIS_FILE)
 # The small figure that a training run draws itself.
 QUICK_FILE = "explanations_quick.png"
 PICTURES = {"explanations": "explanations.png", "sanity": "sanity.png", "quick": QUICK_FILE}

@@ -18,7 +18,7 @@ from torch import nn
 
 from ..activations.neurons import Neurons
 from ..core.checks import as_int
-from ..core.text import brief, one_line
+from ..core.text import brief, did_you_mean, one_line
 from ..core.version import __version__
 from ..data.fingerprint import UNKNOWN, differing, fingerprint, in_words, whereabouts
 from ..data.images import ImageSet
@@ -38,7 +38,6 @@ from .settings import Settings, find_again, full_path, load_sets, resolve_device
 
 __all__ = ["explain_run", "load_networks", "read_summary", "run_images"]
 
-FILES = ("explanations.png", "sparsity.csv", "sanity.png", "explanations.json")
 MEASURES: dict[str, Callable[[Any], NDArray[np.float64]]] = {"gini": gini, "half_mass_share": half_mass_share}
 COLUMNS = ("layer", "method", "measure", "network", "mean", "low", "high", "n")
 SANITY_IMAGES = 200
@@ -125,12 +124,13 @@ def run_images(
     """Return the run's training and test images, from where they were or from ``data``, or raise DataError."""
     settings = summary["settings"]
     source = find_again(summary, data)
-    limit, seed = settings.get("limit_train"), settings.get("seed", 0)
+    limit, share, seed = (settings.get(name) for name in ("limit_train", "test_fraction", "seed"))
+    seed = 0 if seed is None else seed
     known = [str(name) for name in getattr(model, "extra_", {}).get("classes", ())]
     wrong = f"The images in {full_path(source) or source} are not those of the run{whereabouts(summary['data'])}"
     remedy = "Put the run's data back, or give the place where they are by --data."
     try:
-        train, test = load_sets(Settings(data=source, limit_train=limit, seed=seed))
+        train, test = load_sets(Settings(data=source, limit_train=limit, test_fraction=share, seed=seed))
     except InputError as error:
         raise DataError(f"{wrong}: {error} {remedy}") from error
     if test.image_shape != tuple(model.image_shape_) or (known and list(test.classes) != known):
@@ -164,7 +164,8 @@ def _class_number(name: str, classes: Sequence[str]) -> int:
     if name.isdecimal() and int(name) < len(classes):
         return int(name)
     shown = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
-    raise InputError(f"class must be a name ({shown}) or a number from 0 to {len(classes) - 1}; got {name}.")
+    near = did_you_mean(name, classes) or "."
+    raise InputError(f"class must be a name ({shown}) or a number from 0 to {len(classes) - 1}; got {name}{near}")
 
 
 def _predictions(network: nn.Module, images: NDArray[np.float64], model: LayerwiseCNN) -> NDArray[np.int64]:
