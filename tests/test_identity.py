@@ -110,7 +110,7 @@ def test_other_images_of_the_same_name_are_refused(
     assert sorted(os.listdir(root / "run")) == before
     unfinished(root / "run")
     assert train(["--resume", str(root / "run")]) == 2
-    assert "the images are not those" in (error := capsys.readouterr().err) or "n must be from" in error
+    assert "the images are not those" in (error := capsys.readouterr().err) or "--limit-train must be from" in error
 
 
 def test_a_file_that_was_rewritten_is_refused_and_its_copy_is_found(

@@ -327,7 +327,8 @@ BAD = [
     (["--layers", "0"], "--layers must be an int >= 1; got 0"),
     (["--layers", "two"], "--layers must be an int >= 1; got two"),
     (["--layers"], "--layers expected one argument"),
-    (["--lay", "1"], "unrecognized arguments: --lay 1"),
+    (["--lay", "1"], "there is no option --lay: did you mean --layers?"),
+    (["--nonsense=1"], "there is no option --nonsense. --help lists them."),
     (["--reg", "0"], "--reg must be a positive, finite number; got 0"),
     (["--reg", "-1"], "--reg must be a positive, finite number; got -1"),
     (["--reg", "nan"], "--reg must be a positive, finite number; got nan"),
@@ -345,13 +346,19 @@ BAD = [
     (["--solver", "magic"], "--solver must be one of auto, cone_working_set, cvxpy:CLARABEL, "),
     (["--penalty", "sparse"], "--penalty must be one of dense, group, nuclear; got sparse"),
     (["--activation", "tanh"], "--activation must be one of relu, gated_relu, quadratic, linear; got tanh"),
+    (
+        ["--activation", "rellu"],
+        "--activation must be one of relu, gated_relu, quadratic, linear; got rellu: did you mean",
+    ),
+    (["--gates", "patchs:9"], "got 'patchs:9': did you mean patches?"),
+    (["--test-fraction", "0.3"], "--test-fraction is for images in folders of their classes; digits has test images"),
     (["--device", "tpu"], "--device must be one of auto, cpu, cuda; got tpu"),
     (["--quiet", "--verbose"], "not allowed with argument"),
     (["--solver", "fista"], "solver 'fista' needs fixed gates: add --gates 100"),
     (["--solver", "fista", "--gates", "5", "--penalty", "group"], "solver 'fista' can't solve this program"),
     (["--penalty", "nuclear"], 'penalty="nuclear" is a gated program'),
-    (["--limit-train", "5"], "n must be from 10 (one image a class) to 1437"),
-    (["--limit-train", "5000"], "n must be from 10 (one image a class) to 1437"),
+    (["--limit-train", "5"], "error: --limit-train must be from 10 (one image a class) to 1437"),
+    (["--limit-train", "5000"], "error: --limit-train must be from 10 (one image a class) to 1437"),
     (["--kernel-size", "11"], "layer 1: kernel_size (11, 11) is larger than the padded image"),
     (["--pool-cells", "9"], "layer 1: pool_cells=9 needs feature maps"),
     (["--layers", "3", "--downsample", "9"], "downsample=9 after layer 1 is larger than its 8 x 8 feature maps"),
@@ -391,7 +398,14 @@ def test_wrong_usage_is_one_sentence(arguments: list[str], text: str, capsys: py
 @pytest.mark.usefixtures("littered")
 @pytest.mark.parametrize(
     ("data", "text"),
-    [("nowhere", "nowhere"), ("file", "file"), ("full", "full"), ("nul\0l", "nul"), ("cifar10", "--data")],
+    [
+        ("digts", "digts: did you mean digits?"),
+        ("nowhere", "nowhere"),
+        ("file", "file"),
+        ("full", "full"),
+        ("nul\0l", "nul"),
+        ("cifar10", "--data"),
+    ],
 )
 def test_data_that_cannot_be_read(
     data: str, text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -58,10 +58,10 @@ class Parser(argparse.ArgumentParser):
         """Raise InputError."""
         if message.startswith("argument "):
             message = message.removeprefix("argument ").replace(": ", " ", 1)
-        unknown = re.match(r"unrecognized arguments: (?:.* )?(--[^ =]+)", message)
+        unknown = re.match(r"unrecognized arguments: (?:.* )?--([^ =]+)", message)
         if unknown:
-            near = did_you_mean(unknown[1], self._option_string_actions)
-            message = f"there is no option {unknown[1]}{near or '. --help lists them.'}"
+            near = did_you_mean(unknown[1], [flag.lstrip("-") for flag in self._option_string_actions])
+            message = f"there is no option --{unknown[1]}{near.replace('mean ', 'mean --') or '. --help lists them.'}"
         raise InputError(message)
 
     def in_options(self, message: str) -> str:
