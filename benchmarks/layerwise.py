@@ -1,4 +1,4 @@
-"""Convex layers beside the same layers trained in torch, and beside a whole network: the poster's two figures, a table.
+"""Convex layers beside the same layers trained in torch: the poster's two figures, and a table.
 
     python benchmarks/layerwise.py --data digits --layers 5 --downsample 2 1
     python benchmarks/layerwise.py --data cifar10 --recipe large --limit-train 10000
@@ -7,9 +7,7 @@
 The last takes its convex layers from a finished run of ``python -m cvxcnn.train``. Each torch layer gets the convex
 layer's input, targets, reg, width and pooling, the best of five learning rates (on the training objective, after one
 pass over an eighth of the images), and --patience times the convex layer's wall time, one pass over the images at
-least. The whole network has the widths that the convex blocks hand on, and is trained end to end by Adam on
-cross-entropy with randomly mirrored images for the wall time of all convex layers together; its learning rate is the
-best of three on a tenth of the training images. Test images are looked at once, at the end.
+least. Test images are looked at once, at the end. ``whole.py`` trains whole networks.
 """
 
 from __future__ import annotations
@@ -21,15 +19,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from rich.console import Console
-from torch import Tensor, nn
 
-from cvxcnn.data import ImageSet, one_hot, split
+from cvxcnn.data import ImageSet, one_hot
 from cvxcnn.errors import InputError
 from cvxcnn.models.block import ConvexConvBlock
 from cvxcnn.models.recipes import RECIPES
@@ -43,11 +38,10 @@ from cvxcnn.reports.summary import RunSummary
 from cvxcnn.reports.table import results_table
 from cvxcnn.runs.checkpoint import read_state
 from cvxcnn.runs.progress import Reporter
-from cvxcnn.runs.records import LayerRecords, accuracy, describe
+from cvxcnn.runs.records import LayerRecords, describe
 from cvxcnn.runs.settings import Settings, build_stack, for_data, load_sets, recorded_settings
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
-WHOLE_RATES = (1e-3, 3e-3, 1e-2)
 BATCH = 64
 
 
@@ -112,80 +106,6 @@ def stages(stack: LayerwiseCNN, train: ImageSet) -> Iterator[Stage]:
         yield Stage(seen.inputs, targets - offset, offset, prediction)
 
 
-def whole_network(stack: LayerwiseCNN, classes: int) -> nn.Sequential:
-    """Return a network of the blocks' kernels and widths, with one readout at its end."""
-    blocks: Any = stack.block
-    modules: list[nn.Module] = []
-    channels = int(stack.image_shape_[0])
-    for layer, (settings, fitted) in enumerate(zip(blocks, stack.blocks_, strict=True)):
-        last = layer + 1 == len(stack.blocks_)
-        width = fitted.n_neurons_ if last else len(stack.handed_on(layer))
-        modules += [nn.Conv2d(channels, width, settings.kernel_size, padding=settings.padding), nn.ReLU()]
-        channels = width
-        if not last and stack.pooling_after(layer) > 1:
-            modules.append(nn.AvgPool2d(stack.pooling_after(layer)))
-    cells = blocks[-1].pool_cells
-    modules += [nn.AdaptiveAvgPool2d(cells), nn.Flatten(), nn.Linear(channels * cells**2, classes)]
-    return nn.Sequential(*modules)
-
-
-def train_whole(
-    network: nn.Sequential, images: Tensor, labels: Tensor, rate: float, seconds: float, mirror: bool
-) -> None:
-    """Train by Adam on cross-entropy for so many seconds; the rate falls with the time that is left."""
-    optimizer = torch.optim.Adam(network.parameters(), lr=rate)
-    generator = torch.Generator().manual_seed(0)
-    began = time.perf_counter()
-    while True:
-        for rows in torch.randperm(len(images), generator=generator).split(BATCH):
-            share = (time.perf_counter() - began) / seconds
-            if share >= 1:
-                return
-            optimizer.param_groups[0]["lr"] = rate * min(1.0, 20 * share + 0.01) * (1 - share)
-            batch = images[rows]
-            if mirror:
-                turned = torch.rand(len(rows), generator=generator) < 0.5
-                batch = torch.where(turned[:, None, None, None], batch.flip(3), batch)
-            loss = F.cross_entropy(network(batch), labels[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-
-
-def judge(network: nn.Sequential, images: Tensor, labels: np.ndarray, mirror: bool) -> float:
-    """Return the accuracy, over images and their mirror images where those were trained on."""
-    with torch.no_grad():
-        outputs = torch.cat([network(part) + (network(part.flip(3)) if mirror else 0) for part in images.split(250)])
-    return accuracy(outputs.numpy(), labels)
-
-
-def end_to_end(stack: LayerwiseCNN, train: ImageSet, test: ImageSet, seconds: float) -> dict[str, float]:
-    """Return accuracies and the rate of the whole network, tuned on a tenth of the training images."""
-    mean, scale = train.images.mean(axis=(0, 2, 3)), train.images.std(axis=(0, 2, 3))
-
-    def tensor(images: np.ndarray) -> Tensor:
-        return torch.from_numpy((images - mean[:, None, None]) / scale[:, None, None]).float()
-
-    images, labels = tensor(train.images), torch.from_numpy(train.labels)
-    fitted, held_out = split(train.labels, 0.1, 0)
-    scores = {}
-    for rate in WHOLE_RATES:
-        torch.manual_seed(0)
-        network = whole_network(stack, len(train.classes))
-        train_whole(network, images[fitted], labels[fitted], rate, max(2.0, 0.1 * seconds), stack.mirror)
-        scores[rate] = judge(network, images[held_out], train.labels[held_out], stack.mirror)
-    rate = max(scores, key=lambda rate: scores[rate])
-    torch.manual_seed(0)
-    network = whole_network(stack, len(train.classes))
-    train_whole(network, images, labels, rate, seconds, stack.mirror)
-    return {
-        "rate": rate,
-        "seconds": seconds,
-        "train_accuracy": judge(network, images, train.labels, stack.mirror),
-        "test_accuracy": judge(network, tensor(test.images), test.labels, stack.mirror),
-    }
-
-
 def main() -> None:
     """Run, draw, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -202,7 +122,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, nargs="+", help="wall time of each convex layer, with --run")
     parser.add_argument("--patience", type=float, default=1.0, help="torch's time as a multiple of the convex layer's")
     parser.add_argument("--no-baseline", action="store_true", help="convex layers alone")
-    parser.add_argument("--no-whole", action="store_true", help="no whole network for reference")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "figures")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -244,9 +163,6 @@ def main() -> None:
     plot_accuracy(summary, options.output / f"{name}-accuracy.png")
     write_metrics(summary, options.output / f"{name}.csv")
     console.print(results_table(summary))
-    if settings.baseline and not options.no_whole:
-        seconds = sum(entry.convex.seconds or 0.0 for entry in summary.layers)
-        console.print(end_to_end(records.stack, train, test, seconds))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import DataError
+from .mapped import JoinedImages, map_bytes
 from .raw import DAMAGED, RawSplit, files, reading, warn_of_others
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -36,7 +37,7 @@ def parse(content: NDArray[np.uint8], origin: str) -> tuple[NDArray[np.uint8], N
             f"image. {DAMAGED}"
         )
     records = content.reshape(-1, CIFAR10_RECORD)
-    return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0]
+    return records[:, 1:].reshape(-1, 3, 32, 32), np.array(records[:, 0])
 
 
 def join(batches: Mapping[str, RawSplit], origin: str, suffix: str = "") -> tuple[RawSplit, RawSplit]:
@@ -64,7 +65,7 @@ def join(batches: Mapping[str, RawSplit], origin: str, suffix: str = "") -> tupl
         raise DataError(
             f"{origin} has no {missing}{suffix}. Put data_batch_1{suffix} to 5 and test_batch{suffix} there."
         )
-    images = np.concatenate([np.asarray(batch.images) for batch in training])
+    images = JoinedImages([np.asanyarray(batch.images) for batch in training])
     labels = np.concatenate([batch.labels for batch in training])
     return RawSplit(images, labels, origin, training[0].names), batches["test_batch"]
 
@@ -87,7 +88,7 @@ def read(folder: Path) -> tuple[RawSplit, RawSplit]:
     batches, classes = {}, _classes(folder)
     for path in paths:
         with reading(path):
-            content = np.fromfile(path, dtype=np.uint8)
+            content = map_bytes(path, (path.stat().st_size,))
         batches[path.stem] = RawSplit(*parse(content, str(path)), str(path), classes)
     splits = join(batches, str(folder), ".bin")
     warn_of_others(folder, paths, KNOWN)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import DataError
+from .mapped import map_bytes
 from .raw import RawSplit, files, first_bytes, reading, warn_of_others
 
 
@@ -35,6 +36,8 @@ def _read_file(path: Path) -> NDArray[np.uint8]:
             if kind != 8:
                 raise ValueError(f"it holds numbers of type {kind:#x}, not unsigned bytes (0x8)")
             shape = tuple(int(size) for size in np.frombuffer(file.read(4 * axes), dtype=">u4"))
+            if not compressed and len(shape) == axes:
+                return map_bytes(path, shape, file.tell())
             # One byte more than announced: it shows a longer file, and a gzip file ends with a checksum.
             content = file.read(math.prod(shape) + 1)
         if len(shape) != axes or len(content) != math.prod(shape):
@@ -62,5 +65,5 @@ def read(folder: Path) -> tuple[RawSplit, RawSplit]:
         for split, pattern in (("training", "train"), ("test", "t10k|test"))
     ]
     warn_of_others(folder, [path for pair in pairs for path in pair])
-    train, test = (RawSplit(_read_file(images), _read_file(labels), str(images)) for images, labels in pairs)
+    train, test = (RawSplit(_read_file(images), np.array(_read_file(labels)), str(images)) for images, labels in pairs)
     return train, test

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ...errors import DataError
 from ..layout import looks_channels_last
+from .mapped import map_member
 from .raw import RawSplit, first_bytes, reading, warn_of_unused
 
 NAMES = ("x_train", "y_train", "x_test", "y_test")
@@ -40,7 +41,8 @@ def read(path: Path) -> tuple[RawSplit, RawSplit]:
                         f"{path} has no array {name}: it has {', '.join(archive.files) or 'none'}. "
                         "Save x_train, y_train, x_test and y_test."
                     )
-                arrays[name] = np.asarray(archive[name])
+                mapped = map_member(path, archive.zip, f"{name}.npy") if name.startswith("x_") else None
+                arrays[name] = np.asarray(archive[name]) if mapped is None else mapped
             others = [name for name in archive.files if name not in NAMES]
     warn_of_unused(others, path, "Put images that are to be used into x_train or x_test.")
     splits = []

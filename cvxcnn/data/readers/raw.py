@@ -162,7 +162,8 @@ def to_pixels(raw: RawSplit, rows: NDArray[np.int64] | EllipsisType = ...) -> ND
         raise DataError(
             f"Images of {raw.origin} have dtype {images.dtype}. Save pixels as uint8 (0 to 255) or as floats in [0, 1]."
         )
-    pixels = np.ascontiguousarray(images if images.ndim == 4 else images[:, None], dtype=np.float64)
+    # Of one's own: what is mapped can't be written to.
+    pixels = np.require(images if images.ndim == 4 else images[:, None], np.float64, ["C", "W", "E"])
     if images.dtype == np.uint8:
         pixels /= 255.0
     bad = pixels.size - int(np.isfinite(pixels).sum())
