@@ -328,7 +328,7 @@ BAD = [
     (["--layers", "two"], "--layers must be an int >= 1; got two"),
     (["--layers"], "--layers expected one argument"),
     (["--lay", "1"], "there is no option --lay: did you mean --layers?"),
-    (["--nonsense=1"], "there is no option --nonsense. --help lists them."),
+    (["--frobnicate=1"], "there is no option --frobnicate. --help lists them."),
     (["--reg", "0"], "--reg must be a positive, finite number; got 0"),
     (["--reg", "-1"], "--reg must be a positive, finite number; got -1"),
     (["--reg", "nan"], "--reg must be a positive, finite number; got nan"),

@@ -136,7 +136,8 @@ def plot_objective(summary: RunSummary, path: Target, *, width: float = _WIDTH) 
         drawn += values.values()
         places = [layer + _DODGE[method] for layer in values]
         look: dict[str, Any] = {"color": COLOURS[method], "marker": MARKERS[method], "markersize": 7}
-        axes.plot(places, list(values.values()), label=LABELS[method], linewidth=1, **look)
+        # A line would compare the objectives of layers, which have no lambda in common.
+        axes.plot(places, list(values.values()), label=LABELS[method], linestyle=_line(summary), linewidth=1, **look)
         excess = {
             layer: 100.0 * (values[layer] - bound.value) / abs(bound.value)
             for layer, bound in bounds.items()
@@ -155,6 +156,11 @@ def plot_objective(summary: RunSummary, path: Target, *, width: float = _WIDTH) 
         panels[-1].axhline(0.0, color="black", linewidth=1)
         panels[-1].margins(y=0.2)
     _save(figure, axes, path)
+
+
+def _line(summary: RunSummary) -> str:
+    """Return the line between the objectives of layers: none where their lambdas differ."""
+    return "-" if len({entry.reg for entry in summary.layers}) == 1 else "none"
 
 
 def _draw_excess(axes: Axes, excess: Mapping[int, float], method: str, look: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..activations.neurons import Neurons
 from ..drawing.style import COLOURS, LABELS, MARKERS, logarithmic, new_figure, save_png, tidy
 from ..models.block import ConvexConvBlock
 from ..program.program import relative_gap
@@ -117,21 +118,21 @@ class Tile:
     channel: int | None
 
 
-def shares(block: ConvexConvBlock) -> NDArray[np.float64]:
+def shares(neurons: Neurons) -> NDArray[np.float64]:
     """Return the share of each filter, shape (m,): ||u_i|| ||w_i|| over their sum; of a gate, by its weights' norm."""
-    values = block.neurons_.norms().double().cpu().numpy()
+    values = neurons.norms().double().cpu().numpy()
     return np.asarray(values / max(float(values.sum()), np.finfo(float).tiny))
 
 
-def _kernels(block: ConvexConvBlock) -> NDArray[np.float64]:
-    """Return the filters (m, C, kh, kw) without their biases."""
+def _kernels(block: ConvexConvBlock, neurons: Neurons) -> NDArray[np.float64]:
+    """Return filters (m, C, kh, kw) of a block's shape without their biases."""
     geometry = block.geometry_
-    filters = block.neurons_.filters.double().cpu().numpy()
+    filters = neurons.filters.double().cpu().numpy()
     weights = filters[:, :-1] if geometry.bias else filters
     return np.asarray(weights.reshape(len(filters), block.image_shape_[0], *np.broadcast_to(geometry.kernel_size, 2)))
 
 
-def filter_tiles(block: ConvexConvBlock, order: NDArray[np.int64]) -> list[Tile]:
+def filter_tiles(block: ConvexConvBlock, order: NDArray[np.int64], neurons: Neurons | None = None) -> list[Tile]:
     """Return pictures of these filters: in grey or colour images the whole kernel, else its strongest channel.
 
     Parameters
@@ -139,10 +140,13 @@ def filter_tiles(block: ConvexConvBlock, order: NDArray[np.int64]) -> list[Tile]
     block : ConvexConvBlock
     order : array of int
         Which filters, the first one first.
+    neurons : Neurons, optional
+        Others of the same shape, such as those of ordinary training; None for the block's own.
     """
-    kernels, share = _kernels(block), shares(block)
+    neurons = neurons or block.neurons_
+    kernels, share = _kernels(block, neurons), shares(neurons)
     channels = kernels.shape[1]
-    effects = block.neurons_.effects()
+    effects = neurons.effects()
     readout = None if effects is None else effects.double().cpu().numpy()
     tiles = []
     for row in order:
@@ -167,7 +171,9 @@ def _kernel_png(kernel: NDArray[np.float64]) -> bytes:
     return _png((1 - weight) * 255 + weight * np.where(scaled[0][..., None] > 0, _POSITIVE, _NEGATIVE))
 
 
-def input_norms(block: ConvexConvBlock, order: NDArray[np.int64], channels: NDArray[np.int64]) -> bytes:
+def input_norms(
+    block: ConvexConvBlock, order: NDArray[np.int64], channels: NDArray[np.int64], neurons: Neurons | None = None
+) -> bytes:
     """Return a picture of how strongly filters (rows) read input channels (columns): white is 0, dark the largest.
 
     Parameters
@@ -175,8 +181,10 @@ def input_norms(block: ConvexConvBlock, order: NDArray[np.int64], channels: NDAr
     block : ConvexConvBlock
     order, channels : array of int
         Which filters and channels, the first ones first.
+    neurons : Neurons, optional
+        Others than the block's own.
     """
-    norms = np.sqrt(np.square(_kernels(block)).sum(axis=(2, 3)))[order][:, channels]
+    norms = np.sqrt(np.square(_kernels(block, neurons or block.neurons_)).sum(axis=(2, 3)))[order][:, channels]
     weight = (norms / max(float(norms.max()), np.finfo(float).tiny))[..., None]
     return _png((1 - weight) * 255 + weight * _DARK)
 

@@ -188,12 +188,17 @@ class RunSummary:
         What summary.json says of the images and of the settings.
     version : str
         Of the package that wrote it.
+    command, date, processor : str
+        That repeats the run, when it ended, and on what it ran; empty in older files.
     """
 
     layers: tuple[LayerSummary, ...] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     version: str = ""
+    command: str = ""
+    date: str = ""
+    processor: str = ""
 
     @property
     def name(self) -> str:
@@ -232,4 +237,5 @@ class RunSummary:
             )
         layers = tuple(map(LayerSummary.from_json, content["layers"]))
         data, settings = (dict(content.get(name) or {}) for name in ("data", "settings"))
-        return cls(layers, data, settings, str(content.get("version", "")))
+        said = {name: str(content.get(name, "")) for name in ("version", "command", "date", "processor")}
+        return cls(layers, data, settings, **said)

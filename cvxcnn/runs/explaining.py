@@ -31,8 +31,8 @@ from ..models.saving import load_model
 from ..models.stack import LayerwiseCNN
 from ..persistence.files import ENCODING, read_bytes, read_tensors, write_atomically
 from ..reports.html import write_report
+from ..reports.rivals import BASELINE_FILE
 from ..reports.summary import SUMMARY_FILE
-from .checkpoint import BASELINE_FILE
 from .records import finite
 from .settings import Settings, find_again, full_path, load_sets, resolve_device
 

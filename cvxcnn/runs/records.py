@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..activations.neurons import Neurons
-from ..core.distributed import all_sum
+from ..core.distributed import all_sum, gather_rows
 from ..core.version import __version__
 from ..data.fingerprint import fingerprint
 from ..data.images import ImageSet
@@ -25,9 +25,11 @@ from ..ordinary.baseline import BaselineResult, train_baseline
 from ..patches.patches import Patches
 from ..reports.history import Point, history_of
 from ..reports.metrics import measured
+from ..reports.predictions import Predictions
 from ..reports.summary import ConvexNumbers, LayerSummary, NonconvexNumbers, number
 from .checkpoint import State, write_checkpoint
 from .progress import Reporter
+from .provenance import provenance
 from .settings import Settings, full_path, resolve_device
 
 __all__ = ["LayerRecords", "accuracy", "describe", "finite", "predict", "summarise"]
@@ -52,6 +54,7 @@ class LayerRecords:
     rivals: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     history: list[Point] = field(default_factory=list)
     saved: int = 0
+    tested: dict[int, Predictions] = field(default_factory=dict)
     _seen: Iterator[Seen] | None = None
 
     def on_layer(self, layer: int, block: ConvexConvBlock, stage: Stage) -> None:
@@ -69,11 +72,17 @@ class LayerRecords:
             f"{_percent(number(convex.test_accuracy))} test accuracy, {block.result_.seconds:.1f} s"
         )
         nonconvex, rival = None, None
+        outputs = {"convex": self.stack.averaged(tested.outputs)}
         if self.settings.baseline:
-            nonconvex, rival = self._nonconvex(layer, block, stage, tested)
+            nonconvex, rival, outputs["nonconvex"] = self._nonconvex(layer, block, stage, tested)
             self.rivals.append((rival.filters, rival.readout))
         self.history += history_of(layer + 1, block, rival)
         self.summaries.append(LayerSummary(layer + 1, float(block.reg_), convex, nonconvex))
+        everywhere = {name: gather_rows(torch.from_numpy(own)).numpy() for name, own in outputs.items()}
+        labels = gather_rows(torch.from_numpy(self.test.labels)).numpy()
+        self.tested[layer + 1] = Predictions.of(labels, everywhere)
+        # Those of the layer before are needed until this one is in a checkpoint.
+        self.tested.pop(layer - 1, None)
         self.checkpoint()
         self.saved = len(self.summaries)
 
@@ -92,7 +101,7 @@ class LayerRecords:
             stack.blocks_ = self.stack.blocks_[:count]
             stack.standardizers_ = self.stack.standardizers_[:count]
         history = [point for point in self.history if point.layer <= count]
-        return State(summarise(self), stack if count else None, self.rivals[:count], history)
+        return State(summarise(self), stack if count else None, self.rivals[:count], history, self.tested.get(count))
 
     def extra(self) -> dict[str, Any]:
         """Return what the model's configuration says beside the model."""
@@ -136,7 +145,7 @@ class LayerRecords:
 
     def _nonconvex(
         self, layer: int, block: ConvexConvBlock, stage: Stage, tested: Seen
-    ) -> tuple[NonconvexNumbers, BaselineResult]:
+    ) -> tuple[NonconvexNumbers, BaselineResult, np.ndarray]:
         patches, test_patches = Patches(stage.inputs, block.geometry_), Patches(tested.inputs, block.geometry_)
         connect = "group" if block.penalty == "group" else "dense"
         # The same path beside it, what the convex layers before predict, and the same intercept: that of no neurons.
@@ -164,9 +173,9 @@ class LayerRecords:
         )
         if connect == "group":
             dense = self.train_rival(layer, block, stage, patches, "dense")
-            outputs = self.stack.averaged(before + predict(dense, test_patches))
-            found = replace(found, dense_test_accuracy=accuracy(outputs, self.test.labels))
-        return found, result
+            dense_outputs = self.stack.averaged(before + predict(dense, test_patches))
+            found = replace(found, dense_test_accuracy=accuracy(dense_outputs, self.test.labels))
+        return found, result, outputs
 
     def train_rival(
         self, layer: int, block: ConvexConvBlock, stage: Stage, patches: Patches, connect: str
@@ -250,6 +259,7 @@ def summarise(records: LayerRecords) -> dict[str, Any]:
     settings = records.settings
     return {
         "version": __version__,
+        **provenance(settings, resolve_device(settings.device)),
         "data": records.data,
         "settings": {
             **{name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()},

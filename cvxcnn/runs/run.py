@@ -21,6 +21,7 @@ from ..errors import CvxcnnError, InputError, ModelFileError
 from ..reports.figures import FIGURES, RunFigure
 from ..reports.html import FINDINGS, QUICK_FILE, REPORT_FILE, write_report
 from ..reports.metrics import write_metrics
+from ..reports.predictions import MISTAKES_FILE, write_mistakes
 from ..reports.summary import LayerSummary, RunSummary
 from ..reports.table import results_table
 from .checkpoint import State, drop_checkpoints, find_state, read_state, write_state
@@ -246,6 +247,8 @@ def _take_over(records: LayerRecords, state: State) -> None:
     records.rivals += state.rivals
     records.history += state.history
     records.saved = len(records.summaries)
+    if state.tested is not None:
+        records.tested[records.saved] = state.tested
     if state.stack is not None:
         # The checkpoint that is written next is of these, before the first fit.
         for name in ("image_shape_", "blocks_", "standardizers_"):
@@ -297,8 +300,10 @@ def _publish(folder: OutputFolder, records: LayerRecords) -> dict[str, Any]:
     state = records.state()
     write_state(folder.partial, state, records.extra())
     write_metrics(RunSummary.from_json(state.summary), folder.partial / "metrics.csv")
+    if state.tested is not None:
+        write_mistakes(folder.partial / MISTAKES_FILE, state.tested, records.test.images)
     # What was found out of fewer layers, and figures of them, are no longer of what is in the folder.
-    for name in (*FINDINGS, *drawings()):
+    for name in (*FINDINGS, MISTAKES_FILE, *drawings()):
         (folder.path.expanduser() / name).unlink(missing_ok=True)
     drop_checkpoints(folder.publish())
     return state.summary
