@@ -225,6 +225,9 @@ def explanations(pictures: Mapping[str, bytes], found: Mapping[str, Any] | None)
             f"Layer {found.get('layer')}: test images and the maps of {', '.join(map(str, found.get('methods', ())))}, "
             f"for {found.get('target')}."
         )
+        side = found.get("resolution")
+        if isinstance(side, list) and len(side) == 2:
+            said += f" CAM and Grad-CAM lie over the image and are as fine as this layer's maps: {side[0]} x {side[1]}."
         parts = [_wide(pictures["explanations"], f"Maps. {said}", said)]
         if "sanity" in pictures:
             caption = (
@@ -236,7 +239,10 @@ def explanations(pictures: Mapping[str, bytes], found: Mapping[str, Any] | None)
     command = "<code>cvxcnn explain</code> with this folder adds all methods, their sparsity and a sanity check."
     if "quick" not in pictures:
         return f'<p class="note">No explanations yet: {command}</p>'
-    said = "Test images and maps for their true class, by the networks of the last layer; wrong predictions in red."
+    said = (
+        "Test images and maps for their true class, by the networks of the last layer; wrong predictions in red. "
+        "Grad-CAM lies over the image, and is as fine as the maps of its layer, whose sides are in brackets."
+    )
     return f'{_wide(pictures["quick"], said, said)}\n<p class="note">A first look; {command}</p>'
 
 

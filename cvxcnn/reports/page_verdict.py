@@ -116,8 +116,10 @@ def _panel(axes: Axes, entry: LayerSummary, points: Sequence[Point]) -> tuple[fl
 
     convex = [p for p in points if p.method == "convex"]
     above = [(p.seconds, share(p.objective)) for p in convex if math.isfinite(p.objective)]
-    # A bound that a later, more thorough search refuted was none.
-    below = [(p.seconds, share(min(p.bound, final))) for p in convex if math.isfinite(p.bound)]
+    # A bound that a later, more thorough search refuted was none; of the others, the best one is known.
+    bounds = [(p.seconds, share(min(p.bound, final))) for p in convex if math.isfinite(p.bound)]
+    best = itertools.accumulate((value for _, value in bounds), max)
+    below = [(seconds, value) for (seconds, _), value in zip(bounds, best, strict=True)]
     above = above or [(0.0, 0.0)]
     if math.isfinite(final) and not below:
         below = [(above[-1][0], share(final))]

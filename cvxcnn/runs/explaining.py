@@ -168,6 +168,12 @@ def _class_number(name: str, classes: Sequence[str]) -> int:
     raise InputError(f"class must be a name ({shown}) or a number from 0 to {len(classes) - 1}; got {name}{near}")
 
 
+def _resolution(model: LayerwiseCNN, layer: int) -> tuple[int, int]:
+    """Return height and width of the feature maps of a layer, from 1."""
+    block = model.blocks_[layer - 1]
+    return block.geometry_.map_shape(block.image_shape_[1:])
+
+
 def _predictions(network: nn.Module, images: NDArray[np.float64], model: LayerwiseCNN) -> NDArray[np.int64]:
     like = model.blocks_[0].neurons_.filters
     with torch.no_grad():
@@ -300,6 +306,7 @@ def explain_run(
         "methods": list(methods),
         "seed": seed,
         "n_test": len(test),
+        "resolution": list(_resolution(model, layer)),
         "images": [
             {"index": int(row), "true": test.classes[test.labels[row]],
              **{name: test.classes[guess[number]] for name, guess in predictions.items()}}
@@ -317,7 +324,14 @@ def explain_run(
     writer.writerows(sparsity)
     contents: dict[str, bytes | Exception] = {
         "explanations.png": _png(
-            plot_explanations, test.images[rows], test.labels[rows], test.classes, shown, predictions, title=title
+            plot_explanations,
+            test.images[rows],
+            test.labels[rows],
+            test.classes,
+            shown,
+            predictions,
+            title=title,
+            resolution=_resolution(model, layer),
         ),
         "sparsity.csv": table.getvalue().encode(),
         "sanity.png": _png(plot_sanity, steps, title=where, seed=seed),
@@ -366,4 +380,13 @@ def explain_quickly(folder: str | os.PathLike[str], test: ImageSet, path: str | 
     }
     predictions = {name: _predictions(network, some.images, model) for name, network in networks.items()}
     title = f"{brief(test.name)}, layer {layer}"
-    plot_explanations(some.images, some.labels, some.classes, maps, predictions, os.fspath(path), title=title)
+    plot_explanations(
+        some.images,
+        some.labels,
+        some.classes,
+        maps,
+        predictions,
+        os.fspath(path),
+        title=title,
+        resolution=_resolution(model, layer),
+    )
