@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -15,6 +14,7 @@ from PIL import Image
 from ..activations import get_activation
 from ..activations.neurons import Neurons
 from ..core.text import printable
+from ..drawing.kernels import data_uri
 from ..drawing.style import LABELS
 from ..models.block import ConvexConvBlock
 from ..models.stack import LayerwiseCNN
@@ -37,11 +37,6 @@ DENSITY = 150 / 85
 def text(value: Any) -> str:
     """Return a value as HTML text."""
     return escape(printable(str(value)))
-
-
-def data_uri(png: bytes) -> str:
-    """Return a PNG as an address that holds it."""
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
 def image(png: bytes, alt: str, extra: str = "") -> str:
@@ -176,7 +171,7 @@ def filters(model: LayerwiseCNN, rivals: Sequence[Neurons] = ()) -> str:
         "without its bias. Filters of deeper layers have a kernel for every map of the convex layer before; shown is "
         "the strongest, with the number of that map's filter below"
         + (", or of the principal direction of its patches" if model.project is not None else "")
-        + ". The bars below have a row a filter and a column a map, the darker the larger the norm."
+        + ". The picture below them has a row a filter and a column a map, the darker the larger the norm."
     )
     return f"<p>{text(note)}</p>\n" + "\n".join(parts)
 

@@ -7,13 +7,12 @@ import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ..activations.neurons import Neurons
+from ..drawing.kernels import kernel_png, png
 from ..drawing.style import COLOURS, LABELS, MARKERS, logarithmic, new_figure, save_png, tidy
 from ..models.block import ConvexConvBlock
 from ..program.program import relative_gap
@@ -27,8 +26,6 @@ WIDTH = 4.2
 # Characters beside an axis of three inches.
 _AXIS_WIDTH = 36
 
-# Ends of the diverging scale, as on the maps of `explain`: positive is red, negative blue.
-_POSITIVE, _NEGATIVE = np.array([178, 24, 43]), np.array([33, 102, 172])
 _DARK = np.array([8, 48, 107])
 
 
@@ -158,17 +155,8 @@ def filter_tiles(block: ConvexConvBlock, order: NDArray[np.int64], neurons: Neur
         if readout is not None:
             output = int(np.abs(readout[row]).argmax())
             sign = int(np.sign(readout[row, output]))
-        tiles.append(Tile(_kernel_png(kernel), float(share[row]), output, sign, channel))
+        tiles.append(Tile(kernel_png(kernel), float(share[row]), output, sign, channel))
     return tiles
-
-
-def _kernel_png(kernel: NDArray[np.float64]) -> bytes:
-    """Return a kernel (1, kh, kw) in red and blue around white, or (3, kh, kw) in its colours around grey."""
-    scaled = kernel / max(float(np.abs(kernel).max()), np.finfo(float).tiny)
-    if len(kernel) == 3:
-        return _png(127.5 * (1 + scaled.transpose(1, 2, 0)))
-    weight = np.abs(scaled[0])[..., None]
-    return _png((1 - weight) * 255 + weight * np.where(scaled[0][..., None] > 0, _POSITIVE, _NEGATIVE))
 
 
 def input_norms(
@@ -186,10 +174,4 @@ def input_norms(
     """
     norms = np.sqrt(np.square(_kernels(block, neurons or block.neurons_)).sum(axis=(2, 3)))[order][:, channels]
     weight = (norms / max(float(norms.max()), np.finfo(float).tiny))[..., None]
-    return _png((1 - weight) * 255 + weight * _DARK)
-
-
-def _png(pixels: NDArray[Any]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.round(pixels).astype(np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
+    return png((1 - weight) * 255 + weight * _DARK)
