@@ -39,8 +39,8 @@ from cvxcnn.runs.settings import Settings, build_stack
 
 QUICK = ["--layers", "1", "--limit-train", "40", "--reg", "10", "--gates", "8"]
 FILES = [
-    "accuracy.png", "config.json", "explanations_quick.png", "history.csv", "metrics.csv", "model.safetensors",
-    "objective.png", "report.html", "summary.json",
+    "accuracy.png", "config.json", "explanations_quick.png", "history.csv", "metrics.csv", "mistakes.png",
+    "model.safetensors", "objective.png", "predictions.csv", "report.html", "summary.json",
 ]  # fmt: skip
 CONVEX = {
     "objective", "dual_bound", "relative_gap", "status", "solver", "n_neurons", "train_loss", "train_accuracy",
@@ -92,7 +92,7 @@ def test_the_summary_has_the_contracts_shape(
     folder, settings, returned = finished
     summary = json.loads((folder / "summary.json").read_text())
     assert summary == returned
-    assert list(summary) == ["version", "data", "settings", "layers"]
+    assert list(summary) == ["version", "command", "date", "processor", "data", "settings", "layers"]
     assert summary["version"] == __version__
     assert summary["data"] == {
         "name": "digits", "path": None, "n_train": 100, "n_test": 360, "image_shape": [1, 8, 8], "n_classes": 10,
