@@ -22,10 +22,11 @@ from ..core.text import brief, did_you_mean, one_line
 from ..core.version import __version__
 from ..data.fingerprint import UNKNOWN, differing, fingerprint, in_words, whereabouts
 from ..data.images import ImageSet
+from ..drawing.style import LABELS
 from ..errors import CvxcnnError, DataError, InputError, ModelFileError
-from ..explain.attribution import METHODS, allowed, attribute
+from ..explain.attribution import METHODS, allowed, attribute, attributes
 from ..explain.figures import plot_explanations, plot_sanity
-from ..explain.sanity import SanityStep, sanity_check
+from ..explain.sanity import SanityStep, sanity_checks
 from ..explain.sparsity import Interval, bootstrap_interval, gini, half_mass_share
 from ..models.saving import load_model
 from ..models.stack import LayerwiseCNN
@@ -291,11 +292,14 @@ def explain_run(
     maps: Maps = {method: {} for method in methods}
     steps: dict[str, dict[str, list[SanityStep]]] = {method: {} for method in methods}
     sample = np.random.default_rng(seed).permutation(len(test))[:SANITY_IMAGES]
-    for method in methods:
-        for name, network in networks.items():
-            maps[method][name] = attribute(network, test.images, targets, method)
-            steps[method][name] = sanity_check(network, test.images[sample], targets[sample], method, seed=seed)
-        say(f"{method}: maps of {len(test)} test images")
+    for name, network in networks.items():
+        for method, found_maps in attributes(network, test.images, targets, methods).items():
+            maps[method][name] = found_maps
+        say(f"{LABELS[name]} network: maps of {len(test)} test images")
+        checked = sanity_checks(network, test.images[sample], targets[sample], methods, seed=seed)
+        for method, found_steps in checked.items():
+            steps[method][name] = found_steps
+        say(f"{LABELS[name]} network: sanity check on {len(sample)} of them")
     rows = _choose(test.labels, n_images, seed)
     predictions = {name: _predictions(network, test.images[rows], model) for name, network in networks.items()}
     sparsity = _sparsity_rows(maps, layer, seed)
