@@ -82,17 +82,14 @@ class HuberLoss(Loss):
 
     name = "huber"
 
-    def tensor(self, prediction: Tensor, targets: Tensor) -> Tensor:
-        return torch.nn.functional.huber_loss(prediction, targets, reduction="sum", delta=1.0)
+    def terms(self, prediction: Tensor, targets: Tensor) -> Tensor:
+        return torch.nn.functional.huber_loss(prediction, targets, reduction="none", delta=1.0).sum(dim=1)
 
     def dual_point(self, prediction: Tensor, targets: Tensor) -> Tensor:
         return (targets - prediction).clamp(-1.0, 1.0)
 
-    def dual_value(self, dual: Tensor, targets: Tensor, largest: Tensor) -> float:
-        largest = largest.minimum(1 / dual.abs().amax(dim=0).clamp_min(1e-300))
-        linear, square = (dual * targets).sum(dim=0), dual.square().sum(dim=0)
-        best = (linear / square.clamp_min(1e-300)).clamp_min(0.0).minimum(largest)
-        return float((best * linear - 0.5 * best.square() * square).sum())
+    def dual_terms(self, dual: Tensor, targets: Tensor) -> Tensor:
+        return torch.where(dual.abs() <= 1, dual * targets - 0.5 * dual.square(), -torch.inf)
 
     def model(self, prediction: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         root = torch.where((prediction - targets).abs() <= 1, 1.0, 1e-2).to(prediction)
@@ -101,7 +98,7 @@ class HuberLoss(Loss):
     def expression(self, prediction: Any, targets: Any) -> Any:
         import cvxpy as cp
 
-        return 0.5 * cp.sum(cp.huber(prediction - targets, 1))
+        return 0.5 * cp.huber(prediction - targets, 1)
 
 
 OURS = {penalty.name: penalty for penalty in (OutputPenalty, CellPenalty, SilentPenalty)}

@@ -48,6 +48,7 @@ from cvxcnn.core.distributed import (
     take_rows,
 )
 from cvxcnn.data import load_data
+from cvxcnn.data.class_weights import by_class
 from cvxcnn.errors import CvxcnnError, DataError, InputError
 from cvxcnn.models.standardizer import Standardizer
 from cvxcnn.patches import Patches, PatchGeometry
@@ -64,6 +65,14 @@ BLOCKS: dict[str, dict[str, Any]] = {
     "linear": {"activation": "linear", "gates": "priced", "intercept": True, "solver": "auto"},
     "gradient": {"penalty": "dense", "bias": True, "gates": GradientGates(5, images=30, rounds=2)},
     "trained": {"penalty": "dense", "bias": True, "gates": TrainedGates(5, images=30, epochs=2)},
+    "weighted": {"penalty": "dense", "bias": True, "intercept": True, "gates": PatchGates(12), "solver": "auto"},
+    "weighted quadratic": {
+        "activation": "quadratic",
+        "penalty": "group",
+        "gates": "priced",
+        "kernel_size": 2,
+        "solver": "auto",
+    },
 }
 STACKS: dict[str, dict[str, Any]] = {
     "stack": {"downsample": 2, "reg_fraction": 0.05},
@@ -71,6 +80,7 @@ STACKS: dict[str, dict[str, Any]] = {
         "residual": True, "project": 6, "hand_on": 5, "mirror": True, "crop": True, "reg_fraction": (0.1, 0.05),
     },
     "validated": {"validation": 0.25, "mirror": True, "crop": True, "reg_fraction": 0.05},
+    "weighted stack": {"residual": True, "project": 6, "validation": 0.25, "mirror": True, "reg_fraction": 0.05},
 }  # fmt: skip
 
 
@@ -96,10 +106,13 @@ def fitted(part: slice) -> dict[str, np.ndarray]:
     """Return everything that is compared, found from these images in this process."""
     images, targets = (values[part] for values in data())
     found = {}
+    # Of images of weight zero, too; each process has its share.
+    weights = (np.arange(N_IMAGES) % 4)[part]
     for name, settings in BLOCKS.items():
         block = eq2_block(**{**SOLVER, **settings})
-        found[f"{name}.reg_max"] = block.reg_max(images, targets)
-        block.fit(images, targets)
+        own = weights if name.startswith("weighted") else None
+        found[f"{name}.reg_max"] = block.reg_max(images, targets, own)
+        block.fit(images, targets, own)
         result = block.result_
         found[f"{name}.numbers"] = np.array([result.objective, result.dual_bound])
         found[f"{name}.weights"] = result.weights.numpy()
@@ -108,10 +121,13 @@ def fitted(part: slice) -> dict[str, np.ndarray]:
     block = eq2_block(gates=PatchGates(8), penalty="dense", padding=1, intercept=True, bias=True, **SOLVER)
     block.set_params(reg=None)  # each has a reg_fraction
     for name, options in STACKS.items():
-        stack = LayerwiseCNN(layers=2, block=block, **options).fit(images, targets)
+        own = weights if name.startswith("weighted") else None
+        stack = LayerwiseCNN(layers=2, block=block, **options).fit(images, targets, own)
         found[f"{name}.regs"] = np.array([block.reg for block in stack.blocks_])
         found[f"{name}.objectives"] = np.array([block.result_.objective for block in stack.blocks_])
         found[f"{name}.prediction"] = gather_rows(torch.from_numpy(stack.predict(images))).numpy()
+    labels = np.arange(N_IMAGES) % 3 % 2
+    found["balanced"] = gather_rows(torch.from_numpy(by_class("balanced", labels[part], range(2), weights))).numpy()
     chosen = distinct(alike(part), gates_with_copies())
     found["distinct"] = np.array([len(chosen), chosen.n_duplicates, chosen.n_zero])
     found["distinct.vectors"] = chosen.vectors.numpy()
@@ -238,7 +254,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, np.nd
     return [dict(np.load(path / f"{number}.npz")) for number in range(2)], one
 
 
-@pytest.mark.parametrize("what", [*BLOCKS, *STACKS, "distinct"])
+@pytest.mark.parametrize("what", [*BLOCKS, *STACKS, "balanced", "distinct"])
 def test_two_processes_find_what_one_finds(what: str, both: Any) -> None:
     two, one = both
     names = [name for name in one if name.startswith(what)]

@@ -34,7 +34,7 @@ def _gates(text: str) -> int | str:
 
 
 # What is typed of these decides no recipe.
-_OF_THE_RUN = {"data", "limit_train", "test_fraction", "output", "device", "memory", "seed"}
+_OF_THE_RUN = {"data", "limit_train", "test_fraction", "output", "device", "memory", "seed", "class_weight"}
 
 
 class _RecipeParser(Parser):
@@ -94,6 +94,11 @@ def build_parser(prog: str = PROGRAM) -> Parser:
     add(
         data, "--augment", metavar="mirror|crop", type=one_of("mirror", "crop"), nargs="+",
         help="train on mirror images, or on shifted copies, too (default: neither)",
+    )  # fmt: skip
+
+    add(
+        data, "--class-weight", metavar="balanced", type=one_of("balanced"),
+        help="weigh images by their classes, so that every class weighs the same (default: every image does)",
     )  # fmt: skip
 
     model = parser.add_argument_group("network")

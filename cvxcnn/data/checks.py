@@ -10,9 +10,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..core.distributed import all_sum
 from ..errors import InputError
 
-__all__ = ["are_flat", "check_destination", "check_images", "check_labels", "check_present", "check_targets"]
+__all__ = [
+    "are_flat",
+    "check_destination",
+    "check_images",
+    "check_labels",
+    "check_present",
+    "check_targets",
+    "check_weights",
+]
 
 # Numbers that are tested for NaN and infinity at once.
 _TESTED_AT_ONCE = 1 << 24
@@ -214,6 +223,48 @@ def check_targets(
     if tensor.numel() == 0:
         raise InputError(f"targets are empty: got shape {tuple(tensor.shape)}. Pass one output at least.")
     return tensor if tensor.ndim == 2 else tensor.unsqueeze(1)
+
+
+def check_weights(weights: Any, n_images: int, *, device: torch.device | str = "cpu") -> Tensor:
+    """Return the weights of images as one checked float64 tensor.
+
+    Parameters
+    ----------
+    weights : array, tensor or list, shape (n,)
+        Finite numbers >= 0; 0 is as if the image weren't there, 2 as if it were there twice.
+    n_images : int
+        The number of images they belong to.
+    device : torch.device or str
+        Where the result lives.
+
+    Returns
+    -------
+    Tensor, shape (n,)
+
+    Raises
+    ------
+    InputError
+        If there isn't one weight an image, some are negative or not finite, or those of all processes are zero.
+
+    Examples
+    --------
+    >>> check_weights([2, 0.5], 2)
+    tensor([2.0000, 0.5000], dtype=torch.float64)
+    """
+    check_present("sample_weight", weights)
+    remedy = "Pass one number >= 0 an image."
+    tensor = _numbers("sample_weight", weights, torch.float64, device, remedy)
+    if tensor.ndim != 1 or len(tensor) != n_images:
+        raise InputError(
+            f"sample_weight must be (n,), one weight for each of the {n_images} images; got {tuple(tensor.shape)}."
+        )
+    if bool((tensor < 0).any()):
+        raise InputError(
+            f"sample_weight must not be negative; got {float(tensor.min()):g}, for one. Use 0 to leave an image out."
+        )
+    if not bool(all_sum((tensor > 0).sum())):
+        raise InputError("sample_weight is zero for every image, which leaves none to fit. Give some a weight above 0.")
+    return tensor
 
 
 def are_flat(targets: Any) -> bool:

@@ -9,15 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
-from .base import SUM_ROUNDING, Loss
+from .base import Loss
 
 __all__ = ["LogisticLoss"]
-
-
-def _entropy(shares: Tensor) -> Tensor:
-    """Return -a log a - (1 - a) log(1 - a), 0 at both ends."""
-    total: Tensor = torch.special.entr(shares) + torch.special.entr(1 - shares)
-    return total
 
 
 class LogisticLoss(Loss):
@@ -41,25 +35,17 @@ class LogisticLoss(Loss):
                 f"such as {float(targets[targets.abs() != 1][0]):g}. Recode the classes, as in 2 * (labels == 1) - 1."
             )
 
-    def tensor(self, prediction: Tensor, targets: Tensor) -> Tensor:
-        return F.softplus(-targets * prediction).sum()
+    def terms(self, prediction: Tensor, targets: Tensor) -> Tensor:
+        return F.softplus(-targets * prediction).sum(dim=1)
 
     def dual_point(self, prediction: Tensor, targets: Tensor) -> Tensor:
         return targets * torch.sigmoid(-targets * prediction)
 
-    def dual_value(self, dual: Tensor, targets: Tensor, largest: Tensor) -> float:
+    def dual_terms(self, dual: Tensor, targets: Tensor) -> Tensor:
+        # Entropies are -inf of shares that are none.
         shares = dual * targets
-        # Entropy is concave in the multiple, and rises while the shares are below one half: bisect its slope.
-        tiny = torch.finfo(shares.dtype).tiny
-        high = (1 / shares.amax(dim=0).clamp_min(tiny)).minimum(largest.to(shares))
-        low = torch.zeros_like(high)
-        for _ in range(60):
-            middle = 0.5 * (low + high)
-            slope = (shares * torch.special.logit((middle * shares).clamp(tiny, 1.0))).sum(dim=0)
-            low, high = torch.where(slope < 0, middle, low), torch.where(slope < 0, high, middle)
-        value = float(_entropy((low * shares).clamp(0.0, 1.0)).sum())
-        # 1 - a is rounded too.
-        return value - SUM_ROUNDING * (value + shares.numel())
+        entropies: Tensor = torch.special.entr(shares) + torch.special.entr(1 - shares)
+        return entropies
 
     def model(self, prediction: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         root = (torch.sigmoid(prediction) * torch.sigmoid(-prediction)).clamp_min(1e-12).sqrt()
@@ -68,4 +54,4 @@ class LogisticLoss(Loss):
     def expression(self, prediction: Any, targets: Any) -> Any:
         import cvxpy as cp
 
-        return cp.sum(cp.logistic(-cp.multiply(targets, prediction)))
+        return cp.logistic(-cp.multiply(targets, prediction))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .base import SUM_ROUNDING, Loss
+from .base import Loss
 
 __all__ = ["SoftmaxLoss"]
 
@@ -39,30 +39,16 @@ class SoftmaxLoss(Loss):
                 "Pass one-hot targets."
             )
 
-    def tensor(self, prediction: Tensor, targets: Tensor) -> Tensor:
-        return torch.logsumexp(prediction, dim=1).sum() - (prediction * targets).sum()
+    def terms(self, prediction: Tensor, targets: Tensor) -> Tensor:
+        return torch.logsumexp(prediction, dim=1) - (prediction * targets).sum(dim=1)
 
     def dual_point(self, prediction: Tensor, targets: Tensor) -> Tensor:
         return targets - torch.softmax(prediction, dim=1)
 
-    def dual_value(self, dual: Tensor, targets: Tensor, largest: Tensor) -> float:
-        # One multiple for all outputs: the rows of nu must keep their sum of zero.
-        # A share y - multiple * nu must not be negative.
-        falling = dual > 0
-        room = float((targets[falling] / dual[falling]).min()) if bool(falling.any()) else float("inf")
-        low, high = 0.0, min(room, float(largest.min()))
-
-        def shares(multiple: float) -> Tensor:
-            return (targets - multiple * dual).clamp_min(0.0)
-
-        # The entropy is concave in the multiple: bisect its slope.
-        for _ in range(60):
-            middle = 0.5 * (low + high)
-            slope = float((dual * shares(middle).clamp_min(torch.finfo(dual.dtype).tiny).log()).sum())
-            low, high = (middle, high) if slope > 0 else (low, middle)
-        value = float(torch.special.entr(shares(low)).sum())
-        # The rows of y - s nu sum to one but for rounding.
-        return value - SUM_ROUNDING * (value + dual.numel())
+    def dual_terms(self, dual: Tensor, targets: Tensor) -> Tensor:
+        # A share must not be negative, whose entropy is -inf; they sum to one as the rows of nu sum to zero.
+        entropies: Tensor = torch.special.entr(targets - dual).sum(dim=1, keepdim=True)
+        return entropies
 
     def model(self, prediction: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         # With q = sqrt(p): R = diag(q) - q p^T has R^T R = diag(p) - p p^T, and R^T (nu / q) = nu since nu sums to 0.
@@ -74,4 +60,4 @@ class SoftmaxLoss(Loss):
     def expression(self, prediction: Any, targets: Any) -> Any:
         import cvxpy as cp
 
-        return cp.sum(cp.log_sum_exp(prediction, axis=1)) - cp.sum(cp.multiply(targets, prediction))
+        return cp.log_sum_exp(prediction, axis=1) - cp.sum(cp.multiply(targets, prediction), axis=1)

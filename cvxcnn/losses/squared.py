@@ -42,11 +42,14 @@ class SquaredLoss(Loss):
     name = "squared"
     quadratic = True
 
-    def tensor(self, prediction: Tensor, targets: Tensor) -> Tensor:
-        return 0.5 * (prediction - targets).square().sum()
+    def terms(self, prediction: Tensor, targets: Tensor) -> Tensor:
+        return 0.5 * (prediction - targets).square().sum(dim=1)
 
     def dual_point(self, prediction: Tensor, targets: Tensor) -> Tensor:
         return targets - prediction
+
+    def dual_terms(self, dual: Tensor, targets: Tensor) -> Tensor:
+        return dual * targets - 0.5 * dual.square()
 
     def dual_value(self, dual: Tensor, targets: Tensor, largest: Tensor) -> float:
         products = dual * targets
@@ -60,4 +63,4 @@ class SquaredLoss(Loss):
     def expression(self, prediction: Any, targets: Any) -> Any:
         import cvxpy as cp
 
-        return 0.5 * cp.sum_squares(prediction - targets)
+        return 0.5 * cp.square(prediction - targets)

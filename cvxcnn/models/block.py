@@ -28,7 +28,7 @@ from ..pricing.options import PricedGates, PricingOptions
 from ..program.problem import Problem
 from ..solvers import Callback
 from .block_state import BlockState
-from .door import check_given
+from .door import check_given, weighing
 
 __all__ = ["DEFAULT_FRACTION", "DEFAULT_SEARCH", "ConvexConvBlock"]
 
@@ -190,7 +190,9 @@ class ConvexConvBlock(BlockState):
         self.decay = decay
 
     @plainly
-    def fit(self, images: Any, targets: Any, callback: Callback | None = None) -> ConvexConvBlock:
+    def fit(
+        self, images: Any, targets: Any, sample_weight: Any = None, callback: Callback | None = None
+    ) -> ConvexConvBlock:
         """Train on images (n, C, H, W) or (n, H, W) and targets (n,) or (n, outputs).
 
         Parameters
@@ -198,6 +200,9 @@ class ConvexConvBlock(BlockState):
         images, targets : array-like or Tensor
             Images (n, H, W, C) are refused. Integer targets other than -1 and +1 bring a UserWarning: they look like
             class labels.
+        sample_weight : array-like, shape (n,), optional
+            s >= 0: the loss is sum_j s_j l(f_j, y_j). An image of weight 0 is left out, one of weight 2 is as good as
+            there twice. Gates that are drawn from images, or chosen by targets, see no weights.
         callback : callable, optional
             Called with a ``Progress`` now and then; may raise to stop.
 
@@ -209,24 +214,26 @@ class ConvexConvBlock(BlockState):
             If the solver is missing here, or ended without a point; the block is then as it was.
         """
         check_given(images, targets, self.loss)
-        return self.fit_task(self.task(images, targets), are_flat(targets), DEFAULT_FRACTION, callback)
+        task = self.task(images, targets, sample_weight)
+        return self.fit_task(task, are_flat(targets), DEFAULT_FRACTION, callback)
 
     def fit_task(self, task: Task, flat: bool, fraction: float, callback: Callback | None = None) -> ConvexConvBlock:
         """Fit this block's ``task``; without a ``reg`` of the block's own, at this share of ``reg_max``."""
         return self.keep(fit(task, fraction, callback), flat)
 
-    def task(self, images: Any, targets: Any) -> Task:
-        """Return what is to be fitted to images and targets, every setting checked."""
+    def task(self, images: Any, targets: Any, sample_weight: Any = None) -> Task:
+        """Return what is to be fitted to images, targets and weights of images, every setting checked."""
         geometry = self.check_parameters()
         dtype, device = DTYPES[self.dtype], torch.device(self.device)
         inputs = check_images(images, dtype=_stored(images, dtype), device=device)
         expected = check_targets(targets, len(inputs), dtype=dtype, device=device)
+        inputs, expected, weights = weighing(inputs, expected, sample_weight)
         activation, search = get_activation(self.activation, self.decay), self.priced_options()
         penalty = activation.program_penalty(self.penalty, geometry.pool_cells**2 * expected.shape[1])
         reg = None if self.reg is None else float(self.reg)
         problem = Problem(
             Patches(inputs, geometry, dtype), expected, 1.0 if reg is None else reg, get_penalty(penalty),
-            get_loss(self.loss), bool(self.intercept),
+            get_loss(self.loss, weights), bool(self.intercept),
         )  # fmt: skip
         return Task(
             problem,
@@ -310,17 +317,19 @@ class ConvexConvBlock(BlockState):
             raise InputError(f'device={self.device!r} was asked for, but torch finds no GPU. Use device="cpu".')
 
     @plainly
-    def reg_max(self, images: Any, targets: Any) -> float:
+    def reg_max(self, images: Any, targets: Any, sample_weight: Any = None) -> float:
         """Return the smallest ``reg`` whose solution is zero: exact over fixed gates, searched if they are priced.
 
         Parameters
         ----------
         images : array-like, shape (n, C, H, W) or (n, H, W)
         targets : array-like, shape (n,) or (n, outputs)
+        sample_weight : array-like, shape (n,), optional
+            As for ``fit``.
         """
         check_layout(images)
         with torch.no_grad(), coarse_threads():
-            return over(self.task(images, targets)).reg_max()
+            return over(self.task(images, targets, sample_weight)).reg_max()
 
     def keep(self, fitted: Fit, flat: bool) -> ConvexConvBlock:
         """Take what was fitted with this block's settings; ``flat`` says that predictions are to be (n,)."""

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from ..core.distributed import all_sum
+from ..data.checks import check_weights
 from ..data.layout import check_layout
+from ..errors import InputError
 
-__all__ = ["check_given", "warn_of_labels"]
+__all__ = ["check_given", "warn_of_labels", "weighing"]
 
 
 def warn_of_labels(targets: Any, loss: Any) -> None:
@@ -38,3 +43,44 @@ def check_given(images: Any, targets: Any, loss: Any) -> None:
     """Refuse images whose layout isn't known, and warn of targets that look like labels."""
     check_layout(images)
     warn_of_labels(targets, loss)
+
+
+Targets = TypeVar("Targets", Tensor, NDArray[Any])
+
+
+def weighing(images: Tensor, targets: Targets, weights: Any) -> tuple[Tensor, Targets, Tensor | None]:
+    """Return images, targets and their weights, float64, without images of weight zero; None for equal weights of 1.
+
+    Parameters
+    ----------
+    images : Tensor, shape (n, ...)
+    targets : Tensor or array, shape (n, ...)
+    weights : array-like, shape (n,), or None
+        As a user gives them.
+
+    Raises
+    ------
+    InputError
+        If they are no weights of these images.
+
+    Examples
+    --------
+    >>> weighing(torch.ones(2, 1, 1, 1), torch.tensor([[5.0], [6.0]]), [0, 3])[1:]
+    (tensor([[6.]]), tensor([3.], dtype=torch.float64))
+    """
+    if weights is None:
+        return images, targets, None
+    known = check_weights(weights, len(images), device=images.device)
+    # Asked of all processes, which have weights together or not at all.
+    if not bool(all_sum((known != 1).sum())):
+        return images, targets, None
+    kept = known > 0
+    if bool(all_sum((~kept).all().to(torch.int64))):
+        raise InputError(
+            "sample_weight is zero for all images of a process, which has nothing to do. Share the images in another "
+            "way, or use fewer processes."
+        )
+    if bool(kept.all()):
+        return images, targets, known
+    chosen: Any = kept.cpu().numpy() if isinstance(targets, np.ndarray) else kept
+    return images[kept], targets[chosen], known[kept]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..core.checks import as_int, is_int
 from ..data.checks import check_images, check_labels, check_present, check_targets
+from ..data.class_weights import by_class, check_class_weight
 from ..data.images import one_hot
 from ..data.layout import check_layout, looks_channels_last
 from ..errors import InputError
@@ -27,7 +28,8 @@ from ..persistence.files import CONFIG_FILE
 from ..pricing.options import PricingOptions
 from .block import ConvexConvBlock
 from .blocks import given_blocks
-from .estimator_state import EstimatorState, classes_of, label_config
+from .door import weighing
+from .estimator_state import EstimatorState, class_weight_config, class_weight_of, classes_of, label_config
 from .probabilities import nearest_probabilities
 from .recipes import blocks_of, recipe, recipe_for
 from .stack import LayerwiseCNN
@@ -152,11 +154,11 @@ class _ConvexCNN(EstimatorState):
         """Return the blocks to fit, one for each layer or one for all; on features without neighbours, of one pixel."""
         return [clone(block).set_params(**(_ONE_PIXEL if flat else {})) for block in given_blocks(self.block)]
 
-    def _fit_stack(self, inputs: Tensor, targets: Any, *, flat: bool) -> None:
+    def _fit_stack(self, inputs: Tensor, targets: Any, weights: Any, *, flat: bool) -> None:
         if self.block is None and not flat:
             name = recipe_for(self._shape(inputs), len(inputs))
             if name != "exact":
-                self.stack_ = self._of_recipe(name, inputs).fit(inputs, targets)
+                self.stack_ = self._of_recipe(name, inputs).fit(inputs, targets, weights)
                 return
         blocks = self._blocks(flat=flat)
         self.stack_ = LayerwiseCNN(
@@ -165,7 +167,7 @@ class _ConvexCNN(EstimatorState):
             downsample=1 if flat else self.downsample,
             standardize=self.standardize,
             reg_fraction=self.reg_fraction,
-        ).fit(inputs, targets)
+        ).fit(inputs, targets, weights)
 
     @staticmethod
     def _shape(inputs: Tensor) -> tuple[int, int, int]:
@@ -217,6 +219,8 @@ class ConvexCNNClassifier(ClassifierMixin, _ConvexCNN):
         As in ``LayerwiseCNN``.
     image_shape : tuple or None
         (C, H, W) or (H, W) of flat images (n, C * H * W); images that are not flat must have it too.
+    class_weight : None, "balanced" or dict
+        Weights of images by their classes, times their own: "balanced" makes every class weigh the same (``by_class``).
 
     Attributes
     ----------
@@ -244,14 +248,37 @@ class ConvexCNNClassifier(ClassifierMixin, _ConvexCNN):
     kind = "ConvexCNNClassifier"
     classes_: NDArray[Any]
 
+    def __init__(
+        self,
+        *,
+        layers: int = 1,
+        block: ConvexConvBlock | Sequence[ConvexConvBlock] | None = None,
+        downsample: int | Sequence[int] = 1,
+        standardize: bool = True,
+        reg_fraction: float | Sequence[float] | None = None,
+        image_shape: tuple[int, ...] | None = None,
+        class_weight: Any = None,
+    ) -> None:
+        super().__init__(
+            layers=layers, block=block, downsample=downsample, standardize=standardize, reg_fraction=reg_fraction,
+            image_shape=image_shape,
+        )  # fmt: skip
+        self.class_weight = class_weight
+
     def own_config(self) -> dict[str, Any]:
-        return {"classes": label_config(self.classes_)}
+        return {"classes": label_config(self.classes_), "class_weight": class_weight_config(self.class_weight)}
 
     def take_own(self, table: dict[str, Any]) -> None:
         self.classes_ = classes_of(table, self.stack_)
+        self.class_weight = class_weight_of(table)
 
-    def fit(self, X: Any, y: Any) -> ConvexCNNClassifier:  # noqa: N803
-        """Train on images X of any accepted shape and labels y (n,), numbers or strings."""
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> ConvexCNNClassifier:  # noqa: N803
+        """Train on images X of any accepted shape and labels y (n,), numbers or strings.
+
+        Images of ``sample_weight`` (n,) 0 are left out, with them classes that are of these alone; one of weight 2 is
+        as good as there twice.
+        """
+        check_class_weight(self.class_weight)
         inputs, flat = self._images(X, reset=True)
         if y is None:
             raise InputError("ConvexCNNClassifier requires y to be passed, but the target y is None.")
@@ -264,12 +291,14 @@ class ConvexCNNClassifier(ClassifierMixin, _ConvexCNN):
             raise InputError(str(error)) from error
         if len(column) != len(inputs):
             raise InputError(f"labels must be one an image; got {len(column)} labels for {len(inputs)} images.")
+        inputs, column, weights = weighing(inputs, column, sample_weight)
         classes, indices = np.unique(column, return_inverse=True)
         if len(classes) < 2:
             raise InputError(
                 f"Classification needs two classes at least; got 1 class, {classes[0]!r}. Add images of another class."
             )
-        self._fit_stack(inputs, self._targets(indices, len(classes)), flat=flat)
+        by_name = by_class(self.class_weight, indices, classes, weights)
+        self._fit_stack(inputs, self._targets(indices, len(classes)), by_name, flat=flat)
         self.classes_ = classes
         return self
 
@@ -333,8 +362,11 @@ class ConvexCNNRegressor(RegressorMixin, _ConvexCNN):
         tags.target_tags.single_output, tags.target_tags.multi_output = True, True
         return tags
 
-    def fit(self, X: Any, y: Any) -> ConvexCNNRegressor:  # noqa: N803
-        """Train on images X of any accepted shape and targets y (n,) or (n, outputs)."""
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> ConvexCNNRegressor:  # noqa: N803
+        """Train on images X of any accepted shape and targets y (n,) or (n, outputs).
+
+        Images of ``sample_weight`` (n,) 0 are left out; one of weight 2 is as good as there twice.
+        """
         losses = {block.loss for block in self._blocks(flat=False)}
         if losses != {"squared"}:
             raise InputError(f'A regressor needs loss="squared"; got {sorted(losses)}. Use ConvexCNNClassifier.')
@@ -349,7 +381,8 @@ class ConvexCNNRegressor(RegressorMixin, _ConvexCNN):
         if numbers.dtype.kind in "Obiu":  # integers are numbers here, as everywhere in a regressor
             numbers = numbers.astype(float)
         check_targets(numbers, len(inputs))
-        self._fit_stack(inputs, numbers, flat=flat)
+        inputs, numbers, weights = weighing(inputs, numbers, sample_weight)
+        self._fit_stack(inputs, numbers, weights, flat=flat)
         return self
 
     def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803

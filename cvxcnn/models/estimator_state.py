@@ -31,7 +31,7 @@ from .block_state import block_settings
 from .blocks import OfBlocks, given_blocks
 from .stack import LayerwiseCNN
 
-__all__ = ["EstimatorState", "classes_of", "label_config"]
+__all__ = ["EstimatorState", "class_weight_config", "class_weight_of", "classes_of", "label_config"]
 
 Self = TypeVar("Self", bound="EstimatorState")
 
@@ -104,6 +104,25 @@ def label_config(classes: NDArray[Any]) -> dict[str, Any]:
             "Fit the classifier to strings or numbers."
         )
     return {"dtype": dtype, "values": values}
+
+
+def class_weight_config(given: Any) -> Any:
+    """Return a classifier's ``class_weight`` for JSON, whose objects have no names but texts: pairs for a dict."""
+    return [[plain(name), float(weight)] for name, weight in given.items()] if isinstance(given, dict) else given
+
+
+def class_weight_of(table: dict[str, Any]) -> Any:
+    """Return the ``class_weight`` that was written; None of files of before."""
+
+    def is_pair(value: Any) -> bool:
+        named = isinstance(value, list) and len(value) == 2 and isinstance(value[0], (bool, int, float, str))
+        return named and is_number(value[1]) and value[1] >= 0
+
+    def can_be(value: Any) -> bool:
+        return value in (None, "balanced") or (isinstance(value, list) and all(map(is_pair, value)))
+
+    found = entry({"class_weight": None, **table}, "class_weight", can_be, 'null, "balanced" or pairs', "estimator.")
+    return dict(found) if isinstance(found, list) else found
 
 
 def _is_names(value: Any) -> bool:

@@ -15,7 +15,7 @@ from sklearn.base import clone
 from torch import Tensor
 
 from ..core.checks import as_int, as_number
-from ..core.distributed import all_mean, all_sum
+from ..core.distributed import all_sum
 from ..core.plainly import plainly
 from ..core.threads import coarse_threads
 from ..data.checks import are_flat
@@ -44,7 +44,7 @@ class RegPath:
     blocks : list of ConvexConvBlock
         Fitted; the first at ``reg_max``, with zero neurons.
     train_error, validation_error : ndarray
-        Mean over images of ||f - y||^2; NaN without validation images.
+        Mean over images of ||f - y||^2, by their weights if they have some; NaN without validation images.
     train_accuracy, validation_accuracy : ndarray
         Share of images on the right side of the middle (one output, training targets of two values), or whose largest
         output is the right one (training targets of two values, the larger one once a row); NaN for other targets.
@@ -147,8 +147,9 @@ def reg_path(
     block: ConvexConvBlock | None = None,
     points: int = 30,
     smallest: float = 1e-2,
-    validation: tuple[Any, Any] | None = None,
+    validation: tuple[Any, ...] | None = None,
     between: PricingOptions | None = None,
+    sample_weight: Any = None,
     callback: Callable[[int, ConvexConvBlock], None] | None = None,
 ) -> RegPath:
     """Fit a block for a geometric grid of ``reg`` from reg_max, where the solution is zero, down.
@@ -167,11 +168,13 @@ def reg_path(
         At least 2.
     smallest : float
         The last ``reg`` as a share of reg_max, in (0, 1).
-    validation : (images, targets), optional
+    validation : (images, targets) or (images, targets, weights), optional
         For ``validation_accuracy``, ``validation_error`` and ``best``.
     between : PricingOptions, optional
         Searches at the points between; by default an eighth of the block's own starts, a third of its steps, three
         rounds at most, and a gap of 1 %.
+    sample_weight : array-like, shape (n,), optional
+        As for ``ConvexConvBlock.fit``.
     callback : callable, optional
         Called with the index and the block after each point; may raise to stop.
 
@@ -199,24 +202,24 @@ def reg_path(
     points, smallest = as_int("points", points, 2), as_number("smallest", smallest, 0, 1)
     settings = clone(block) if block is not None else ConvexConvBlock()
     check_given(images, targets, settings.loss)
-    return _reg_path(images, targets, settings, points, smallest, validation, between, callback)
+    training = images, targets, sample_weight
+    return _reg_path(training, settings, points, smallest, validation, between, callback)
 
 
 def _reg_path(
-    images: Any,
-    targets: Any,
+    training: tuple[Any, Any, Any],
     settings: ConvexConvBlock,
     points: int,
     smallest: float,
-    validation: tuple[Any, Any] | None = None,
+    validation: tuple[Any, ...] | None = None,
     between: PricingOptions | None = None,
     callback: Callable[[int, ConvexConvBlock], None] | None = None,
 ) -> RegPath:
     """Return ``reg_path`` of what has been checked at the door, or comes from a stack."""
     began = time.perf_counter()
-    task = settings.task(images, targets)
+    task = settings.task(*training)
     held_out = None if validation is None else _held_out(settings, task.problem, validation)
-    flat, middle = are_flat(targets), _middle(task.problem.targets)
+    flat, middle = are_flat(training[1]), _middle(task.problem.targets)
     blocks: list[ConvexConvBlock] = []
     scores: list[tuple[float, ...]] = []
     seconds: list[float] = []
@@ -243,8 +246,8 @@ def _reg_path(
 
 def choose_reg(
     block: ConvexConvBlock,
-    training: tuple[Tensor, Tensor],
-    held_out: tuple[Tensor, Tensor],
+    training: tuple[Tensor, Tensor, Tensor | None],
+    held_out: tuple[Tensor, Tensor, Tensor | None],
     *,
     points: int,
     smallest: float,
@@ -259,8 +262,8 @@ def choose_reg(
     ----------
     block : ConvexConvBlock
         Settings; its ``reg`` is replaced.
-    training, held_out : (images, targets)
-        Targets (n, outputs).
+    training, held_out : (images, targets, weights)
+        Targets (n, outputs), and weights of images or None.
     points, smallest
         As for ``reg_path``.
     flat : bool
@@ -270,9 +273,8 @@ def choose_reg(
     """
     task = block.task(*training)
     if task.priced:
-        images, targets = training[0], training[1][:, 0] if flat else training[1]
-        held = held_out[0], held_out[1][:, 0] if flat else held_out[1]
-        path = _reg_path(images, targets, clone(block), points, smallest, held)
+        own, held = ((x, y[:, 0] if flat else y, weights) for x, y, weights in (training, held_out))
+        path = _reg_path(own, clone(block), points, smallest, held)
         return path.blocks[int(np.argmin(path.validation_error))]
     held_problem = block.task(*held_out).problem
     best: tuple[float, float, Tensor | None] = (float("inf"), 1.0, None)
@@ -284,10 +286,11 @@ def choose_reg(
         # From below reg_max, where weights are zero: a layer that does nothing is never chosen.
         for fraction in smallest ** (np.arange(1, points) / (points - 1)):
             point = replace(program, reg=float(largest * fraction))
-            weights = solver.run(point, weights, lambda *_: None).weights
+            weights = solver.run(point.unweighted(), weights, lambda *_: None).weights
             prediction = program.design.on(held_problem.patches).predict(weights)
             residual = prediction + solver.intercepts(program, weights) - held_problem.targets
-            error = float(all_sum(residual.double().square().sum()))
+            square = residual.double().square().sum(dim=1)
+            error = float(all_sum((square * _beside(held_problem, square)).sum()))
             logger.info("reg %.3g of reg_max: held-out squared error %.6g", fraction, error)
             worse = worse + 1 if error >= best[0] else 0
             if not worse:
@@ -365,10 +368,10 @@ def _light(options: PricingOptions) -> PricingOptions:
     )
 
 
-def _held_out(block: ConvexConvBlock, problem: Problem, validation: tuple[Any, Any]) -> Problem:
+def _held_out(block: ConvexConvBlock, problem: Problem, validation: tuple[Any, ...]) -> Problem:
     """Return the problem of validation images and targets, or raise InputError."""
-    if not isinstance(validation, (tuple, list)) or len(validation) != 2:
-        raise InputError("validation must be a pair (images, targets).")
+    if not isinstance(validation, (tuple, list)) or len(validation) not in (2, 3):
+        raise InputError("validation must be a pair (images, targets), or (images, targets, weights).")
     held = block.task(*validation).problem
     own, other = problem.patches.images.shape[1:], held.patches.images.shape[1:]
     if own != other or held.targets.shape[1] != problem.targets.shape[1]:
@@ -377,6 +380,12 @@ def _held_out(block: ConvexConvBlock, problem: Problem, validation: tuple[Any, A
             f"{problem.targets.shape[1]} outputs; got {tuple(other)} and {held.targets.shape[1]}."
         )
     return held
+
+
+def _beside(problem: Problem, values: Tensor) -> Tensor:
+    """Return the weights of a problem's images beside values (n,): ones if they have none."""
+    weights = problem.loss.weights
+    return torch.ones_like(values) if weights is None else weights.to(values)
 
 
 def _middle(targets: Tensor) -> float | None:
@@ -391,7 +400,7 @@ def _middle(targets: Tensor) -> float | None:
 def _scores(block: ConvexConvBlock, problem: Problem, middle: float | None) -> tuple[float, float]:
     """Return mean ||f - y||^2 over images, and accuracy, NaN where the training targets encode no classes.
 
-    Means are over the images of all processes: each must choose the same point of a path.
+    Means are by weights of images, over those of all processes: each must choose the same point of a path.
     """
     targets = problem.targets
     prediction = block.neurons_.predict(problem.patches)
@@ -402,5 +411,6 @@ def _scores(block: ConvexConvBlock, problem: Problem, middle: float | None) -> t
         right = ((prediction > middle) == (targets > middle)).flatten().to(error)
     else:
         right = (prediction.argmax(dim=1) == targets.argmax(dim=1)).to(error)
-    means = all_mean(torch.stack([error, right], dim=1).double()).tolist()
-    return means[0], means[1]
+    weights = _beside(problem, error.double())
+    sums = all_sum((torch.stack([error, right, torch.ones_like(error)]).double() * weights).sum(dim=1))
+    return float(sums[0] / sums[2]), float(sums[1] / sums[2])

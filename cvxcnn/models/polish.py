@@ -27,6 +27,7 @@ from ..pricing.options import PricingOptions
 from ..pricing.solve import solve_priced
 from ..program import nonconvex_objective
 from ..program.problem import Problem
+from .door import weighing
 
 __all__ = ["Polished", "polish"]
 
@@ -75,6 +76,7 @@ def polish(
     pricing: PricingOptions | None = None,
     device: str | None = None,
     random_state: int | None = 0,
+    sample_weight: Any = None,
 ) -> Polished:
     """Return a network at least as good as a trained torch module on Eq. 1, with its certificate.
 
@@ -103,6 +105,8 @@ def polish(
         Where to compute; the module's own by default.
     random_state : int or None
         Seed of the searches; None for another one each time.
+    sample_weight : array-like, shape (n,), optional
+        As for ``ConvexConvBlock.fit``.
 
     Returns
     -------
@@ -123,11 +127,12 @@ def polish(
     """
     _check(module, reg, random_state)
     given, module = module, copy.deepcopy(module).eval()
-    before = nonconvex_objective(module, images, targets, reg, loss=loss)
+    before = nonconvex_objective(module, images, targets, reg, loss=loss, sample_weight=sample_weight)
     convolution, linear = _parts(module)
     place = convolution.weight.device if device is None else torch.device(device)
     inputs = check_images(images, dtype=torch.float64, device=place)
     expected = check_targets(targets, len(inputs), dtype=torch.float64, device=place)
+    inputs, expected, weights = weighing(inputs, expected, sample_weight)
     geometry = _geometry(module, inputs)
     filters = gates_of(convolution).to(inputs)
     intercept = linear.bias is not None
@@ -136,7 +141,9 @@ def polish(
             f'the Linear layer has a bias, which needs loss="squared"; got {loss!r}. Use nn.Linear(..., bias=False).'
         )
     with torch.no_grad(), coarse_threads():
-        problem = Problem(Patches(inputs, geometry), expected, float(reg), loss=get_loss(loss), intercept=intercept)
+        problem = Problem(
+            Patches(inputs, geometry), expected, float(reg), loss=get_loss(loss, weights), intercept=intercept
+        )
         solution = solve_priced(
             problem, tol=as_tol(tol), start=filters[filters.any(dim=1)],
             generator=torch.Generator().manual_seed(seed_of(random_state)), options=pricing,
@@ -145,7 +152,7 @@ def polish(
         image_shape = (inputs.shape[1], inputs.shape[2], inputs.shape[3])
         found = to_module(neurons, geometry, image_shape, intercept=intercept).to(convolution.weight)
     # Judged as it is handed back: rounding to float32, or a network that was optimal, may leave it no lower.
-    objective = nonconvex_objective(found, images, targets, reg, loss=loss)
+    objective = nonconvex_objective(found, images, targets, reg, loss=loss, sample_weight=sample_weight)
     improved = objective < before
     if not improved:
         own = _neurons(convolution, linear)

@@ -16,16 +16,19 @@ from ..patches.geometry import PatchGeometry
 __all__ = ["PatchPCA"]
 
 
-def _principal(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _principal(rows: Tensor, count: int, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return weights (count', d) and bias (count',) of the leading principal components of rows (N, d).
+
+    ``importance`` (N,) is how much each row counts; None for all the same.
 
     They are scaled together, so that their mean variance is 1, and their relative sizes are kept: a direction in which
     patches hardly vary stays small.
     """
     rows = rows.to(torch.float64)
-    total = all_sum(rows.new_tensor([float(len(rows))]))
-    mean = all_sum(rows.sum(dim=0)) / total
-    centred = rows - mean
+    root = rows.new_ones(len(rows), 1) if importance is None else importance.to(rows)[:, None].sqrt()
+    total = all_sum(root.square().sum().view(1))
+    mean = all_sum((rows * root.square()).sum(dim=0)) / total
+    centred = (rows - mean) * root
     values, vectors = torch.linalg.eigh(all_sum(centred.T @ centred) / total)
     order = torch.argsort(values, descending=True)[:count]
     values, vectors = values[order].clamp_min(0.0), vectors[:, order]
@@ -74,6 +77,7 @@ class PatchPCA:
         padding: tuple[int, int],
         generator: torch.Generator,
         patches: int = 1 << 16,
+        weights: Tensor | None = None,
     ) -> PatchPCA:
         """Return the projection of a sample of maps (n, C, H, W) to ``count`` channels and ``count`` directions.
 
@@ -89,6 +93,8 @@ class PatchPCA:
             Chooses the patches, on the CPU.
         patches : int
             As many patches are looked at, at most.
+        weights : Tensor, shape (n,), optional
+            How much each image counts.
 
         Raises
         ------
@@ -96,8 +102,9 @@ class PatchPCA:
             If the maps are constant.
         """
         dtype = maps.dtype
-        weights, shift = _principal(maps.transpose(0, 1).flatten(1).T, count)
-        reduced = F.conv2d(maps.double(), weights[:, :, None, None], shift)
+        each = None if weights is None else weights.repeat_interleave(maps.shape[2] * maps.shape[3])
+        channels, shift = _principal(maps.permute(0, 2, 3, 1).flatten(0, 2), count, each)
+        reduced = F.conv2d(maps.double(), channels[:, :, None, None], shift)
         places = math.prod(PatchGeometry(kernel, 1, padding).map_shape((maps.shape[2], maps.shape[3])))
         # The same places in every image: the choice doesn't depend on which process has which images.
         total = int(all_sum(torch.tensor([len(maps)], device=maps.device)))
@@ -106,9 +113,10 @@ class PatchPCA:
             F.unfold(part, kernel, padding=padding)[:, :, chosen].transpose(1, 2).flatten(0, 1)
             for part in torch.split(reduced, 64)
         ]
-        directions, bias = _principal(torch.cat(rows), count)
-        shaped = directions.view(len(directions), len(weights), *kernel)
-        return cls(weights.to(dtype), shift.to(dtype), shaped.to(dtype), bias.to(dtype), padding)
+        each = None if weights is None else weights.repeat_interleave(len(chosen))
+        directions, bias = _principal(torch.cat(rows), count, each)
+        shaped = directions.view(len(directions), len(channels), *kernel)
+        return cls(channels.to(dtype), shift.to(dtype), shaped.to(dtype), bias.to(dtype), padding)
 
     def __call__(self, maps: Tensor) -> Tensor:
         """Return the projected patches of maps (n, C, H, W), shape (n, b, H', W')."""

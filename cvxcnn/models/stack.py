@@ -26,13 +26,13 @@ from ..fitting import DTYPES
 from ..solvers import Progress
 from .block import DEFAULT_FRACTION, ConvexConvBlock
 from .blocks import given_blocks
-from .door import check_given
+from .door import check_given, weighing
 from .path import choose_reg
 from .plan import LayerPlan, plan_layers
 from .projection import PatchPCA
 from .stack_state import StackState
 from .stacked_module import StackedCNN, input_modules, map_modules, rival_head
-from .stage import Stage
+from .stage import Stage, twice
 from .standardizer import Standardizer
 
 __all__ = ["LayerwiseCNN"]
@@ -232,6 +232,7 @@ class LayerwiseCNN(StackState):
         self,
         images: Any,
         targets: Any,
+        sample_weight: Any = None,
         callback: Callable[[int, Progress], None] | None = None,
         on_layer: Callable[[int, ConvexConvBlock, Stage], None] | None = None,
         finished: LayerwiseCNN | None = None,
@@ -242,6 +243,9 @@ class LayerwiseCNN(StackState):
         ----------
         images : array-like, shape (n, C, H, W) or (n, H, W)
         targets : array-like, shape (n,) or (n, outputs)
+        sample_weight : array-like, shape (n,), optional
+            As for ``ConvexConvBlock.fit``: of the loss of every layer, and of the means and variances that inputs are
+            standardized by.
         callback : callable, optional
             Called with the layer (from 0) and a ``Progress`` of its solve.
         on_layer : callable, optional
@@ -257,6 +261,7 @@ class LayerwiseCNN(StackState):
         check_given(images, targets, first.loss)
         inputs = check_images(images, dtype=DTYPES[first.dtype], device=torch.device(first.device))
         expected = check_targets(targets, len(inputs), dtype=inputs.dtype, device=inputs.device)
+        inputs, expected, weights = weighing(inputs, expected, sample_weight)
         flat = are_flat(targets)
         self.image_shape_ = tuple(int(side) for side in inputs.shape[1:])
         self.blocks_: list[ConvexConvBlock] = []
@@ -272,18 +277,21 @@ class LayerwiseCNN(StackState):
         copies = shifted(inputs, seed, number) if self.crop else None
         if self.validation is not None:
             held = held_out(inputs, expected, float(self.validation), seed).to(inputs.device)
-            judging = Stage.first(inputs[held], expected[held], mirror=self.mirror)
+            judging = Stage.first(
+                inputs[held], expected[held], None if weights is None else weights[held], mirror=self.mirror
+            )
             inputs, expected = inputs[~held], expected[~held]
+            weights = None if weights is None else weights[~held]
             copies = None if copies is None else copies[~held]
         if copies is not None:
             # Each beside its image, so that the order doesn't depend on which process has which images.
             inputs = torch.stack([inputs, copies], dim=1).flatten(0, 1)
-            expected = expected.repeat_interleave(2, dim=0)
-        training = Stage.first(inputs, expected, mirror=self.mirror)
+            expected, weights = twice(expected), None if weights is None else twice(weights)
+        training = Stage.first(inputs, expected, weights, mirror=self.mirror)
         del inputs, expected, copies
         for layer, block in enumerate(settings):
             known = layer < len(kept)
-            standardizer = kept[layer][1] if known else self._standardizer(layer, training.inputs)
+            standardizer = kept[layer][1] if known else self._standardizer(layer, training)
             self.standardizers_.append(standardizer)
             training = replace(training, inputs=self._inputs(layer, training.inputs))
             if judging is not None:
@@ -320,39 +328,38 @@ class LayerwiseCNN(StackState):
         fraction = self.fraction_of(layer)
         if judging is not None:
             smallest = _SMALLEST_FRACTION if self.reg_fraction is None else fraction
-            training_pair = training.inputs, training.targets
-            held_pair = judging.inputs, judging.targets
-            return choose_reg(
-                block, training_pair, held_pair, points=_PATH_POINTS, smallest=smallest, flat=flat, callback=report
-            )
-        block.fit_task(block.task(training.inputs, targets), flat, fraction, report)
+            own, held = ((stage.inputs, stage.targets, stage.weights) for stage in (training, judging))
+            return choose_reg(block, own, held, points=_PATH_POINTS, smallest=smallest, flat=flat, callback=report)
+        block.fit_task(block.task(training.inputs, targets, training.weights), flat, fraction, report)
         block.reg = block.reg_
         return block
 
-    def _sampled(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+    def _sampled(self, stage: Stage, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Return some images of the whole set, drawn at random, or all if so few: those that this process holds."""
+        inputs, weights = stage.inputs, stage.weights
         counts = row_counts(inputs)
         total, first = sum(counts), sum(counts[: rank()])
         if total <= _PROJECTION_IMAGES:
-            return inputs
+            return inputs, weights
         places = torch.randperm(total, generator=generator)[:_PROJECTION_IMAGES].sort().values
-        own = places[(places >= first) & (places < first + len(inputs))] - first
-        return inputs[own.to(inputs.device)]
+        own = (places[(places >= first) & (places < first + len(inputs))] - first).to(inputs.device)
+        return inputs[own], None if weights is None else weights[own]
 
-    def _standardizer(self, layer: int, inputs: Tensor) -> Standardizer | PatchPCA | None:
-        """Return what the input of block ``layer`` goes through, from the input of the block before."""
+    def _standardizer(self, layer: int, stage: Stage) -> Standardizer | PatchPCA | None:
+        """Return what the input of block ``layer`` goes through, from the stage with the input of the block before."""
         if layer and self.project is not None:
             blocks = given_blocks(self.block)
             kernel, _, padding = blocks[min(layer, len(blocks) - 1)].check_parameters().sizes()
             generator = torch.Generator().manual_seed(layer)
-            maps = self._hand_on(layer - 1, self._sampled(inputs, generator))
-            return PatchPCA.of(maps, int(self.project), kernel, padding, generator)
+            some, weights = self._sampled(stage, generator)
+            maps = self._hand_on(layer - 1, some)
+            return PatchPCA.of(maps, int(self.project), kernel, padding, generator, weights=weights)
         if not self.standardize:
             return None
         if not layer:
-            return Standardizer.of(inputs)
-        parts = torch.split(inputs, _IMAGES_AT_ONCE)
-        return Standardizer.of_parts(self._hand_on(layer - 1, part) for part in parts)
+            return Standardizer.of(stage.inputs, stage.weights)
+        parts = torch.split(stage.inputs, _IMAGES_AT_ONCE)
+        return Standardizer.of_parts((self._hand_on(layer - 1, part) for part in parts), stage.weights)
 
     @plainly
     def to_torch(self, layer: int = -1, *, neurons: Neurons | None = None, alone: bool = False) -> nn.Module:

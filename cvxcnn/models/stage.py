@@ -10,12 +10,17 @@ from torch import Tensor
 
 from .block import ConvexConvBlock
 
-__all__ = ["Seen", "Stage", "mirrored"]
+__all__ = ["Seen", "Stage", "mirrored", "twice"]
 
 
 def mirrored(images: Tensor) -> Tensor:
     """Return images (n, C, H, W), each followed by its mirror image: an order that all processes have in common."""
     return torch.stack([images, images.flip(3)], dim=1).flatten(0, 1)
+
+
+def twice(rows: Tensor) -> Tensor:
+    """Return what belongs to images (n, ...) for each and a copy of it beside it."""
+    return rows.repeat_interleave(2, dim=0)
 
 
 @dataclass(frozen=True)
@@ -32,20 +37,23 @@ class Stage:
         The predictions of the layers before; zero without ``residual``.
     prediction : Tensor, shape (n, outputs)
         The block's own; zero before it is fitted.
+    weights : Tensor or None, shape (n,)
+        Of the images, if they have some.
     """
 
     inputs: Tensor
     targets: Tensor
     offset: Tensor
     prediction: Tensor
+    weights: Tensor | None = None
 
     @classmethod
-    def first(cls, images: Tensor, targets: Tensor, *, mirror: bool) -> Stage:
+    def first(cls, images: Tensor, targets: Tensor, weights: Tensor | None = None, *, mirror: bool) -> Stage:
         """Return the first stage of a set of images: with ``mirror``, mirror images follow."""
         if mirror:
-            images, targets = mirrored(images), targets.repeat_interleave(2, dim=0)
+            images, targets, weights = mirrored(images), twice(targets), None if weights is None else twice(weights)
         zero = torch.zeros_like(targets)
-        return cls(images, targets, zero, zero)
+        return cls(images, targets, zero, zero, weights)
 
     def after(self, block: ConvexConvBlock) -> Stage:
         """Return the stage with the prediction of its block."""

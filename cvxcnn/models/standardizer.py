@@ -28,14 +28,14 @@ class Standardizer:
     scale: Tensor
 
     @classmethod
-    def of(cls, images: Tensor) -> Standardizer:
-        """Return the standardizer of images (n, C, H, W); of those of all processes together."""
-        return cls.of_parts([images])
+    def of(cls, images: Tensor, weights: Tensor | None = None) -> Standardizer:
+        """Return the standardizer of images (n, C, H, W), weighted or not; of those of all processes together."""
+        return cls.of_parts([images], weights)
 
     @classmethod
-    def of_parts(cls, parts: Iterable[Tensor]) -> Standardizer:
-        """Return the standardizer of images that are given in parts."""
-        shift, count, total, squares = None, 0, torch.zeros(()), torch.zeros(())
+    def of_parts(cls, parts: Iterable[Tensor], weights: Tensor | None = None) -> Standardizer:
+        """Return the standardizer of images that are given in parts; of weights (n,) of all of them, if given."""
+        shift, seen, count, total, squares = None, 0, 0.0, torch.zeros(()), torch.zeros(())
         for part in parts:
             if shift is None:
                 # Moments about a value near the mean: no digits are lost where it is large beside the deviation.
@@ -43,9 +43,15 @@ class Standardizer:
                 total, squares = torch.zeros_like(shift), torch.zeros_like(shift)
                 dtype = part.dtype
             centred = part.double() - shift[:, None, None]
-            count += centred[:, 0].numel()
-            total += centred.sum(dim=(0, 2, 3))
-            squares += centred.square().sum(dim=(0, 2, 3))
+            # Of each image and channel.
+            own, own_squares = centred.sum(dim=(2, 3)), centred.square().sum(dim=(2, 3))
+            if weights is not None:
+                beside = weights[seen : seen + len(part), None].to(own)
+                own, own_squares = own * beside, own_squares * beside
+            number = float(len(part) if weights is None else weights[seen : seen + len(part)].sum())
+            seen, count = seen + len(part), count + number * part.shape[2] * part.shape[3]
+            total += own.sum(dim=0)
+            squares += own_squares.sum(dim=0)
         if shift is None:
             raise InputError("there are no images to standardize.")
         sums = all_sum(torch.stack([total, squares, torch.full_like(shift, count)]))

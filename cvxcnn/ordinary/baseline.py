@@ -14,6 +14,7 @@ from torch import Tensor
 from ..core.checks import as_int, is_number
 from ..core.plainly import plainly
 from ..core.threads import coarse_threads
+from ..data.checks import check_weights
 from ..errors import InputError, SolverError
 from ..losses import get_loss
 from ..patches.patches import Patches
@@ -236,6 +237,7 @@ def train_baseline(
     tol: float = 1e-3,
     seed: int = 0,
     loss: str = "squared",
+    sample_weight: Tensor | None = None,
     callback: BaselineCallback | None = None,
 ) -> BaselineResult:
     """Train one Conv+ReLU+pooling+Linear block on Eq. 1 by minibatch Adam or SGD.
@@ -277,6 +279,8 @@ def train_baseline(
         same result.
     loss : str
         Name of a loss.
+    sample_weight : Tensor, shape (n,), optional
+        The loss is sum_j s_j l(f_j, Y_j) with these s_j >= 0.
     callback : callable, optional
         Called as ``callback(epoch, seconds, objective)`` about ten times a cycle; may raise to stop.
 
@@ -328,7 +332,8 @@ def train_baseline(
     warmup = float(warmup)
     began = time.perf_counter()
     # Adam's own constant is absolute, and the training is in float32.
-    units = Units.of(patches, targets, get_loss(loss))
+    weights = None if sample_weight is None else check_weights(sample_weight, len(targets), device=targets.device)
+    units = Units.of(patches, targets, get_loss(loss, weights))
     patches, targets, reg = units.scaled(patches), targets / units.targets, reg / units.reg
     unit, length = rate_unit(units, optimizer), math.sqrt(units.weights)
 
@@ -338,7 +343,8 @@ def train_baseline(
 
     with torch.no_grad(), coarse_threads():
         exact = patches.astype(torch.float64)
-        network = Network(patches.astype(torch.float32), targets, get_loss(loss), width, connect)
+        near_one = get_loss(loss, weights).in_unit(units.importance)
+        network = Network(patches.astype(torch.float32), targets, near_one, width, connect)
         start = network.start(seed)
         peak = network.learning_rate(optimizer, start[0]) if learning_rate is None else learning_rate / unit
         steps = -(-len(targets) // batch_size)

@@ -107,7 +107,7 @@ class Network:
                     (pooled.flatten(1) @ weights for (_, _, pooled), weights in zip(found, columns, strict=True)),
                     torch.zeros_like(self.targets[piece]),
                 )
-                slope = -self.loss.dual_point(prediction, self.targets[piece])
+                slope = -self.loss.rows(piece).dual_point(prediction, self.targets[piece])
                 for part, (flat, maps, pooled), weights in zip(self.parts, found, columns, strict=True):
                     count = maps.shape[2]
                     by_columns = (pooled.flatten(1).T @ slope).view(-1, count, self.outputs)

@@ -65,6 +65,7 @@ def tune(
     batch_size: int = 64,
     seed: int = 0,
     loss: str = "squared",
+    sample_weight: Tensor | None = None,
 ) -> float:
     """Return the learning rate that reaches the lowest Eq. 1 in a short run.
 
@@ -74,7 +75,7 @@ def tune(
         Rates to try; None for 1/4, 1/2, 1, 2 and 4 times ``default_learning_rate``.
     epochs : int
         Length of each run.
-    patches, targets, reg, width, connect, optimizer, batch_size, seed, loss
+    patches, targets, reg, width, connect, optimizer, batch_size, seed, loss, sample_weight
         As for ``train_baseline``.
 
     Returns
@@ -122,6 +123,7 @@ def tune(
                 batch_size=batch_size,
                 seed=seed,
                 loss=loss,
+                sample_weight=sample_weight,
             )
         except SolverError:
             continue

@@ -54,7 +54,7 @@ class FilterMaster(Master):
         share = few.n_images / problem.patches.n_images
         trained = train_baseline(
             few, problem.targets[rows], problem.reg * share, options.initial_filters, connect=connect, epochs=epochs,
-            seed=seed, loss=problem.loss.name,
+            seed=seed, loss=problem.loss.name, sample_weight=problem.loss.rows(rows).weights,
         )  # fmt: skip
         found = trained.filters.to(problem.targets)
         lengths = found.norm(dim=1)
@@ -104,7 +104,9 @@ class FilterMaster(Master):
         # With the group penalty a neuron keeps to the pairs that it feeds.
         mask = readout != 0
         readout = readout.requires_grad_()
-        targets = program.targets[rows].to(dtype)
+        targets, some = program.targets[rows].to(dtype), program.loss.rows(rows)
+        pull = targets.new_ones(len(rows)) if some.weights is None else some.weights.to(targets)
+        pull = pull / pull.sum()  # of an intercept
         optimizer = torch.optim.LBFGS(
             [filters, readout],
             max_iter=self.options.improvement_steps,
@@ -118,9 +120,9 @@ class FilterMaster(Master):
             optimizer.zero_grad()
             prediction = torch.einsum("ncm,mco->no", self.design.responses(patches, filters), readout * mask)
             if program.intercept:
-                prediction = prediction + (targets - prediction).mean(dim=0)
+                prediction = prediction + pull @ (targets - prediction)
             squares = filters.square().sum() + readout.square().sum()
-            loss = program.loss.tensor(prediction, targets) + 0.5 * reg * squares
+            loss = some.tensor(prediction, targets) + 0.5 * reg * squares
             loss.backward()
             return float(loss.detach())
 

@@ -113,7 +113,7 @@ class PricedSolution:
     def of(self, problem: Problem, units: Units) -> PricedSolution:
         """Return the solution of a problem, of which this is the one in other units."""
         design = self.program.design.on(problem.patches)
-        program = replace(self.program, design=design, targets=problem.targets, reg=problem.reg)
+        program = replace(self.program, design=design, targets=problem.targets, reg=problem.reg, loss=problem.loss)
         if self.program.cones is not None:
             program.cones = Cones(problem.patches, self.filters)
         return replace(

@@ -160,7 +160,10 @@ def in_units_of(program: Program, units: Units) -> Program:
     if units == Units():
         return program
     design = program.design.on(units.scaled(program.design.patches))
-    return replace(program, design=design, targets=program.targets / units.targets, reg=program.reg / units.reg)
+    return replace(
+        program, design=design, targets=program.targets / units.targets, reg=program.reg / units.reg,
+        loss=program.loss.in_unit(units.importance),
+    )  # fmt: skip
 
 
 def global_bound(program: Program, weights: Tensor, options: PricingOptions, generator: torch.Generator) -> Worst:

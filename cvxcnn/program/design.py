@@ -68,6 +68,10 @@ class Design(ABC):
         """Return this design on consecutive images, which it shares."""
         return self.on(self.patches.subset(images))
 
+    def constant(self) -> Tensor:
+        """Return what an intercept of one adds to the prediction, shape (n,)."""
+        return self.patches.pool.new_ones(self.patches.n_images)
+
     def parts(self) -> Iterator[tuple[slice, Design]]:
         """Yield (rows of the prediction, design of their images), as many as have features of ``PART_BYTES``."""
         total = self.patches.n_images
@@ -250,6 +254,9 @@ class ScaledDesign(Design):
 
     def double(self) -> ScaledDesign:
         return ScaledDesign(self.unscaled.double(), self.scale.double())
+
+    def constant(self) -> Tensor:
+        return self.scale.to(self.patches.pool)
 
     def columns(self, blocks: Tensor) -> Tensor:
         return self.unscaled.columns(blocks) * self.scale[:, None, None, None]

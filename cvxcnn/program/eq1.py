@@ -11,7 +11,7 @@ from torch import nn
 
 from ..core.checks import is_number
 from ..core.plainly import plainly
-from ..data.checks import check_images, check_targets
+from ..data.checks import check_images, check_targets, check_weights
 from ..errors import InputError
 from ..losses import get_loss
 from .decay import Decay
@@ -43,7 +43,13 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 @plainly
 def nonconvex_objective(
-    module: nn.Module, images: Any, targets: Any, reg: float, loss: str = "squared", decay: Any = None
+    module: nn.Module,
+    images: Any,
+    targets: Any,
+    reg: float,
+    loss: str = "squared",
+    decay: Any = None,
+    sample_weight: Any = None,
 ) -> float:
     """Return Eq. 1 of a torch Conv2d -> ReLU -> pooling -> Linear module, in float64.
 
@@ -69,6 +75,8 @@ def nonconvex_objective(
     decay : {"path", "fixed_sign"}, (p, q) or None
         None for Eq. 1's own, of any activation; otherwise 2/p + 1/q = 1, or reg * sum_i ||w_i|| ||u_i||^2 for "path",
         or reg * sum_i ||u_i||^2 for "fixed_sign".
+    sample_weight : array-like, shape (n,), optional
+        The loss is sum_j s_j l(f_j, y_j) with these s_j >= 0.
 
     Raises
     ------
@@ -124,7 +132,8 @@ def nonconvex_objective(
             f"the module's outputs have shape {tuple(prediction.shape)} but the targets {tuple(expected.shape)}. "
             "Pass one column of targets for each output."
         )
-    kind = get_loss(loss)
+    weights = None if sample_weight is None else check_weights(sample_weight, len(inputs), device=device)
+    kind = get_loss(loss, weights)
     kind.check_targets(expected)
     return kind.value(prediction, expected) + float(reg) * _decay_of(convolution, linear, decay)
 

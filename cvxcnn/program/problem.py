@@ -75,5 +75,6 @@ class Problem:
     def in_units(self, units: Units) -> Problem:
         """Return the same problem in other units."""
         return replace(
-            self, patches=units.scaled(self.patches), targets=self.targets / units.targets, reg=self.reg / units.reg
-        )
+            self, patches=units.scaled(self.patches), targets=self.targets / units.targets, reg=self.reg / units.reg,
+            loss=self.loss.in_unit(units.importance),
+        )  # fmt: skip

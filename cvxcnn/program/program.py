@@ -19,11 +19,11 @@ from torch import Tensor
 from ..core.checks import is_number
 from ..core.distributed import all_mean, all_sum, size
 from ..errors import InputError
-from ..losses import Loss, SquaredLoss
+from ..losses import Loss, SquaredLoss, Weighted
 from ..patches.patches import Patches
 from ..penalties import GroupPenalty, Penalty
 from .cones import Cones
-from .design import Design, FilterDesign, GatedDesign, SignedGatedDesign
+from .design import Design, FilterDesign, GatedDesign, ScaledDesign, SignedGatedDesign
 
 __all__ = [
     "Evaluation",
@@ -66,6 +66,11 @@ def relative_gap(objective: float, bound: float, floor: float = 0.0) -> float:
     return (objective - bound) / scale if scale else math.copysign(math.inf, objective - bound)
 
 
+def _beside(weights: Tensor, values: Tensor) -> Tensor:
+    """Return weights (n,) in the shape of values (n, ...)."""
+    return weights.to(values).view(-1, *[1] * (values.ndim - 1))
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What we recompute, in float64, from weights that a solver returned."""
@@ -101,7 +106,7 @@ class Program:
         Cones of the ReLU program; block i has cone i mod P.
     intercept : bool
         An unregularised output intercept, minimised out exactly (squared loss only): features, targets
-        and dual points are centred.
+        and dual points are centred, by the weights of the images if they have some.
 
     Notes
     -----
@@ -162,27 +167,61 @@ class Program:
         """Return zero weights."""
         return self.targets.new_zeros(self.design.shape(self.n_outputs))
 
+    def _pulls(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return c, what an intercept of one adds to the prediction, s c of images of weights s, and c . (s c)."""
+        constant = self.design.constant().to(self.targets)
+        pull = constant if self.loss.weights is None else constant * self.loss.weights.to(constant)
+        return constant, pull, all_sum((constant * pull).sum())
+
+    def _means(self, values: Tensor) -> Tensor:
+        """Return the intercept that is nearest to values (n, ...) in the squares of the loss."""
+        if self.loss.weights is None and not isinstance(self.design, ScaledDesign):
+            return all_mean(values)  # without a copy of them
+        _, pull, square = self._pulls()
+        return all_sum((values * _beside(pull, values)).sum(dim=0)) / square.to(values)
+
     def centre(self, values: Tensor) -> Tensor:
-        """Return values (n, ...) minus their mean over images if there is an intercept."""
-        return values - all_mean(values) if self.intercept else values
+        """Return values (n, ...) minus their (weighted) mean over images if there is an intercept."""
+        if not self.intercept:
+            return values
+        return values - _beside(self.design.constant().to(values), values) * self._means(values)
 
     def intercepts(self, prediction: Tensor) -> Tensor:
         """Return the optimal intercept (outputs,) for a prediction without it; zeros if not asked for."""
         if not self.intercept:
             return self.targets.new_zeros(self.n_outputs)
-        return all_mean(self.targets - prediction)
+        return self._means(self.targets - prediction)
 
     def dual_point(self, prediction: Tensor) -> Tensor:
-        """Return nu, minus the loss's gradient at a prediction, feasible for the intercept."""
-        return self.centre(self.loss.dual_point(prediction, self.targets))
+        """Return nu, minus the loss's gradient at a prediction, feasible for the intercept: c . nu = 0."""
+        dual = self.loss.dual_point(prediction, self.targets)
+        if not self.intercept:
+            return dual
+        constant, pull, square = self._pulls()
+        return dual - pull[:, None] * (all_sum((constant[:, None] * dual).sum(dim=0)) / square)
+
+    def unweighted(self) -> Program:
+        """Return a program of squared loss whose images have weights as the same one without.
+
+        1/2 sum_j s_j ||f_j - y_j||^2 is the squared loss of sqrt(s_j) f_j and sqrt(s_j) y_j, so that solvers need know
+        of no weights. Weights, objective, dual value and intercept are the same. Other programs are returned as they
+        are: the curvature of their loss is weighted.
+        """
+        if not (isinstance(self.loss, Weighted) and self.loss.quadratic):
+            return self
+        root = self.loss.weights.to(self.targets).sqrt()
+        return replace(
+            self, design=ScaledDesign(self.design, root), targets=self.targets * root[:, None], loss=self.loss.loss
+        )
 
     def correlate(self, dual: Tensor) -> Tensor:
         """Return A^T nu of the (centred) features A, shape (blocks, cells, rows, outputs)."""
         if not self.intercept:
             return all_sum(self.design.correlate(dual))
         # Centring leaves nu a mean of some roundings, which features with a large mean multiply.
-        means = all_mean(dual)
-        both = all_sum(self.design.correlate(torch.cat([dual, torch.ones_like(dual[:, :1])], dim=1)))
+        constant, pull, square = (part.to(dual) for part in self._pulls())
+        means = all_sum((constant[:, None] * dual).sum(dim=0)) / square
+        both = all_sum(self.design.correlate(torch.cat([dual, pull[:, None]], dim=1)))
         return both[..., :-1] - both[..., -1:] * means
 
     def correlation_rounding(self, mass: Tensor) -> Tensor:
@@ -235,8 +274,9 @@ class Program:
     def objective(self, weights: Tensor, prediction: Tensor | None = None) -> float:
         """Return loss + reg * penalty; the cones are not looked at."""
         prediction = self.design.predict(weights) if prediction is None else prediction
-        fitted = prediction + self.intercepts(prediction)
-        return self.loss.value(fitted, self.targets) + self.reg * self.penalty.value(weights)
+        if self.intercept:
+            prediction = prediction + _beside(self.design.constant(), prediction) * self.intercepts(prediction)
+        return self.loss.value(prediction, self.targets) + self.reg * self.penalty.value(weights)
 
     def violation(self, weights: Tensor) -> float:
         """Return the largest violation of a cone constraint, max(0, -s_k x_k . v); 0 without cones."""

@@ -5,8 +5,9 @@ For squared loss and patches x without a constant, Eq. 1 has two symmetries,
     targets * s, reg * s        objective * s^2, readout * s
     images * s,  reg * s        objective,       readout / s   (for unit filters)
 
-so what has absolute tolerances (line searches, cvxpy's solvers, float32) gets its problem near unit scale. All factors
-are powers of two: nothing is rounded on the way.
+and weights of images, weights * s, reg * s, multiply the objective by s. So what has absolute tolerances (line
+searches, cvxpy's solvers, float32) gets its problem near unit scale. All factors are powers of two: nothing is rounded
+on the way.
 """
 
 from __future__ import annotations
@@ -61,26 +62,30 @@ class Units:
     images, targets : float
         Powers of two. Images keep their unit where patches have a constant, which is a unit of its own, and targets
         where the loss is not the squared one.
+    importance : float
+        What weights of images, if they have some, are divided by.
     """
 
     images: float = 1.0
     targets: float = 1.0
+    importance: float = 1.0
 
     @classmethod
     def of(cls, patches: Patches, targets: Tensor, loss: Loss) -> Units:
         """Return the units in which images and targets (n, outputs) are near one."""
         images = 1.0 if patches.geometry.bias else power_of_two(_typical(patches.images))
-        return cls(images, power_of_two(_typical(targets)) if loss.quadratic else 1.0)
+        importance = 1.0 if loss.weights is None else power_of_two(float(loss.weights.mean()))
+        return cls(images, power_of_two(_typical(targets)) if loss.quadratic else 1.0, importance)
 
     @property
     def objective(self) -> float:
         """What objectives and bounds are divided by."""
-        return self.targets**2
+        return self.targets**2 * self.importance
 
     @property
     def reg(self) -> float:
         """What reg, and a dual norm, is divided by."""
-        return self.images * self.targets
+        return self.images * self.targets * self.importance
 
     @property
     def weights(self) -> float:

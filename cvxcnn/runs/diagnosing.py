@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..core.version import __version__
+from ..data.class_weights import by_class
 from ..data.images import one_hot
 from ..models.saving import load_model
 from ..persistence.files import write_atomically
@@ -70,7 +71,8 @@ def diagnose_run(
     train, _ = run_images(summary, model, data, say)
     rivals = read_state(source).rivals
     targets = torch.as_tensor(one_hot(train.labels, len(train.classes)))
-    diagnosis = diagnose(model, train.images, targets, rivals=rivals, memory=memory)
+    weights = by_class(summary["settings"].get("class_weight"), train.labels, train.classes)
+    diagnosis = diagnose(model, train.images, targets, rivals=rivals, memory=memory, sample_weight=weights)
     history = read_history(source / HISTORY_FILE)
     blocks = [
         {**block.to_json(), "history_rate": _rate(history, block.layer, block.method)} for block in diagnosis.blocks

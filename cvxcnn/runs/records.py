@@ -18,6 +18,7 @@ from ..core.distributed import all_sum, gather_rows
 from ..core.version import __version__
 from ..data.fingerprint import fingerprint
 from ..data.images import ImageSet
+from ..losses import get_loss
 from ..models.block import ConvexConvBlock
 from ..models.stack import LayerwiseCNN
 from ..models.stage import Seen, Stage
@@ -116,7 +117,7 @@ class LayerRecords:
     def _convex(self, block: ConvexConvBlock, stage: Stage, tested: Seen) -> ConvexNumbers:
         result, certificate = block.result_, block.certificate_
         outputs = (stage.offset + stage.prediction).cpu().numpy()
-        loss = 0.5 * all_sum((stage.targets.double() - stage.prediction.double()).square().sum())
+        loss = get_loss(block.loss, stage.weights).value(stage.prediction.double(), stage.targets.double())
         return ConvexNumbers(
             objective=finite(result.objective),
             dual_bound=finite(result.dual_bound),
@@ -124,7 +125,7 @@ class LayerRecords:
             status=str(result.status),
             solver=str(result.solver),
             n_neurons=int(block.n_neurons_),
-            train_loss=finite(float(loss)),
+            train_loss=finite(loss),
             train_accuracy=accuracy(self.stack.averaged(outputs), self._train_labels(stage)),
             test_accuracy=accuracy(self.stack.averaged(tested.outputs), self.test.labels),
             seconds=finite(result.seconds),
@@ -149,7 +150,8 @@ class LayerRecords:
         patches, test_patches = Patches(stage.inputs, block.geometry_), Patches(tested.inputs, block.geometry_)
         connect = "group" if block.penalty == "group" else "dense"
         # The same path beside it, what the convex layers before predict, and the same intercept: that of no neurons.
-        mean = stage.targets.mean(dim=0) * float(block.intercept)
+        weights = torch.ones_like(stage.targets[:, 0]) if stage.weights is None else stage.weights.to(stage.targets)
+        mean = weights @ stage.targets / weights.sum() * float(block.intercept)
         stage = replace(stage, targets=stage.targets - mean, offset=stage.offset + mean)
         before = tested.offset + mean.cpu().numpy()
         result = self.train_rival(layer, block, stage, patches, connect)
@@ -204,7 +206,7 @@ class LayerRecords:
         callback = self.reporter.baseline(layer, settings.baseline_epochs)
         result = train_baseline(
             patches, stage.targets, block.reg_, width, connect=connect, epochs=settings.baseline_epochs,
-            seed=settings.seed, callback=callback,
+            seed=settings.seed, sample_weight=stage.weights, callback=callback,
         )  # fmt: skip
         self.reporter.finish()
         return result

@@ -15,6 +15,7 @@ from rich.console import Console
 from ..core.checks import as_int
 from ..core.distributed import process_group, rank, size
 from ..core.text import one_line
+from ..data.class_weights import by_class
 from ..data.fingerprint import UNKNOWN, differing, in_words, whereabouts
 from ..data.images import ImageSet, one_hot
 from ..errors import CvxcnnError, InputError, ModelFileError
@@ -203,6 +204,7 @@ def _run(settings: Settings, output: OutputFolder, state: State | None, console:
                 stack.fit(
                     train.images,
                     one_hot(train.labels, len(train.classes)),
+                    by_class(settings.class_weight, train.labels, train.classes),
                     callback=reporter.solver,
                     on_layer=records.on_layer,
                     finished=None if state is None else state.stack,

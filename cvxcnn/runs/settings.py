@@ -59,6 +59,9 @@ class Settings:
     augment : sequence of {"mirror", "crop"}
         "mirror": train on mirror images too, and predict by the mean over both. "crop": train on a copy of each image
         too that is shifted by up to an eighth of its side.
+    class_weight : "balanced" or None
+        "balanced": images weigh so much, by their classes, that every class weighs the same (``data.class_weights``);
+        for both methods.
     activation, penalty, solver, tol, pool_cells, dtype, intercept
         Of every ``ConvexConvBlock``; pooling is the mean, and filters have a bias.
     kernel_size, padding, gates : int, str, or sequence of them
@@ -120,6 +123,7 @@ class Settings:
     project: int | None = None
     hand_on: int | None = None
     augment: Sequence[str] = ()
+    class_weight: str | None = None
     dtype: str = "float64"
     half_maps: bool = False
     baseline: bool = True
@@ -180,6 +184,8 @@ def build_stack(settings: Settings) -> LayerwiseCNN:
     unknown = sorted(set(settings.augment) - {"mirror", "crop"})
     if unknown:
         raise InputError(f'augment must name "mirror", "crop" or both; got {unknown[0]!r}.')
+    if settings.class_weight not in (None, "balanced"):
+        raise InputError(f'class_weight of a run must be "balanced" or None; got {settings.class_weight!r}.')
     as_int("layers", settings.layers)
     common: dict[str, Any] = {
         "pool_cells": settings.pool_cells,

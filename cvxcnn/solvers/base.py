@@ -175,6 +175,7 @@ class Solver(ABC):
         SolverUnavailableError, SolverError
             If the solver is missing here, or ended without a point.
         """
+        program = program.unweighted()
         objection = self.objection(program)
         if objection is not None:
             raise InputError(f"solver {self.name!r} can't solve this program: {objection}")

@@ -96,7 +96,7 @@ class CvxpySolver(Solver):
         shape = program.design.shape(targets.shape[1])
         blocks, cells, rows, outputs = shape
         flat = cp.Variable((blocks * cells * rows, outputs))
-        fit = program.loss.expression(columns @ flat, targets)
+        fit = cp.sum(program.loss.expression(columns @ flat, targets))
         penalty = program.penalty.expression(flat, shape)
         constraints = []
         if program.cones is not None:

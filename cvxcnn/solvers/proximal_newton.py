@@ -80,7 +80,9 @@ class ProximalNewton(Solver):
                 trial = torch.lerp(weights, target, step)
                 trial_prediction = torch.lerp(prediction, aim, step)
                 trial_objective = program.objective(trial, trial_prediction)
-                if trial_objective < objective:
+                # Near the optimum the objective no longer tells two points apart, but the bound still does.
+                even = trial_objective <= objective + program.rounding
+                if trial_objective < objective or (even and program.dual_bound(trial_prediction) > bound):
                     weights, prediction, objective, moved = trial, trial_prediction, trial_objective, True
                     break
                 step /= 2
@@ -99,7 +101,8 @@ class ProximalNewton(Solver):
         """Return the minimum of the quadratic model, to this gap."""
         root, remainder = program.loss.model(prediction, program.targets)
         if program.loss.separable:
-            root = root.clamp_min(floor**0.5)
+            least = root.new_ones(1) if program.loss.weights is None else program.loss.weights.to(root)[:, None]
+            root = root.maximum((floor * least).sqrt())
             remainder = dual / root
         penalty = program.penalty
         if program.loss.separable and penalty.separable:

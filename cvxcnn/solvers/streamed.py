@@ -63,11 +63,11 @@ class Streamed(Solver):
 
     def reg_max(self, program: Program) -> float:
         """Return the smallest reg at which zero weights are optimal; the Gram form is kept for ``solve``."""
-        self.form = GramForm.of(program) if self.form is None else self.form
+        self.form = GramForm.of(program.unweighted()) if self.form is None else self.form
         return self.form.reg_max(program.penalty)
 
     def intercepts(self, program: Program, weights: Tensor) -> Tensor:
-        form = GramForm.of(program) if self.form is None else self.form
+        form = GramForm.of(program.unweighted()) if self.form is None else self.form
         return form.intercepts(weights).to(weights)
 
     def run(self, program: Program, start: Tensor | None, report: Callable[[int, float, float], None]) -> Outcome:

@@ -19,11 +19,12 @@ from ..core.plainly import plainly
 from ..core.threads import coarse_threads
 from ..data.checks import check_images, check_targets
 from ..errors import InputError
-from ..losses import get_loss
+from ..losses import Loss, get_loss
 from ..models.block import ConvexConvBlock
+from ..models.door import weighing
 from ..models.saving import load_model
 from ..models.stack import LayerwiseCNN
-from ..models.stage import mirrored
+from ..models.stage import mirrored, twice
 from ..patches.patches import Patches
 from .arrays import check_bytes
 from .expressivity import Expressivity, expressivity
@@ -132,6 +133,7 @@ def diagnose(
     *,
     rivals: Rivals = (),
     memory: float | None = None,
+    sample_weight: Any = None,
 ) -> Diagnosis:
     """Say of every layer of a trained network what point of Eq. 1 it is, and what theory says of it.
 
@@ -147,6 +149,8 @@ def diagnose(
         For each layer, weights (m, d) and (m, C, o) that ordinary training has found on the same inputs.
     memory : float, optional
         GiB that may be used.
+    sample_weight : array-like, shape (n,), optional
+        The weights of the images that it was trained with.
 
     Returns
     -------
@@ -174,21 +178,23 @@ def diagnose(
     model = load_model(run_or_stack) if isinstance(run_or_stack, (str, os.PathLike)) else run_or_stack
     found: list[BlockDiagnosis] = []
     with torch.no_grad(), coarse_threads():
-        for number, (block, inputs, expected) in enumerate(_stages(model, images, targets)):
+        for number, (block, inputs, expected, weights) in enumerate(_stages(model, images, targets, sample_weight)):
             if block.activation != "relu":
                 raise InputError(
                     f"layer {number + 1} is of activation {block.activation!r}; diagnose knows the landscape of ReLU "
                     'blocks. Train with activation="relu".'
                 )
-            networks = {"convex": block.neurons_}
+            networks, loss = {"convex": block.neurons_}, get_loss(block.loss, weights)
             if rivals:
-                networks["nonconvex"] = _rival(rivals, number, block, expected)
-            found += _layer(number + 1, block, networks, inputs, expected, memory)
+                networks["nonconvex"] = _rival(rivals, number, block, expected, loss)
+            found += _layer(number + 1, block, networks, inputs, expected, loss, memory)
     return Diagnosis(tuple(found))
 
 
-def _stages(model: Any, images: Any, targets: Any) -> list[tuple[ConvexConvBlock, Tensor, Tensor]]:
-    """Return (block, its inputs, its targets) of each layer."""
+def _stages(
+    model: Any, images: Any, targets: Any, sample_weight: Any
+) -> list[tuple[ConvexConvBlock, Tensor, Tensor, Tensor | None]]:
+    """Return (block, its inputs, its targets, weights of its images) of each layer."""
     if not isinstance(model, (ConvexConvBlock, LayerwiseCNN)):
         raise InputError(
             f"diagnose takes a fitted ConvexConvBlock or LayerwiseCNN, or a folder; got {type(model).__name__}."
@@ -204,19 +210,20 @@ def _stages(model: Any, images: Any, targets: Any) -> list[tuple[ConvexConvBlock
             f"targets have {expected.shape[1]} outputs, and the network {blocks[0].neurons_.readout.shape[2]}. Pass "
             "those that it was trained on, one-hot for a classifier."
         )
+    given, expected, weights = weighing(given, expected, sample_weight)
     if isinstance(model, ConvexConvBlock):
-        return [(model, given, expected)]
+        return [(model, given, expected, weights)]
     if model.mirror:
-        given, expected = mirrored(given), expected.repeat_interleave(2, dim=0)
+        given, expected, weights = mirrored(given), twice(expected), None if weights is None else twice(weights)
     stages = []
     for block, inputs in model.layer_inputs(given):
-        stages.append((block, inputs, expected))
+        stages.append((block, inputs, expected, weights))
         if model.residual:
             expected = expected - block.outputs(inputs).to(expected)
     return stages
 
 
-def _rival(rivals: Rivals, number: int, block: ConvexConvBlock, targets: Tensor) -> Neurons:
+def _rival(rivals: Rivals, number: int, block: ConvexConvBlock, targets: Tensor, loss: Loss) -> Neurons:
     if len(rivals) <= number:
         raise InputError(f"rivals must be one pair for each layer; got {len(rivals)}.")
     own = block.neurons_
@@ -226,7 +233,8 @@ def _rival(rivals: Rivals, number: int, block: ConvexConvBlock, targets: Tensor)
             f"the rival of layer {number + 1} must have filters (m, {own.filters.shape[1]}) and a readout (m, "
             f"{own.readout.shape[1]}, {own.readout.shape[2]}); got {tuple(filters.shape)} and {tuple(readout.shape)}."
         )
-    mean = targets.mean(dim=0) * float(block.intercept)
+    weights = targets.new_ones(len(targets)) if loss.weights is None else loss.weights.to(targets)
+    mean = weights @ targets / weights.sum() * float(block.intercept)
     return Neurons(filters, readout, mean)
 
 
@@ -236,6 +244,7 @@ def _layer(
     networks: Mapping[str, Neurons],
     inputs: Tensor,
     targets: Tensor,
+    loss: Loss,
     memory: float | None,
 ) -> list[BlockDiagnosis]:
     """Return the diagnosis of each network of a layer."""
@@ -244,7 +253,6 @@ def _layer(
     # Patches in two precisions; masks in two; pooled responses.
     needed = patches.n_images * (patches.n_patches * (12.0 * patches.dim + 5 * width) + 12 * patches.n_cells * width)
     check_bytes(f"layer {layer}", needed, memory, "Allow more memory, or diagnose a smaller run.")
-    loss = get_loss(block.loss)
     points = {
         method: BlockPoint(
             patches, targets, neurons.filters, neurons.readout, block.reg_, loss, neurons.intercept,

@@ -158,8 +158,9 @@ class BlockPoint:
             piece = _piece(kept.rows, kept.patches, filters, self.pool)
             outputs = torch.einsum("bcm,mco->bo", piece.pooled, readout) + self.intercept
             targets = self.targets[piece.rows]
-            upstream = -self.loss.dual_point(outputs, targets)
-            return float(self.loss.tensor(outputs, targets)), _pulled(piece, readout, self.pool, upstream)
+            loss = self.loss.rows(piece.rows)
+            upstream = -loss.dual_point(outputs, targets)
+            return float(loss.tensor(outputs, targets)), _pulled(piece, readout, self.pool, upstream)
 
         parts = map_items(work, self.pieces(), self.pool.device)
         squares = float(filters.square().sum() + readout.square().sum())

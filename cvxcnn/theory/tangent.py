@@ -74,15 +74,15 @@ def tangent(point: BlockPoint, largest: float = math.nan) -> Tangent:
     images = min(len(residual), max(1, _MOST_ROWS // outputs))
     by_residual = point.pull(residual)
     image = -point.push(by_residual)
-    f = point.outputs
+    f, root = point.outputs, _root(point)
     rate = measured = objective_error = math.nan
     # The loss at its kernel ridge has no intercept: it is taken off the targets.
     targets = point.targets - point.intercept
     if point.loss.quadratic and bool(residual.any()):
-        square = float(residual.square().sum())
+        square = 2 * point.loss.value(f + point.intercept, point.targets)
         rate = 2 * float(sum(part.square().sum() for part in by_residual)) / square
         measured = _measured(point, by_residual, square, largest)
-        ridge = 0.5 * float(targets.square().sum() - f.square().sum())
+        ridge = 0.5 * float((root * targets).square().sum() - (root * f).square().sum())
         objective_error = abs(point.objective - ridge) / point.objective
     sizes = 2 * point.reg * f
     degrees_of_freedom, condition = _spectrum(point, images)
@@ -91,12 +91,18 @@ def tangent(point: BlockPoint, largest: float = math.nan) -> Tangent:
         rate_measured=measured,
         rank_bound=min(point.n_weights - count, residual.numel()),
         rows=residual.numel(),
-        ridge_error=float((image - sizes).norm() / sizes.norm()) if bool(sizes.any()) else math.nan,
+        ridge_error=float((root * (image - sizes)).norm() / (root * sizes).norm()) if bool(sizes.any()) else math.nan,
         objective_error=objective_error,
         degrees_of_freedom=degrees_of_freedom,
         condition=condition,
         images=images,
     )
+
+
+def _root(point: BlockPoint) -> Tensor:
+    """Return the roots of the weights of images, (n, 1), by which outputs and targets are those of a loss without."""
+    weights = point.loss.weights
+    return torch.ones_like(point.targets[:, :1]) if weights is None else weights.to(point.targets)[:, None].sqrt()
 
 
 def _measured(point: BlockPoint, gradient: tuple[Tensor, Tensor], square: float, largest: float) -> float:
@@ -105,7 +111,7 @@ def _measured(point: BlockPoint, gradient: tuple[Tensor, Tensor], square: float,
         return math.nan
     step = _STEP / largest
     moved = point.predict(point.filters - step * gradient[0], point.readout - step * gradient[1]) + point.intercept
-    after = float((moved - point.targets).square().sum())
+    after = 2 * point.loss.value(moved, point.targets)
     return math.log(square / after) / step
 
 
@@ -114,6 +120,7 @@ def _spectrum(point: BlockPoint, images: int) -> tuple[float, float]:
     if not point.reg > 0 or not len(point.filters):
         return math.nan, math.nan
     jacobian = point.jacobian(images)
+    jacobian = jacobian * _root(point)[:images].repeat_interleave(len(jacobian) // images, dim=0)
     # The smaller of K and J^T J, which have the same eigenvalues but for zeros.
     gram = jacobian @ jacobian.T if len(jacobian) <= jacobian.shape[1] else jacobian.T @ jacobian
     values = torch.linalg.eigvalsh(gram).clamp_min(0.0)

@@ -59,12 +59,13 @@ class GramForm:
 
     @classmethod
     def of(cls, program: Program) -> GramForm:
-        """Return the Gram form of a program in one pass over its images.
+        """Return the Gram form of a program without weights of images in one pass over its images.
 
         Features of a part of the images are multiplied in the program's dtype, and the products summed in float64 over
         parts and processes: memory q^2 numbers and 2^27 bytes of features, whatever n. For an intercept, features are
         taken relative to their mean over the first part, and the rest of the mean is taken out of the sums:
-        sum (a - m)(b - m') = sum a b - n m m'.
+        sum (a - m)(b - m') = sum a b - n m m'; of ``program.design.constant()`` c, which is one mostly, c m and |c|^2
+        take the place of m and n.
 
         Raises
         ------
@@ -76,17 +77,19 @@ class GramForm:
         count = shape[0] * shape[1] * shape[2]
         if targets.dtype != torch.float64:
             _check_precision(design)
+        constant = design.constant().to(targets)
         gram = targets.new_zeros(count, count, dtype=torch.float64)
         linear = gram.new_zeros(count, program.n_outputs)
         sums, shift = gram.new_zeros(count), None
         for rows, part in design.parts():
             features = part.matrix()
             if program.intercept:
+                along = constant[rows, None]
                 if shift is None:
-                    number = all_sum(sums.new_tensor(float(len(features))))
-                    shift = (all_sum(features.sum(dim=0, dtype=torch.float64)) / number).to(features)
-                features -= shift
-                sums += features.sum(dim=0, dtype=torch.float64)
+                    number = all_sum(along.double().square().sum())
+                    shift = (all_sum((features * along).sum(dim=0, dtype=torch.float64)) / number).to(features)
+                features -= along * shift
+                sums += (features * along).sum(dim=0, dtype=torch.float64)
             _add_products(gram, features)
             linear += features.T @ targets[rows]
         values = targets.double()
@@ -94,9 +97,9 @@ class GramForm:
         gram, linear, sums = all_sum(gram), all_sum(linear), all_sum(sums)
         feature_means, target_means = sums, torch.zeros_like(squared_norm)
         if program.intercept and shift is not None:
-            number = all_sum(sums.new_tensor(float(len(targets))))
+            number = all_sum(constant.double().square().sum())
             feature_means = shift.double() + sums / number
-            target_means = all_sum(values.sum(dim=0)) / number
+            target_means = all_sum((values * constant[:, None]).sum(dim=0)) / number
             gram.addr_(sums, sums, alpha=-1.0 / float(number))
             linear -= sums[:, None] * target_means
             squared_norm = squared_norm - number * target_means.square()
@@ -250,7 +253,7 @@ def judge(program: Program, weights: Tensor) -> tuple[Evaluation, Tensor]:
 
     Squared loss, no cones. An image's part of f, of nu = y - f and of A^T nu needs no other image; with an intercept,
     A^T (nu - mean nu) = A^T nu - (A^T 1) mean nu, so its mean is taken out at the end, but for that of the first part,
-    which leaves numbers of the size of nu.
+    which leaves numbers of the size of nu. (For 1 the program has ``design.constant()``.)
 
     Parameters
     ----------
@@ -262,23 +265,26 @@ def judge(program: Program, weights: Tensor) -> tuple[Evaluation, Tensor]:
     correlation, sums, first = torch.zeros_like(flat), flat.new_zeros(len(flat)), None
     # Of each output: sums of nu^2, nu y, |nu y|, nu and y.
     moments, mass = flat.new_zeros(5, program.n_outputs), flat.new_zeros(program.design.n_cells, program.n_outputs)
-    for rows, part in program.design.double().parts():
-        features, targets = part.matrix(), program.targets[rows].double()
+    design = program.design.double()
+    constant = design.constant().double()
+    for rows, part in design.parts():
+        features, targets, along = part.matrix(), program.targets[rows].double(), constant[rows, None]
         dual = targets - features @ flat
         if program.intercept:
             if first is None:
-                first = all_sum(dual.sum(dim=0)) / all_sum(flat.new_tensor(float(len(dual))))
-            dual -= first
+                first = all_sum((dual * along).sum(dim=0)) / all_sum(along.square().sum())
+            dual -= along * first
+        products = dual * targets
+        moments += torch.stack([dual.square(), products, products.abs(), dual * along, targets * along]).sum(dim=1)
         correlation += features.T @ dual
-        moments += torch.stack([dual.square(), dual * targets, (dual * targets).abs(), dual, targets]).sum(dim=1)
         mass += part.mass(dual)
         if program.intercept:
-            sums += features.sum(dim=0)
+            sums += (features * along).sum(dim=0)
     correlation, moments = all_sum(correlation), all_sum(moments)
     square, linear, terms, duals, values = moments
     intercepts = torch.zeros_like(duals)
     if program.intercept:
-        number = all_sum(flat.new_tensor(float(len(program.targets))))
+        number = all_sum(constant.square().sum())
         intercepts = duals / number
         correlation = correlation - all_sum(sums)[:, None] * intercepts
         square, linear = square - duals.square() / number, linear - duals * values / number
