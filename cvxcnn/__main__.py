@@ -7,23 +7,14 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from .commands import COMMANDS
 from .commands.cli import EXIT_CODES, Parser, one_of, run_command
 from .core.version import __version__
-
-COMMANDS = {
-    "train": ("cvxcnn.commands.train", "train a network layer by layer, write its folder and report.html"),
-    "explain": ("cvxcnn.commands.explain", "what the predictions of a finished run rest on, into its folder"),
-    "diagnose": (
-        "cvxcnn.commands.diagnose",
-        "whether each layer of a finished run is a minimum, a saddle or neither",
-    ),
-    "predict": ("cvxcnn.commands.predict", "images in, labels out, by the network of a finished run"),
-}
 
 
 def build_parser() -> Parser:
     """Return the parser of what stands before a command's own arguments."""
-    commands = "\n".join(f"  {name:<10}{words}" for name, (_, words) in COMMANDS.items())
+    commands = "\n".join(f"  {name:<12}{words}" for name, (_, words) in COMMANDS.items())
     parser = Parser(
         "cvxcnn",
         "Convolutional networks trained by convex optimisation, layer by layer, with certificates.\n\n"

@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -36,7 +37,10 @@ def program(*arguments: str, folder: Path, **environment: str) -> subprocess.Com
 def test_one_name_for_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert cvxcnn.__main__.main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(re.search(rf"^  {name} +\w", text, re.MULTILINE) for name in ("train", "explain", "diagnose", "predict"))
+    assert all(
+        re.search(rf"^  {name} +\w", text, re.MULTILINE)
+        for name in ("train", "explain", "diagnose", "predict", "completion")
+    )
     assert "130 interrupted" in text
     for name in ("train", "explain", "diagnose", "predict"):
         assert cvxcnn.__main__.main([name, "--version"]) == 0
@@ -54,7 +58,11 @@ def test_one_name_for_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         ([], "the following arguments are required: COMMAND"),
-        (["frob", "--layers", "2"], "COMMAND must be one of train, explain, diagnose, predict; got frob"),
+        (["frob", "--layers", "2"], "COMMAND must be one of train, explain, diagnose, predict, completion; got frob"),
+        (
+            ["trian"],
+            "COMMAND must be one of train, explain, diagnose, predict, completion; got trian: did you mean train?",
+        ),
         (["--quiet"], "the following arguments are required: COMMAND"),
     ],
 )
@@ -158,3 +166,66 @@ def test_types_of_arguments() -> None:
     ):
         with pytest.raises(argparse.ArgumentTypeError, match=re.escape(message)):
             parse(text)
+
+
+def test_settings_of_the_library_are_said_as_options() -> None:
+    parser = Parser("toy", "A toy.")
+    parser.add_argument("--class", dest="target")
+    parser.add_argument("--kernel-size")
+    assert parser.in_options("kernel_size must be odd.") == "--kernel-size must be odd."
+    assert parser.in_options("class must be a name.") == parser.in_options("target must be a name.").replace(
+        "target", "class"
+    )
+    assert parser.in_options("The kernel_size is odd.") == "The kernel_size is odd."
+
+
+def test_what_is_not_used_is_not_imported(tmp_path: Path) -> None:
+    drawn_and_read = {"matplotlib", "captum", "cvxpy", "pyarrow", "scs", "mosek"}
+    for statement, absent in (
+        ("import cvxcnn.__main__ as m; m.main(['--version'])", {"torch", "sklearn", "scipy", "numpy", *drawn_and_read}),
+        ("from cvxcnn import *; ConvexConvBlock, LayerwiseCNN", {"sklearn.datasets", *drawn_and_read}),
+    ):
+        code = f"{statement}; import sys; print(sorted({sorted(absent)!r} & sys.modules.keys()))"
+        code = code.replace("] &", "} &").replace("sorted([", "sorted({")
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, cwd=tmp_path, check=True, text=True, timeout=100,
+            env={**os.environ, "PYTHONPATH": ROOT},
+        )  # fmt: skip
+        assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_public_names_are_there_before_they_are_imported() -> None:
+    assert dir(cvxcnn) == sorted([*cvxcnn.__all__, "__version__"])
+    assert cvxcnn.data.ImageSet.__name__ == "ImageSet"
+    with pytest.raises(AttributeError, match="module 'cvxcnn' has no attribute 'nonsense'"):
+        _ = cvxcnn.nonsense
+
+
+COMPLETE = """source ./script
+complete_words() {
+    COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()
+    _shtab_cvxcnn cvxcnn "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
+    echo "${COMPREPLY[*]}"
+}
+complete_words cvxcnn pre
+complete_words cvxcnn train --act
+complete_words cvxcnn train --layers 3 --activation g
+"""
+
+
+def test_shells_complete_commands_options_and_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("no bash")
+    assert cvxcnn.__main__.main(["completion", "bash"]) == 0
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+    done = subprocess.run([bash, "-c", COMPLETE], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=100)
+    assert done.stdout.split() == ["predict", "--activation", "gated_relu"]
+    assert cvxcnn.__main__.main(["completion", "fish"]) == 2
+    assert "must be one of bash, zsh, tcsh; got fish" in capsys.readouterr().err
+
+
+def test_without_shtab_completion_names_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert cvxcnn.__main__.main(["completion", "zsh"]) == 2
+    assert "pip install 'cvxcnn[completion]'" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import io
 import json
 import pickle
 import re
+import shutil
 import struct
 import warnings
 import zipfile
@@ -40,7 +41,7 @@ from cvxcnn.data import (
 )
 from cvxcnn.data.loading import load_rows
 from cvxcnn.data.readers import READERS, encoded
-from cvxcnn.errors import CvxcnnError, DataError, InputError
+from cvxcnn.errors import CvxcnnError, DataError, DataWarning, InputError
 
 
 def matches(error: type[Exception], *texts: str) -> Any:
@@ -573,12 +574,74 @@ def write_folders(folder: Path) -> Path:
     return folder
 
 
+def write_class_folders(folder: Path) -> Path:
+    """Write the training images as <class>/<image>, and copies of them that are a little brighter."""
+    for i, (image, label) in enumerate(zip(COLOUR["train"], LABELS["train"], strict=True)):
+        (folder / "abc"[label]).mkdir(parents=True, exist_ok=True)
+        for copy in range(5):
+            (folder / "abc"[label] / f"{5 * i + copy}.png").write_bytes(encode(np.minimum(image, 240) + np.uint8(copy)))
+    return folder
+
+
 def check_colour(source: Path, classes: tuple[str, ...] = ("0", "1", "2")) -> None:
     """Check that a source holds exactly the images and labels above."""
     for part, loaded in zip(("train", "test"), load_data(source), strict=True):
         assert np.array_equal(loaded.images, COLOUR[part] / 255)
         assert np.array_equal(loaded.labels, LABELS[part])
         assert loaded.classes == classes
+
+
+def test_parquet_as_the_hub_lays_it_out(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "data")
+    (tmp_path / "README.md").write_text("about it")
+    check_colour(tmp_path)
+    (tmp_path / "more.txt").write_text("unknown")
+    with pytest.warns(DataWarning, match="holds what is not used: more.txt"):
+        load_data(tmp_path)
+
+
+def rows(images: ImageSet) -> set[bytes]:
+    return {image.tobytes() for image in images.images}
+
+
+def test_folders_of_classes_are_split_by_what_is_in_them(tmp_path: Path) -> None:
+    source = write_class_folders(tmp_path / "first")
+    train, test = load_data(source, test_fraction=0.3)
+    count = len(train) + len(test)
+    assert train.classes == ("a", "b", "c") and len(test) == int(0.3 * count)
+    shares = np.bincount(test.labels) / np.bincount(np.concatenate([train.labels, test.labels]))
+    assert np.all(np.abs(shares - 0.3) < 0.21)  # of five or ten images, in whole ones
+    assert not rows(train) & rows(test)
+    # Other names, another place: the same images.
+    for path in sorted(source.rglob("*.png")):
+        (tmp_path / "second" / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / "second" / path.parent.name / f"{path.stem[::-1]}-of.png")
+    moved = load_data(tmp_path / "second", test_fraction=0.3)
+    assert (rows(moved[0]), rows(moved[1])) == (rows(train), rows(test))
+    # A larger share has the smaller one in it.
+    assert rows(test) < rows(load_data(source, test_fraction=0.5)[1])
+    assert len(load_data(source)[1]) == int(0.2 * count)
+
+
+def test_folders_that_are_parts_are_no_classes(tmp_path: Path) -> None:
+    for name in ("Train", "cats"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(encode(COLOUR["train"][0]))
+    with matches(DataError, f"{tmp_path} is not a data set that can be read"):
+        load_data(tmp_path)
+
+
+def test_a_share_that_can_not_be_set_apart(tmp_path: Path) -> None:
+    source = write_class_folders(tmp_path / "classes")
+    with matches(InputError, "test_fraction=0.001 of", "leaves none"):
+        load_data(source, test_fraction=0.001)
+    with matches(InputError, "test_fraction=0.99 would hold out"):
+        load_data(source, test_fraction=0.99)
+    with matches(InputError, "test_fraction must lie strictly between 0 and 1; got 1"):
+        load_data(source, test_fraction=1)
+    for other in (write_folders(tmp_path / "parts"), "digits"):
+        with matches(InputError, "test_fraction is for images in folders of their classes"):
+            load_data(other, test_fraction=0.2)
 
 
 def test_parquet(tmp_path: Path) -> None:
@@ -1035,6 +1098,7 @@ LAYOUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "idx": (write_idx, "train-images-idx3-ubyte"),
     "idx.gz": (lambda folder: write_idx(folder, compress=True), "train-images-idx3-ubyte.gz"),
     "images": (write_folders, "train/a/1.png"),
+    "classes": (write_class_folders, "a/5.png"),
     "cifar10 python": (write_batches, "data_batch_1"),
     "cifar10.tar.gz": (lambda folder: write_archive(folder / "cifar.tar.gz").parent, "cifar.tar.gz"),
 }
@@ -1055,7 +1119,7 @@ def test_files_cut_short(damageable: tuple[Path, Path, bytes], data: st.DataObje
     source, file, content = damageable
     file.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
     try:
-        cut, _ = load_data(source)
+        cut, tested = load_data(source)
     except DataError as error:
         file.write_bytes(content)
         assert str(source) in str(error)
@@ -1063,7 +1127,9 @@ def test_files_cut_short(damageable: tuple[Path, Path, bytes], data: st.DataObje
         # A PNG that lost no more than its end mark has all its pixels.
         assert file.suffix == ".png"
         file.write_bytes(content)
-        assert np.array_equal(cut.images, load_data(source)[0].images)
+        whole, rest = load_data(source)
+        # Where the file decides which images are tested on, it may be another one.
+        assert np.array_equal(cut.images, whole.images) or rows(cut) | rows(tested) == rows(whole) | rows(rest)
 
 
 @given(st.data())

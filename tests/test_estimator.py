@@ -22,7 +22,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from cvxcnn import ConvexCNNClassifier, ConvexCNNRegressor, ConvexConvBlock, PricingOptions
 from cvxcnn.errors import InputError
-from cvxcnn.models.estimator import _nearest_probabilities
+from cvxcnn.models.probabilities import nearest_probabilities
 
 QUICK = PricingOptions(starts=0)
 BLOCK = ConvexConvBlock(gates=20, pricing=QUICK)
@@ -126,7 +126,7 @@ def test_string_labels_probabilities_and_scores(
 @given(st.lists(st.lists(st.floats(-3, 3), min_size=3, max_size=3), min_size=1, max_size=5))
 def test_the_nearest_probabilities_solve_their_problem(rows: list[list[float]]) -> None:
     outputs = np.array(rows)
-    found = _nearest_probabilities(outputs)
+    found = nearest_probabilities(outputs)
     assert (found >= 0).all()
     np.testing.assert_allclose(found.sum(axis=1), 1.0)
     # First-order condition: (found - outputs) . (p - found) >= 0 at every corner p of the simplex.

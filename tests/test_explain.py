@@ -36,8 +36,9 @@ from cvxcnn.explain import (
     rank_correlation,
     sanity_check,
 )
+from cvxcnn.reports.html import EXPLANATION_FILES as FILES
 from cvxcnn.runs import explain_run
-from cvxcnn.runs.explaining import FILES, load_networks
+from cvxcnn.runs.explaining import load_networks
 from cvxcnn.runs.records import accuracy
 from cvxcnn.runs.run import Settings, run
 

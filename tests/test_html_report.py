@@ -7,7 +7,10 @@ import copy
 import io
 import json
 import re
+import shlex
 import shutil
+from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -17,16 +20,24 @@ import numpy as np
 import pytest
 from eq2 import eq2_block
 from PIL import Image
+from scipy.stats import binom
 
 from cvxcnn import LayerwiseCNN, load_model, save_model
+from cvxcnn.commands.train import build_parser, settings_of
+from cvxcnn.data import load_data
 from cvxcnn.errors import ModelFileError
-from cvxcnn.reports import words
+from cvxcnn.models.recipes import RECIPES
+from cvxcnn.reports import page_tested, page_verdict, words
 from cvxcnn.reports.history import Point, read_history, write_history
 from cvxcnn.reports.html import write_report
 from cvxcnn.reports.page_figures import filter_tiles, gaps, plot_gaps, shares
+from cvxcnn.reports.page_tested import calibration_error
+from cvxcnn.reports.predictions import MISTAKES_FILE, PREDICTIONS_FILE, Predictions, read_predictions
 from cvxcnn.reports.summary import LayerSummary, RunSummary
 from cvxcnn.reports.words import at_most, percent
+from cvxcnn.runs.provenance import command_of
 from cvxcnn.runs.run import Settings, run
+from cvxcnn.runs.settings import recorded_settings
 
 
 def headline(summary: dict[str, Any]) -> str:
@@ -106,7 +117,8 @@ def test_a_run_writes_a_page_that_needs_nothing_else(finished: Path) -> None:
     for name in ("script", "link", "iframe", "object"):
         assert not page.all(name)
     for _, attributes in page.tags:
-        assert not {"href", "srcset", "onclick", "onerror"} & set(attributes)
+        assert not {"srcset", "onclick", "onerror"} & set(attributes)
+        assert "href" not in attributes or str(attributes["href"]).startswith("#")
         assert "src" not in attributes or str(attributes["src"]).startswith("data:image/png;base64,")
     text = (finished / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"https?:|url\(|@import|file:", text)
@@ -136,7 +148,7 @@ def test_headings_go_down_step_by_step_and_tables_have_heads(finished: Path) -> 
 
 def test_the_table_has_the_summarys_numbers(finished: Path) -> None:
     summary = json.loads((finished / "summary.json").read_text())
-    rows = page_of(finished).rows[1:]
+    rows = [row for row in page_of(finished).rows if row[1:2] in (["convex"], ["non-convex"])]
     expected = [
         (entry["layer"], name, entry[method])
         for entry in summary["layers"]
@@ -161,8 +173,8 @@ def test_settings_and_words_are_on_the_page(finished: Path) -> None:
     summary = json.loads((finished / "summary.json").read_text())
     text = page_of(finished).text
     assert headline(summary) in text
-    for entry in summary["layers"]:
-        assert " ".join(comparison(entry, 360)) in text and " ".join(certainty(entry)) in text
+    last = summary["layers"][-1]
+    assert " ".join(comparison(last, 360)) in text and " ".join(certainty(last)) in text
     assert "60 training and 360 test images of 8 x 8 pixels, 1 channel, 10 classes" in text
     assert "baseline epochs 10" in text and f"reg (lambda) of layer 2 {summary['layers'][1]['reg']:.6g}" in text
     assert "evidence, not proof" in text
@@ -206,7 +218,7 @@ def test_an_older_folder_without_history_and_examples(folder: Path) -> None:
         ("summary.json", None, "There is no summary.json"),
         ("summary.json", "{", "summary.json is damaged"),
         ("summary.json", "[]", "summary.json is damaged: it holds no object"),
-        ("summary.json", '{"layers": []}', "summary.json is damaged: KeyError"),
+        ("summary.json", '{"layers": []}', "summary.json is damaged: ValueError it has no finished layer"),
         ("config.json", None, "config.json is missing"),
         ("history.csv", "layer,method\nx,y\n", "history.csv is damaged"),
         ("explanations.json", "{", "explanations.json is damaged"),
@@ -229,7 +241,8 @@ def test_a_gated_run(tmp_path: Path) -> None:
                  baseline_epochs=5, baseline_width=8, output=str(target)))  # fmt: skip
     text = page_of(target).text
     assert "of different networks (gated and ReLU)" in text and "not comparable" in text
-    assert "By the same bound" not in text and "raises" not in text
+    gates = text[text.index("Convex: 4 of 4") : text.index("Non-convex: 8 of 8")]
+    assert "By the same bound" not in text and "raises" not in gates
     assert "over the gates at hand, which is proved" in text
 
 
@@ -371,7 +384,7 @@ def test_pictures_of_filters(channels: int) -> None:
     block = eq2_block(gates=20, reg=0.1, penalty="dense", bias=True)
     stack = LayerwiseCNN(layers=1, block=block).fit(images, targets)
     fitted = stack.blocks_[0]
-    share = shares(fitted)
+    share = shares(fitted.neurons_)
     # Of the penalty: reg/2 (||u||^2 + ||w||^2) is reg ||u|| ||w|| for balanced neurons.
     squares = fitted.neurons_.filters.square().sum(dim=1) + fitted.neurons_.readout.square().sum(dim=(1, 2))
     np.testing.assert_allclose(share, (squares / squares.sum()).numpy(), rtol=1e-9)
@@ -393,3 +406,134 @@ def test_pictures_of_filters(channels: int) -> None:
     else:
         red = pixels[..., 0] > pixels[..., 2]
         np.testing.assert_array_equal(red, kernel.reshape(3, 3) > 0)
+
+
+# The first screen, the test images, and what the page doesn't do.
+
+
+def test_the_first_screen_says_who_won_by_how_much_and_how_sure(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    text = (finished / "report.html").read_text()
+    first = text[text.index('<section class="first">') : text.index("Layer by layer")]
+    assert first.count("<img") == 1
+    said = headline(summary)
+    assert (
+        said.startswith(("Convex training", "Ordinary training", "Both methods")) and " (searched, not proved)." in said
+    )
+    for entry in summary["layers"]:
+        assert f"Layer {entry['layer']}: objective {entry['convex']['objective']:.6g}, bound" in first
+
+
+def test_each_layer_has_its_row_with_intervals(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    rows = [row for row in page_of(finished).rows if len(row) == 10 and row[0] in "12"]
+    for row, entry in zip(rows, summary["layers"], strict=True):
+        ours, theirs = entry["convex"], entry["nonconvex"]
+        assert row[1:3] == [f"{ours['objective']:.6g}", f"{theirs['objective']:.6g}"]
+        assert row[4:6] == [at_most(ours["global_gap"]), "searched"]
+        assert row[6:8] == [words.accuracy_words(numbers["test_accuracy"], 360) for numbers in (ours, theirs)]
+        assert row[8] == f"{theirs['only_convex_right']} : {theirs['only_nonconvex_right']}"
+
+
+def test_wilsons_interval_covers_as_often_as_it_says() -> None:
+    # Of all numbers of right answers, weighed by how likely they are: Newcombe 1998 finds 0.95 on average.
+    for share in (0.9, 0.97):
+        right = np.arange(361)
+        ends = np.array([words.wilson(count / 360, 360) for count in right])
+        inside = (ends[:, 0] <= share) & (share <= ends[:, 1])
+        assert 0.93 < binom.pmf(right, 360, share)[inside].sum() < 0.98
+    # The root of the score test itself.
+    low, _ = words.wilson(0.9, 100) or (0, 0)
+    assert (0.9 - low) ** 2 == pytest.approx(1.959964**2 * low * (1 - low) / 100, rel=1e-5)
+
+
+def test_predictions_are_the_summarys_accuracies(finished: Path) -> None:
+    last = json.loads((finished / "summary.json").read_text())["layers"][-1]
+    found = read_predictions(finished / PREDICTIONS_FILE, 10)
+    assert found is not None and set(found.predicted) == {"convex", "nonconvex"}
+    for method, own in found.predicted.items():
+        counts = found.confusion(method, 10)
+        assert counts.sum() == 360 and np.trace(counts) / 360 == pytest.approx(last[method]["test_accuracy"])
+        assert np.array_equal(counts.sum(axis=1), np.bincount(found.true, minlength=10))
+        assert np.array_equal(counts.sum(axis=0), np.bincount(own, minlength=10))
+        assert np.all((found.confidence[method] > 0.1) & (found.confidence[method] <= 1))
+    ours, theirs = (found.predicted[method] == found.true for method in ("convex", "nonconvex"))
+    assert (ours & ~theirs).sum() == last["nonconvex"]["only_convex_right"]
+    # Mistakes: those where one is right come first, and each tile is its image.
+    rows = found.mistaken()
+    assert set(rows) == set(np.flatnonzero(~ours | ~theirs))
+    differ = (ours ^ theirs)[rows]
+    assert np.array_equal(differ, np.sort(differ)[::-1])
+    _, test = load_data("digits")
+    with Image.open(finished / MISTAKES_FILE) as strip:
+        pixels = np.asarray(strip)[..., 0].reshape(-1, 8, 8)
+    assert np.array_equal(pixels, np.round(255 * test.images[rows[: len(pixels)], 0]))
+    assert page_of(finished).text.count("wrong, first those where the two differ") == 1
+
+
+@pytest.mark.parametrize(
+    "content", ["image,true,convex\n0,99,1\n", "image,true,convex,convex_confidence\n0,1,1,7\n", "\0"]
+)
+def test_damaged_predictions(folder: Path, content: str) -> None:
+    (folder / PREDICTIONS_FILE).write_text(content)
+    if content == "\0":
+        assert read_predictions(folder / PREDICTIONS_FILE, 10) is not None  # no image: nothing to say
+        return
+    with pytest.raises(ModelFileError, match=r"predictions\.csv is damaged"):
+        write_report(folder)
+
+
+def test_calibration() -> None:
+    # Always as sure as it is right: no error; sure of all and right in half of it: half.
+    generator = np.random.default_rng(0)
+    sure = generator.uniform(0.5, 1.0, 40_000)
+    right = generator.random(40_000) < sure
+    honest = Predictions(np.zeros(40_000, int), {"convex": (~right).astype(int)}, {"convex": sure})
+    assert calibration_error(honest, "convex") < 0.01
+    boasting = Predictions(np.zeros(40, int), {"convex": np.arange(40) % 2}, {"convex": np.ones(40)})
+    assert calibration_error(boasting, "convex") == pytest.approx(0.5, abs=0.1)
+
+
+def test_many_classes_have_their_pairs_named(finished: Path) -> None:
+    names = [f"kind {number}" for number in range(30)]
+    found = Predictions(np.array([3, 3, 5]), {"convex": np.array([4, 4, 5])}, {"convex": np.ones(3)})
+    assert "kind 3 taken for kind 4: 2" in page_tested.confusions(found, names)
+    right = Predictions(found.true, {"convex": found.true}, found.confidence)
+    assert "No mistakes." in page_tested.confusions(right, names)
+    assert "No test image is taken" in page_tested.mistakes(right, None, names, (8, 8))
+
+
+def test_no_phrase_comes_three_times(finished: Path) -> None:
+    text = re.sub(r"[^a-z ]", " ", re.sub(r"\S*\d\S*", " | ", page_of(finished).text.lower()).replace("|", " zz "))
+    said = [word for word in text.split()]
+    counts = Counter(
+        tuple(said[place : place + 6]) for place in range(len(said)) if "zz" not in said[place : place + 6]
+    )
+    assert [phrase for phrase, count in counts.items() if count > 2] == []
+
+
+def test_links_lead_to_definitions(finished: Path) -> None:
+    page = page_of(finished)
+    targets = {attributes.get("id") for _, attributes in page.tags}
+    links = {str(attributes["href"]).removeprefix("#") for attributes in page.all("a")}
+    assert links and links <= targets and set(page_verdict.DEFINITIONS) <= targets
+
+
+def test_the_command_repeats_the_run(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["command"] in page_of(finished).text and summary["processor"] and summary["date"].endswith("+00:00")
+    typed = shlex.split(summary["command"])
+    again = settings_of(vars(build_parser().parse_args(typed[2:])))
+    recorded = recorded_settings(summary["settings"])
+    assert replace(again, output=None, device="auto", asked=()) == replace(
+        recorded, output=None, device="auto", asked=()
+    )
+    for settings in (
+        Settings(activation="gated_relu", penalty="dense", gates=("patches:20", 30), recipe="exact"),
+        Settings(
+            recipe="exact", data="it's here", reg_fraction=(0.1, 0.2), augment=("mirror",), intercept=True, seed=3
+        ),
+        Settings(**{**RECIPES["large"], "recipe": "large", "baseline": True, "reg_fraction": (1e-4, 3e-3)}),
+    ):
+        typed = shlex.split(command_of(settings))
+        assert replace(settings_of(vars(build_parser().parse_args(typed[2:]))), asked=()) == settings

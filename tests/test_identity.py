@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from sklearn.datasets import load_digits
 
 from cvxcnn.commands.explain import main as explain
+from cvxcnn.commands.predict import main as predict
 from cvxcnn.commands.train import main as train
 from cvxcnn.data import ImageSet, load_data
 from cvxcnn.data.fingerprint import fingerprint
@@ -110,7 +113,7 @@ def test_other_images_of_the_same_name_are_refused(
     assert sorted(os.listdir(root / "run")) == before
     unfinished(root / "run")
     assert train(["--resume", str(root / "run")]) == 2
-    assert "the images are not those" in (error := capsys.readouterr().err) or "n must be from" in error
+    assert "the images are not those" in (error := capsys.readouterr().err) or "--limit-train must be from" in error
 
 
 def test_a_file_that_was_rewritten_is_refused_and_its_copy_is_found(
@@ -206,3 +209,28 @@ def test_images_that_cannot_be_found_are_named(root: Path) -> None:
     with pytest.raises((DataError, InputError)):
         run(Settings(data="a\0b", output=str(root / "other")))
     assert not (root / "other").exists()
+
+
+def test_a_run_on_folders_of_classes_keeps_its_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    images, labels = load_digits().images, load_digits().target
+    for row in np.flatnonzero(labels < 3)[:90]:
+        folder = Path("first", f"class {labels[row]}")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.round(images[row] * 15).astype(np.uint8)).save(folder / f"{row}.png")
+    options = ["--layers", "1", "--gates", "8", "--reg", "2", "--no-baseline", "--output", "run"]
+    assert train(["--data", "first", "--test-fraction", "0.3", *options]) == 0
+    summary = json.loads(Path("run/summary.json").read_text())
+    assert summary["settings"]["test_fraction"] == 0.3 and summary["data"]["n_test"] == 27
+    assert "--data first --layers 1 --test-fraction 0.3 " in summary["command"]
+    # Elsewhere, and under other names: the same test images.
+    Path("first").rename("second")
+    assert explain(["run", "--data", "second", "--method", "gradient", "--images", "1"]) == 0
+    assert predict(["run", "second", "--part", "test", "--output", "labels.csv"]) == 0
+    share = 100 * summary["layers"][0]["convex"]["test_accuracy"]
+    assert f"27 images, labels in labels.csv, {share:.2f} % as in the data set" in capsys.readouterr().err
+    # Without --part, all images there are.
+    assert predict(["run", "second"]) == 0
+    assert capsys.readouterr().out.count("\n") == 1 + 90

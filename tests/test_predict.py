@@ -124,6 +124,41 @@ def test_a_file_for_the_labels(
     assert "can't write the labels: No such file or directory." in capsys.readouterr().err
 
 
+def test_several_sources_and_standard_output(
+    model_folder: Path, pictures: tuple[Path, NDArray[np.uint8]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, pixels = pictures
+    np.save(tmp_path / "array.npy", pixels)
+    assert (
+        main([str(model_folder), str(folder / "c.png"), str(folder), str(tmp_path / "array.npy"), "--output", "-"]) == 0
+    )
+    rows = rows_of(capsys.readouterr().out)
+    names = [f"{folder}/{name}" for name in ("a b.png", "b,c.png", "c.png")]
+    arrays = [f"{tmp_path / 'array.npy'}/{row}" for row in range(3)]
+    assert [row["image"] for row in rows] == [str(folder / "c.png"), *names, *arrays]
+    labels = [f"class {label}" for label in load_model(model_folder).predict(pixels[:, None] / 255.0).argmax(axis=1)]
+    assert [row["label"] for row in rows] == [labels[2], *labels, *labels]
+    Image.fromarray(np.zeros((9, 8), dtype=np.uint8)).save(tmp_path / "tall.png")
+    assert main([str(model_folder), str(folder), str(tmp_path / "tall.png")]) == 2
+    assert "tall.png has 9 x 8 pixels" in capsys.readouterr().err
+
+
+def test_folders_of_classes_are_their_labels(
+    model_folder: Path, pictures: tuple[Path, NDArray[np.uint8]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, pixels = pictures
+    expected = load_model(model_folder).predict(pixels[:, None] / 255.0).argmax(axis=1)
+    for name, label in zip(
+        ("a b.png", "b,c.png", "c.png"), [expected[0], expected[1], (expected[2] + 1) % 10], strict=True
+    ):
+        (tmp_path / "sorted" / f"class {label}").mkdir(parents=True, exist_ok=True)
+        (folder / name).rename(tmp_path / "sorted" / f"class {label}" / name)
+    target = tmp_path / "labels.csv"
+    assert main([str(model_folder), str(tmp_path / "sorted"), "--output", str(target)]) == 0
+    assert capsys.readouterr().err == f"3 images, labels in {target}, 66.67 % as in the data set\n"
+    assert {row["image"].partition("/")[2] for row in rows_of(target.read_text())} == {"a b.png", "b,c.png", "c.png"}
+
+
 def test_images_of_another_shape(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for shape, given, remedy in (
         ((9, 7), "(1, 9, 7)", "Resize or crop them to 8 x 8 pixels."),

@@ -23,7 +23,7 @@ from cvxcnn.commands.train import main
 from cvxcnn.errors import InputError, ModelFileError
 from cvxcnn.models.saving import load_model
 from cvxcnn.reports.history import read_history
-from cvxcnn.reports.html import write_report
+from cvxcnn.reports.html import FINDINGS, write_report
 from cvxcnn.runs.run import Settings, drawings, resume, run
 from cvxcnn.runs.run_folder import hidden_folder
 
@@ -41,6 +41,7 @@ def without_seconds(folder: str) -> dict[str, Any]:
         for method in ("convex", "nonconvex"):
             layer[method].pop("seconds")
     summary["settings"].pop("output")
+    summary.pop("date")
     return dict(summary)
 
 
@@ -240,7 +241,7 @@ def test_without_matplotlib_there_are_the_numbers_and_a_page(
     monkeypatch.setattr("cvxcnn.drawing.style.import_matplotlib", failing(ImportError("no matplotlib")))
     assert train_quickly() == 0
     shown = capsys.readouterr().out
-    assert shown.count("ImportError: no matplotlib") == 5  # three figures, and two parts of the page
+    assert shown.count("ImportError: no matplotlib") == 7  # three figures, and four parts of the page
     assert "report.html is without the figures of convergence" in shown
     assert "These figures could not be drawn: ImportError" in Path("out/report.html").read_text()
     assert {"metrics.csv", "report.html", "summary.json"} < set(os.listdir("out"))
@@ -267,8 +268,8 @@ def test_command_line(whole: str, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         options = "--layers 2 --limit-train 40 --reg 2 --gates 8 --baseline-width 4 --baseline-epochs 1 --output out"
         assert main(options.split()) == 130
     assert capsys.readouterr().err == ("cvxcnn.train: interrupted; 1 of 2 layers are kept; go on with --resume out.\n")
-    assert main(["--resume", "out", "--layers", "4"]) == 2
-    assert "--resume takes the settings of the run in out. Leave out --layers." in capsys.readouterr().err
+    assert main(["--resume", "out", "--layers", "2", "--gates", "9"]) == 2
+    assert "--resume takes the settings of the run in out. Leave out --gates." in capsys.readouterr().err
     assert main(["--resume", "out"]) == 0
     assert "1 of 2 layers are there already" in capsys.readouterr().out
     same_as(whole, "out")
@@ -311,6 +312,16 @@ def test_what_is_no_run_is_one_sentence(name: str, capsys: pytest.CaptureFixture
     assert main(["--resume", name]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert sorted(os.listdir()) == ["file", "loop"]
+
+
+def test_a_finished_run_goes_on_to_more_layers(whole: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run(Settings(**{**vars(QUICK), "layers": 1}))
+    for name in FINDINGS:  # as if it had been explained and diagnosed
+        Path("out", name).write_text("of one layer")
+    assert main(["--resume", "out", "--layers", "1"]) == 2
+    assert "error: --layers must be more than the 1 that the run in out has; got 1." in capsys.readouterr().err
+    assert main(["--resume", "out", "--layers", "2"]) == 0
+    same_as(whole, "out")
 
 
 def edit(table: str, name: str | int, value: Any) -> None:

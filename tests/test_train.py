@@ -39,8 +39,8 @@ from cvxcnn.runs.settings import Settings, build_stack
 
 QUICK = ["--layers", "1", "--limit-train", "40", "--reg", "10", "--gates", "8"]
 FILES = [
-    "accuracy.png", "config.json", "explanations_quick.png", "history.csv", "metrics.csv", "model.safetensors",
-    "objective.png", "report.html", "summary.json",
+    "accuracy.png", "config.json", "explanations_quick.png", "history.csv", "metrics.csv", "mistakes.png",
+    "model.safetensors", "objective.png", "predictions.csv", "report.html", "summary.json",
 ]  # fmt: skip
 CONVEX = {
     "objective", "dual_bound", "relative_gap", "status", "solver", "n_neurons", "train_loss", "train_accuracy",
@@ -92,7 +92,7 @@ def test_the_summary_has_the_contracts_shape(
     folder, settings, returned = finished
     summary = json.loads((folder / "summary.json").read_text())
     assert summary == returned
-    assert list(summary) == ["version", "data", "settings", "layers"]
+    assert list(summary) == ["version", "command", "date", "processor", "data", "settings", "layers"]
     assert summary["version"] == __version__
     assert summary["data"] == {
         "name": "digits", "path": None, "n_train": 100, "n_test": 360, "image_shape": [1, 8, 8], "n_classes": 10,
@@ -341,7 +341,8 @@ BAD = [
     (["--layers", "0"], "--layers must be an int >= 1; got 0"),
     (["--layers", "two"], "--layers must be an int >= 1; got two"),
     (["--layers"], "--layers expected one argument"),
-    (["--lay", "1"], "unrecognized arguments: --lay 1"),
+    (["--lay", "1"], "there is no option --lay: did you mean --layers?"),
+    (["--frobnicate=1"], "there is no option --frobnicate. --help lists them."),
     (["--reg", "0"], "--reg must be a positive, finite number; got 0"),
     (["--reg", "-1"], "--reg must be a positive, finite number; got -1"),
     (["--reg", "nan"], "--reg must be a positive, finite number; got nan"),
@@ -363,13 +364,19 @@ BAD = [
     (["--decay", "3,3"], 'decay is for activation="quadratic"'),
     (["--activation", "quadratic", "--decay", "2,2"], "decay=(2, 2), that of Eq. 1, has no convex program"),
     (["--activation", "quadratic", "--decay", "3"], "decay must be a name or two positive exponents"),
+    (
+        ["--activation", "rellu"],
+        "--activation must be one of relu, gated_relu, quadratic, linear; got rellu: did you mean",
+    ),
+    (["--gates", "patchs:9"], "got 'patchs:9': did you mean patches?"),
+    (["--test-fraction", "0.3"], "--test-fraction is for images in folders of their classes; digits has test images"),
     (["--device", "tpu"], "--device must be one of auto, cpu, cuda; got tpu"),
     (["--quiet", "--verbose"], "not allowed with argument"),
     (["--solver", "fista"], "solver 'fista' needs fixed gates: add --gates 100"),
     (["--solver", "fista", "--gates", "5", "--penalty", "group"], "solver 'fista' can't solve this program"),
     (["--penalty", "nuclear"], 'penalty="nuclear" is a gated program'),
-    (["--limit-train", "5"], "n must be from 10 (one image a class) to 1437"),
-    (["--limit-train", "5000"], "n must be from 10 (one image a class) to 1437"),
+    (["--limit-train", "5"], "error: --limit-train must be from 10 (one image a class) to 1437"),
+    (["--limit-train", "5000"], "error: --limit-train must be from 10 (one image a class) to 1437"),
     (["--kernel-size", "11"], "layer 1: kernel_size (11, 11) is larger than the padded image"),
     (["--pool-cells", "9"], "layer 1: pool_cells=9 needs feature maps"),
     (["--layers", "3", "--downsample", "9"], "downsample=9 after layer 1 is larger than its 8 x 8 feature maps"),
@@ -409,7 +416,14 @@ def test_wrong_usage_is_one_sentence(arguments: list[str], text: str, capsys: py
 @pytest.mark.usefixtures("littered")
 @pytest.mark.parametrize(
     ("data", "text"),
-    [("nowhere", "nowhere"), ("file", "file"), ("full", "full"), ("nul\0l", "nul"), ("cifar10", "--data")],
+    [
+        ("digts", "digts: did you mean digits?"),
+        ("nowhere", "nowhere"),
+        ("file", "file"),
+        ("full", "full"),
+        ("nul\0l", "nul"),
+        ("cifar10", "--data"),
+    ],
 )
 def test_data_that_cannot_be_read(
     data: str, text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

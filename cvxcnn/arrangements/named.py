@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..core.text import did_you_mean
 from ..errors import InputError
 from .base import GateSampler
 from .data_patches import PatchGates
@@ -47,5 +48,6 @@ def parse_gates(text: str) -> int | str | GateSampler:
     known = not colon or kind in GATES
     if not known or not (number.isascii() and number.isdigit() and int(number) > 0):
         kinds = ", ".join(f"{name}:N" for name in sorted(GATES))
-        raise InputError(f'gates must be "priced", a number N >= 1, or one of {kinds}; got {text!r}.')
+        near = "" if known and colon else did_you_mean(kind or text, ("priced", *GATES))
+        raise InputError(f'gates must be "priced", a number N >= 1, or one of {kinds}; got {text!r}{near or "."}')
     return GATES[kind](int(number)) if colon else int(number)

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.logging import RichHandler
 
-from ..core.text import printable
+from ..core.text import did_you_mean, printable
 from ..core.version import __version__
 from ..errors import CvxcnnError, DataWarning, InputError, ModelFileError
 
@@ -58,7 +58,28 @@ class Parser(argparse.ArgumentParser):
         """Raise InputError."""
         if message.startswith("argument "):
             message = message.removeprefix("argument ").replace(": ", " ", 1)
+        unknown = re.match(r"unrecognized arguments: (?:.* )?--([^ =]+)", message)
+        if unknown:
+            near = did_you_mean(unknown[1], [flag.lstrip("-") for flag in self._option_string_actions])
+            message = f"there is no option --{unknown[1]}{near.replace('mean ', 'mean --') or '. --help lists them.'}"
         raise InputError(message)
+
+    def in_options(self, message: str) -> str:
+        """Return what the library says of a setting as it is said of the option that gives it.
+
+        Examples
+        --------
+        >>> parser = Parser("cvxcnn toy", "A toy.")
+        >>> _ = parser.add_argument("--limit-train", type=int)
+        >>> parser.in_options("limit_train must be from 10 to 1437; got 5.")
+        '--limit-train must be from 10 to 1437; got 5.'
+        """
+        setting, space, rest = message.partition(" ")
+        flags = {}
+        for action in self._actions:
+            for flag in action.option_strings:
+                flags[action.dest] = flags[flag.lstrip("-").replace("-", "_")] = flag
+        return f"{flags.get(setting, setting)}{space}{rest}"
 
     def add_device(self, group: Any) -> None:
         """Add --device to a group of options."""
@@ -117,9 +138,11 @@ def one_of(*choices: str) -> Callable[[str], str]:
 
     def parse(text: str) -> str:
         if text not in choices:
-            raise argparse.ArgumentTypeError(f"must be one of {', '.join(choices)}; got {text}")
+            near = did_you_mean(text, choices)
+            raise argparse.ArgumentTypeError(f"must be one of {', '.join(choices)}; got {text}{near}")
         return text
 
+    parse.choices = choices  # type: ignore[attr-defined]  # for the completion of shells
     return parse
 
 
@@ -188,7 +211,7 @@ def _raising_on_termination() -> Iterator[None]:
 
 
 def run_command(
-    parser: argparse.ArgumentParser,
+    parser: Parser,
     argv: Sequence[str] | None,
     work: Callable[[dict[str, Any], Console], None],
     *,
@@ -201,7 +224,7 @@ def run_command(
 
     Parameters
     ----------
-    parser : ArgumentParser
+    parser : Parser
         With the options of ``add_messages``.
     argv : sequence of str or None
         None for the arguments of the process.
@@ -241,7 +264,9 @@ def run_command(
         return fail(f"interrupted; {stop.args[0] if stop.args else unfinished}.", 130)
     except _TerminatedError as stop:
         return fail(f"terminated; {stop.args[0] if stop.args else unfinished}.", 143)
-    except (InputError, ModelFileError) as error:
+    except InputError as error:
+        return fail(f"error: {parser.in_options(str(error))}", 2)
+    except ModelFileError as error:
         return fail(f"error: {error}", 2)
     except CvxcnnError as error:
         return fail(f"error: {error}", 1)

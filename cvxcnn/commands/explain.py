@@ -13,8 +13,8 @@ from ..core.text import printable
 from ..drawing.style import LABELS
 from ..explain.attribution import METHODS
 from ..explain.figures import METHOD_NAMES
-from ..reports.html import REPORT_FILE
-from ..runs.explaining import FILES, explain_run
+from ..reports.html import EXPLANATION_FILES, REPORT_FILE
+from ..runs.explaining import explain_run
 from .cli import Parser, integer, one_of, run_command
 
 PROGRAM = "python -m cvxcnn.explain"
@@ -27,7 +27,7 @@ def build_parser(prog: str = PROGRAM) -> Parser:
     parser = Parser(
         prog,
         "Show what the predictions of a training run rest on: maps of the convex and the non-convex network side by "
-        f"side, how sparse they are, and a sanity check. Writes {', '.join(FILES)} into the folder, and "
+        f"side, how sparse they are, and a sanity check. Writes {', '.join(EXPLANATION_FILES)} into the folder, and "
         f"{REPORT_FILE} anew.",
     )
     parser.add_argument("folder", metavar="DIR", help="folder of a finished run")
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
 
         found = explain_run(**options, say=say)
         console.print(sparsity_table(found))
-        say(f"Written to {options['folder']}: {', '.join([*FILES, REPORT_FILE])}")
+        say(f"Written to {options['folder']}: {', '.join([*EXPLANATION_FILES, REPORT_FILE])}")
 
     return run_command(
         build_parser(prog), argv, work, what="the explanations", unfinished="files are whole, or as they were"

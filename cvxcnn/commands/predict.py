@@ -7,6 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from ..core.checks import is_number
 from ..core.text import printable
-from ..data.loading import load_data
+from ..data.loading import NAMED, is_in_no_parts, load_data
 from ..data.readers import READERS, reading
 from ..data.readers.unlabelled import array_names, read_images
 from ..errors import InputError
 from ..models.saving import load_model
 from ..models.stack import LayerwiseCNN
 from ..persistence.files import write_output
-from ..runs.settings import NAMED, resolve_device
+from ..reports.summary import SUMMARY_FILE
+from ..runs.explaining import read_summary
+from ..runs.settings import resolve_device
 from .cli import Parser, integer, one_of, run_command
 
 __all__ = ["load_images", "main", "predict_labels"]
@@ -36,7 +40,7 @@ BATCH = 256
 Row = tuple[str, str, float]
 
 
-def load_images(source: str, part: str = "test") -> tuple[NDArray[np.float64], list[str]]:
+def load_images(source: str, part: str | None = None) -> tuple[NDArray[np.float64], list[str]]:
     """Return images (n, C, H, W) in [0, 1] and their names, from a data set or from files without labels.
 
     Parameters
@@ -44,8 +48,8 @@ def load_images(source: str, part: str = "test") -> tuple[NDArray[np.float64], l
     source : str
         What ``load_data`` takes; or one image, a folder of images, an .npz file with one array or one that is called
         ``images``, or an .npy file.
-    part : {"test", "train"}
-        Of a data set.
+    part : {"test", "train"}, optional
+        Of a data set; None for the test images, and for all that lie in folders of their classes.
 
     Raises
     ------
@@ -58,19 +62,62 @@ def load_images(source: str, part: str = "test") -> tuple[NDArray[np.float64], l
     >>> images.shape, names[:2]
     ((360, 1, 8, 8), ['0', '1'])
     """
-    images, names, _ = _load(source, part)
-    return images, names
+    found = _load(source, part, None)
+    return found.images, found.names
 
 
-def _load(source: str, part: str) -> tuple[NDArray[np.float64], list[str], list[str] | None]:
-    """Return images, their names, and the labels that a data set gives them."""
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """Images, their names, and the labels that are known of them: from a data set, or from the folders they are in."""
+
+    images: NDArray[np.float64]
+    names: list[str]
+    labels: list[str] | None
+
+
+def _load(source: str, part: str | None, test_fraction: float | None) -> _Found:
     path = Path(os.path.expanduser(source))
-    if source in NAMED or _is_data_set(path):
-        train, test = load_data(source)
+    by_class = is_in_no_parts(source)
+    if source in NAMED or (_is_data_set(path) and (part is not None or not by_class)):
+        train, test = load_data(source, test_fraction=test_fraction if by_class else None)
         chosen = train if part == "train" else test
         labels = [str(chosen.classes[label]) for label in chosen.labels]
-        return chosen.images, [str(row) for row in range(len(chosen))], labels
-    return *read_images(path), None
+        return _Found(chosen.images, [str(row) for row in range(len(chosen))], labels)
+    images, names = read_images(path)
+    folders = [name.partition("/") for name in names]
+    known = by_class and all(slash for _, slash, _ in folders)
+    return _Found(images, names, [folder for folder, _, _ in folders] if known else None)
+
+
+def _load_all(sources: Sequence[str], part: str | None, test_fraction: float | None) -> _Found:
+    """Return the images of all sources in one array; of several, each is named with its source."""
+    found = [_load(source, part, test_fraction) for source in sources]
+    if len(found) == 1:
+        return found[0]
+    for source, other in zip(sources, found, strict=True):
+        if other.images.shape[2:] != found[0].images.shape[2:]:
+            (height, width), (h, w) = found[0].images.shape[2:], other.images.shape[2:]
+            raise InputError(
+                f"The images must have one size: {source} has {h} x {w} pixels, {sources[0]} has {height} x {width}. "
+                "Resize or crop them to one size, or predict them apart."
+            )
+    channels = {other.images.shape[1] for other in found}
+    # Grey images among those in colour become colour, as in a folder.
+    images = [
+        np.repeat(other.images, 3, axis=1) if channels == {1, 3} and other.images.shape[1] == 1 else other.images
+        for other in found
+    ]
+    if len({part.shape[1] for part in images}) > 1:
+        raise InputError(f"The images must have as many channels; they have {sorted(channels)}. Predict them apart.")
+    names = [
+        source if name == Path(source).name and len(other.names) == 1 else f"{source.rstrip('/')}/{name}"
+        for source, other in zip(sources, found, strict=True)
+        for name in other.names
+    ]
+    labels: list[str] | None = []
+    for other in found:
+        labels = None if labels is None or other.labels is None else labels + other.labels
+    return _Found(np.concatenate(images), names, labels)
 
 
 def _is_data_set(path: Path) -> bool:
@@ -78,6 +125,13 @@ def _is_data_set(path: Path) -> bool:
         if path.is_file():
             return "x_test" in array_names(path) and "y_test" in array_names(path)
         return any(reader.recognises(path) for reader in READERS)
+
+
+def _test_fraction(folder: str) -> float | None:
+    """Return the share of the images that a run tested on; None where its data set has test images, or none is told."""
+    path = Path(folder) / SUMMARY_FILE
+    share = read_summary(Path(folder))["settings"].get("test_fraction") if path.is_file() else None
+    return share if is_number(share, above=0, below=1) else None
 
 
 def predict_labels(
@@ -142,8 +196,8 @@ def build_parser(prog: str = PROGRAM) -> Parser:
     )
     parser.add_argument("folder", metavar="RUN", help="folder of a finished run")
     parser.add_argument(
-        "images", metavar="IMAGES",
-        help="an image, a folder of images, an .npz or .npy file; or a data set, as for train --data",
+        "images", metavar="IMAGES", nargs="+",
+        help="images, folders of images or of classes, .npz or .npy files; or data sets, as for train --data",
     )  # fmt: skip
     options = parser.add_argument_group("prediction")
     options.add_argument("--layer", metavar="J", type=integer(1), help="whose outputs are taken (default: last)")
@@ -153,10 +207,13 @@ def build_parser(prog: str = PROGRAM) -> Parser:
         "work, and often a little better (default: 0, none)",
     )  # fmt: skip
     options.add_argument(
-        "--part", metavar="|".join(PARTS), type=one_of(*PARTS), default="test", help="images of a data set"
-    )
+        "--part", metavar="|".join(PARTS), type=one_of(*PARTS),
+        help="images of a data set, split as for training (default: test; of folders of classes alone, all images)",
+    )  # fmt: skip
     options.add_argument(
-        "--output", metavar="FILE", help="CSV file, written over if it is there; or a pipe (default: standard output)"
+        "--output",
+        metavar="FILE",
+        help="CSV file, written over if it is there; or a pipe; - for standard output (default)",
     )
     other = parser.add_argument_group("machine and messages")
     parser.add_device(other)
@@ -183,27 +240,35 @@ def main(argv: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
 
     def work(options: dict[str, Any], console: Console) -> None:
         model = load_model(options["folder"], device=resolve_device(options["device"]))
-        images, names, known = _load(options["images"], options["part"])
+        part, output = options.get("part"), options.get("output", "-")
+        given = _load_all(options["images"], part, None if part is None else _test_fraction(options["folder"]))
         table = io.StringIO(newline="")
         writer = csv.writer(table, lineterminator="\n")
         writer.writerow(COLUMNS)
         found = []
-        for name, label, score in predict_labels(model, images, names, options.get("layer"), options["shift"]):
+        for name, label, score in predict_labels(
+            model, given.images, given.names, options.get("layer"), options["shift"]
+        ):
             writer.writerow([printable(name), printable(label), f"{score:.6g}"])
             found.append(label)
-        _write(table.getvalue(), options.get("output"))
-        if "output" in options:
-            line = f"{len(images)} images, labels in {options['output']}"
-            if known is not None:
-                equal = sum(one == other for one, other in zip(found, known, strict=True))
-                line += f", {100 * equal / len(images):.2f} % as in the data set"
+        _write(table.getvalue(), output)
+        if output != "-":
+            line = f"{len(found)} images, labels in {output}{_agreement(found, given.labels, model)}"
             console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
     return run_command(build_parser(prog), argv, work, what="the labels", results_on_stdout=True)
 
 
-def _write(text: str, target: str | None) -> None:
-    if target is not None:
+def _agreement(found: Sequence[str], known: Sequence[str] | None, model: LayerwiseCNN) -> str:
+    """Return at how many images a label is the one that is known, in words; nothing for folders that are no classes."""
+    if known is None or not set(known) <= set(map(str, getattr(model, "extra_", {}).get("classes", ()))):
+        return ""
+    equal = sum(one == other for one, other in zip(found, known, strict=True))
+    return f", {100 * equal / len(found):.2f} % as in the data set"
+
+
+def _write(text: str, target: str) -> None:
+    if target != "-":
         write_output(Path(os.path.expanduser(target)), text.encode())
         return
     # A console that can't show a character of a file's name gets its escape.

@@ -46,7 +46,7 @@ def _decay(text: str) -> str | tuple[float, ...]:
 
 
 # What is typed of these decides no recipe.
-_OF_THE_RUN = {"data", "limit_train", "output", "device", "memory", "seed", "class_weight"}
+_OF_THE_RUN = {"data", "limit_train", "test_fraction", "output", "device", "memory", "seed", "class_weight"}
 
 
 class _Rivals(argparse.Action):
@@ -103,12 +103,16 @@ def build_parser(prog: str = PROGRAM) -> Parser:
     data = parser.add_argument_group("data")
     add(data, "--data", metavar="digits|cifar10|PATH", help="images: a name, or files in a layout that is known")
     add(data, "--limit-train", metavar="N", type=size, help="train on N images, each class in its share (default: all)")
+    add(
+        data, "--test-fraction", metavar="F", type=fraction,
+        help="of images in folders of their classes, the share of each class to test on (default: 0.2)",
+    )  # fmt: skip
     add(data, "--output", metavar="DIR", help="folder of the results, new or empty (default: runs/<data>-<time>)")
 
     data.add_argument(
         "--resume", metavar="DIR",
-        help="go on with the run that was to write to DIR: its settings, its finished layers; with --data, its images "
-        "are there now",
+        help="go on with the run that was to write to DIR: its settings, its finished layers; with --layers, to more "
+        "layers; with --data, its images are there now",
     )  # fmt: skip
 
     add(
@@ -239,13 +243,14 @@ def main(argv: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
         if folder is None:
             run(settings_of(options), console)
             return
-        data = options.pop("data")
+        data, layers = options.pop("data"), options.pop("layers")
         given = [name for name, value in options.items() if name != "asked" and value != getattr(Settings, name, None)]
         given.sort(key=lambda name: name != "recipe")
         if given:
             flag = "--baseline" if given[0] == "rivals" else f"--{given[0].replace('_', '-')}"
             raise InputError(f"--resume takes the settings of the run in {folder}. Leave out {flag}.")
-        resume(folder, console, data=None if data == Settings.data else data)
+        asked = "layers" in options["asked"]
+        resume(folder, console, data=None if data == Settings.data else data, layers=layers if asked else None)
 
     return run_command(
         build_parser(prog), argv, work, remedy="Use --limit-train, a larger --reg, or more --downsample."

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 from ..errors import CvxcnnError
 
-__all__ = ["brief", "one_line", "printable"]
+__all__ = ["brief", "did_you_mean", "one_line", "printable"]
 
 _NAME_WIDTH = 40
 
@@ -44,3 +47,15 @@ def brief(name: str) -> str:
     """
     name = " ".join(printable(name).split())
     return name if len(name) <= _NAME_WIDTH else name[: _NAME_WIDTH - 3] + "..."
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """Return a question for a misspelt word, to stand behind an error; nothing where no known word is near.
+
+    Examples
+    --------
+    >>> did_you_mean("gatd_relu", ("relu", "gated_relu")), did_you_mean("tanh", ("relu", "gated_relu"))
+    (': did you mean gated_relu?', '')
+    """
+    near = difflib.get_close_matches(given.casefold(), list(known), 1)
+    return f": did you mean {near[0]}?" if near else ""

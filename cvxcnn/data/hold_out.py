@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core.distributed import gather_rows, rank, row_counts
 from ..errors import InputError
 
-__all__ = ["held_out"]
+__all__ = ["held_out", "set_apart"]
 
 # Images that are hashed together.
 _AT_ONCE = 512
@@ -58,25 +58,57 @@ def held_out(images: Tensor, targets: Tensor, share: float, seed: int) -> Tensor
     """
     counts = row_counts(images)
     found = gather_rows(torch.from_numpy(_identities(images, targets, seed))).numpy()
-    count = int(share * len(found) + 1e-9)
-    if not count:
-        raise InputError(f"validation={share:g} of {len(found)} images leaves none to train on or none to judge by.")
     classes = np.unique(_classes(found), axis=0, return_inverse=True)[1].reshape(-1)
+    chosen = set_apart(classes, found, share, "validation")
+    first = sum(counts[: rank()])
+    return torch.from_numpy(chosen[first : first + len(images)])
+
+
+def set_apart(classes: NDArray[np.int64], identities: NDArray[np.int64], share: float, name: str) -> NDArray[np.bool_]:
+    """Return which images are set apart, a share of every class, in the order of the numbers that they are known by.
+
+    Parameters
+    ----------
+    classes : array, shape (n,)
+        From 0.
+    identities : array, shape (n, k)
+        Images with other numbers may stand in any order.
+    share : float
+        Of all images, rounded down; each class keeps one.
+    name : str
+        What an error calls the share.
+
+    Returns
+    -------
+    array, shape (n,), bool
+
+    Raises
+    ------
+    InputError
+        If so small a share is no image, or so large a one leaves a class without any.
+
+    Examples
+    --------
+    >>> set_apart(np.array([0, 0, 1, 1]), np.array([[5], [3], [8], [9]]), 0.5, "share")
+    array([False,  True,  True, False])
+    """
+    count = int(share * len(classes) + 1e-9)
+    if not count:
+        raise InputError(f"{name}={share:g} of {len(classes)} images leaves none to train on or none to judge by.")
     # The r-th of the m images of a class is due at (r + 1/2) / m, but the last one never.
-    order = np.lexsort((*found.T, classes))
+    order = np.lexsort((*identities.T, classes))
     sizes = np.bincount(classes)
-    turn = np.empty(len(found))
-    turn[order] = np.arange(len(found)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    turn = np.empty(len(classes))
+    turn[order] = np.arange(len(classes)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     due = np.where(turn + 1 == sizes[classes], np.inf, (turn + 0.5) / sizes[classes])
     if count > int(np.isfinite(due).sum()):
         raise InputError(
-            f"validation={share:g} would hold out {count} of {len(found)} images, and each of the {len(sizes)} classes "
+            f"{name}={share:g} would hold out {count} of {len(classes)} images, and each of the {len(sizes)} classes "
             "needs one to train on. Hold out fewer, or add images."
         )
-    chosen = np.zeros(len(found), dtype=bool)
-    chosen[np.lexsort((*found.T, due))[:count]] = True
-    first = sum(counts[: rank()])
-    return torch.from_numpy(chosen[first : first + len(images)])
+    chosen = np.zeros(len(classes), dtype=bool)
+    chosen[np.lexsort((*identities.T, due))[:count]] = True
+    return chosen
 
 
 def _classes(found: NDArray[np.int64]) -> NDArray[np.int64]:

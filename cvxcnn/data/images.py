@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from ..core.checks import as_int, is_int, is_number
@@ -175,6 +174,8 @@ def split(labels: ArrayLike, fraction: float, seed: int) -> tuple[NDArray[np.int
             f"fraction {fraction!r} of {len(groups)} images leaves a side with {smaller}, fewer than the "
             f"{len(classes)} classes. Choose a fraction nearer to one half, or add images."
         )
+    from sklearn.model_selection import train_test_split  # here, because it brings half of scikit-learn
+
     rest, part = train_test_split(
         np.arange(len(groups)), test_size=part_size, random_state=as_int("seed", seed, 0), stratify=groups
     )
@@ -208,13 +209,15 @@ def limit(image_set: ImageSet, n: int, seed: int) -> ImageSet:
     return image_set.subset(limited_rows(image_set.labels, len(image_set.classes), n, seed))
 
 
-def limited_rows(labels: NDArray[np.int64], n_classes: int, n: int, seed: int) -> NDArray[np.int64]:
-    """Return the rows that ``limit`` keeps, ascending."""
+def limited_rows(labels: NDArray[np.int64], n_classes: int, n: int, seed: int, name: str = "n") -> NDArray[np.int64]:
+    """Return the rows that ``limit`` keeps, ascending; errors call their number by a name."""
     if not is_int(n):
-        raise InputError(f"n must be an int; got {n!r}.")
+        raise InputError(f"{name} must be an int; got {n!r}.")
     count = int(n)
     if not n_classes <= count <= len(labels):
-        raise InputError(f"n must be from {n_classes} (one image a class) to {len(labels)} (all there are); got {n}.")
+        raise InputError(
+            f"{name} must be from {n_classes} (one image a class) to {len(labels)} (all there are); got {n}."
+        )
     # In a random order, the r-th of the m images of a class is due at (r + 1/2) / m; the first of each goes before all.
     random = np.random.default_rng(as_int("seed", seed, 0))
     shuffled = random.permutation(len(labels))

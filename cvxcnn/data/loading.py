@@ -8,25 +8,28 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
 
-from ..errors import DataError
+from ..core.checks import is_number
+from ..core.text import did_you_mean
+from ..errors import DataError, InputError
 from .images import ImageSet, split
-from .readers import encode_labels, read, reading, to_pixels
+from .readers import RawSplit, encode_labels, read, reader_of, reading, to_pixels
 from .readers.cifar10 import CIFAR10_CLASSES
 
-__all__ = ["load_data", "load_rows"]
+__all__ = ["NAMED", "is_in_no_parts", "load_data", "load_rows"]
 
 Choice = Callable[[str, NDArray[np.int64], int], NDArray[np.int64]]
 Agreement = Callable[[tuple[int, int, int], str], tuple[int, int, int]]
 
+# Data sets that are no paths.
+NAMED = ("digits", "cifar10")
 SPLITS = ("train", "test")
 # The digits' test images are the same in every run, whatever its seed.
 DIGITS_TEST_FRACTION = 0.2
 DIGITS_SPLIT_SEED = 0
 
 
-def load_data(source: str | os.PathLike[str]) -> tuple[ImageSet, ImageSet]:
+def load_data(source: str | os.PathLike[str], *, test_fraction: float | None = None) -> tuple[ImageSet, ImageSet]:
     """Return the training and the test set of a named data set, or of files.
 
     Parameters
@@ -36,10 +39,15 @@ def load_data(source: str | os.PathLike[str]) -> tuple[ImageSet, ImageSet]:
         draw of fixed seed 0 (1,437 and 360 images).
         ``"cifar10"``: the folder named by the environment variable ``CVXCNN_DATA`` (it, or a folder ``cifar10`` in
         it), or else ``data/cifar10`` of the working directory.
-        Otherwise a path: a folder with ``train*.parquet`` and ``test*.parquet`` in the Hugging Face layout; an
+        Otherwise a path: a folder with ``train*.parquet`` and ``test*.parquet`` in the Hugging Face layout, or one
+        that has them in ``data``; an
         ``.npz`` file with ``x_train, y_train, x_test, y_test``; a folder with the IDX files of MNIST; a folder with
         the CIFAR-10 binary or python batches, or one of its two official ``.tar.gz``; or a folder of images as
-        ``train/<class>/`` and ``test/<class>/``, with those in folders of a class.
+        ``train/<class>/`` and ``test/<class>/``, with those in folders of a class; or a folder of images as
+        ``<class>/<image>``.
+    test_fraction : float, optional
+        In (0, 1), for ``<class>/<image>`` alone: the share of each class that becomes test images, 0.2 by default.
+        What is in the files decides which: the same ones wherever they lie and whatever they are called.
 
     Returns
     -------
@@ -52,6 +60,8 @@ def load_data(source: str | os.PathLike[str]) -> tuple[ImageSet, ImageSet]:
     DataError
         If files are missing, unreadable, damaged, empty, or don't fit together, or images have no label: -1 (but where
         labels are -1 and 1), nothing, or a word for it.
+    InputError
+        If ``test_fraction`` is given for a data set that has test images of its own, or can't be set apart.
 
     Warns
     -----
@@ -70,10 +80,27 @@ def load_data(source: str | os.PathLike[str]) -> tuple[ImageSet, ImageSet]:
     >>> len(train), len(test), train.image_shape
     (1437, 360, (1, 8, 8))
     """
-    return load_rows(source, lambda _, labels, __: np.arange(len(labels)), lambda shape, _: shape)
+    return load_rows(source, lambda _, labels, __: np.arange(len(labels)), lambda shape, _: shape, test_fraction)
 
 
-def load_rows(source: str | os.PathLike[str], choose: Choice, agree: Agreement) -> tuple[ImageSet, ImageSet]:
+def is_in_no_parts(source: str | os.PathLike[str]) -> bool:
+    """Return whether a data set has no test images of its own: images in folders of their classes.
+
+    Raises
+    ------
+    DataError
+        If the path can't be looked at.
+    """
+    if source in NAMED:
+        return False
+    with reading(source, "Check the path."):
+        found = reader_of(Path(source).expanduser())
+    return found is not None and found.splits
+
+
+def load_rows(
+    source: str | os.PathLike[str], choose: Choice, agree: Agreement, test_fraction: float | None = None
+) -> tuple[ImageSet, ImageSet]:
     """Return some of the images of ``load_data``: the others are not decoded, where the format allows it.
 
     Parameters
@@ -86,6 +113,12 @@ def load_rows(source: str | os.PathLike[str], choose: Choice, agree: Agreement) 
         Takes the shape of the images that were kept, and where they come from, and returns the shape that they are to
         have: grey images become as many equal channels.
     """
+    if test_fraction is not None and not is_number(test_fraction, above=0, below=1):
+        raise InputError(f"test_fraction must lie strictly between 0 and 1; got {test_fraction!r}.")
+    if source in NAMED and test_fraction is not None:
+        raise InputError(
+            f"test_fraction is for images in folders of their classes; {source} has test images. Leave it out."
+        )
     if source == "digits":
         whole = _load_digits()
         train, test = (
@@ -94,14 +127,19 @@ def load_rows(source: str | os.PathLike[str], choose: Choice, agree: Agreement) 
         )
         return train, test
     if source == "cifar10":
-        return _load_files(_find_cifar10(), "cifar10", choose, agree)
+        return _load_files(read(_find_cifar10()), "cifar10", choose, agree)
     with reading(source, "Check the path."):
         path = Path(source).expanduser().resolve()
         name = path.stem if path.is_file() else path.name
-    return _load_files(path, name, choose, agree)
+        near = "" if path.exists() else did_you_mean(os.fspath(source), NAMED)
+    if near:
+        raise DataError(f"There is no data set at {path}{near}")
+    return _load_files(read(path, test_fraction), name, choose, agree)
 
 
 def _load_digits() -> tuple[ImageSet, ImageSet]:
+    from sklearn.datasets import load_digits  # here, because it brings half of scikit-learn
+
     digits = load_digits()
     images = digits.images[:, None] / 16.0
     labels = digits.target.astype(np.int64)
@@ -123,8 +161,9 @@ def _find_cifar10() -> Path:
     )
 
 
-def _load_files(path: Path, name: str, choose: Choice, agree: Agreement) -> tuple[ImageSet, ImageSet]:
-    raw = read(path)
+def _load_files(
+    raw: tuple[RawSplit, RawSplit], name: str, choose: Choice, agree: Agreement
+) -> tuple[ImageSet, ImageSet]:
     indices, classes = encode_labels(*raw)
     if name == "cifar10" and classes == tuple("0123456789"):
         classes = CIFAR10_CLASSES

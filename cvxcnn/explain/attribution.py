@@ -29,7 +29,7 @@ from ..drawing.style import import_matplotlib
 from ..errors import InputError
 from ..patches.pooling import CellSum, CellWeights
 
-__all__ = ["METHODS", "attribute"]
+__all__ = ["METHODS", "attribute", "attributes"]
 
 METHODS = ("cam", "gradcam", "guided_gradcam", "gradient", "deconvolution", "guided_backprop")
 # Those that change what ReLUs do to the gradient, and are the plain gradient where they find none.
@@ -133,6 +133,42 @@ def attribute(
         for part, classes in zip(torch.split(inputs, BATCH), torch.split(targets, BATCH), strict=True)
     ]
     return np.asarray(torch.cat(maps).cpu().numpy(), dtype=np.float64)
+
+
+def attributes(
+    module: nn.Module, images: Any, target: int | ArrayLike, methods: Sequence[str], *, layer: int = -1
+) -> dict[str, NDArray[np.float64]]:
+    """Return the maps of several methods by name: those of ``attribute``, where one is the product of two without work.
+
+    Parameters
+    ----------
+    module, images, target, layer
+        As for ``attribute``.
+    methods : sequence of str
+        Of ``METHODS``.
+
+    Raises
+    ------
+    InputError
+        As for ``attribute``.
+
+    Examples
+    --------
+    >>> network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2)).double()
+    >>> images = np.random.default_rng(0).normal(size=(3, 4, 4))
+    >>> maps = attributes(network, images, 0, ("gradcam", "guided_gradcam", "guided_backprop"))
+    >>> bool(np.array_equal(maps["guided_gradcam"], attribute(network, images, 0, "guided_gradcam")))
+    True
+    """
+    parts = {"gradcam", "guided_backprop"}
+    found = {
+        method: attribute(module, images, target, method, layer=layer)
+        for method in methods
+        if method != "guided_gradcam" or not parts <= set(methods)
+    }
+    if "guided_gradcam" in methods and "guided_gradcam" not in found:
+        found["guided_gradcam"] = found["guided_backprop"] * found["gradcam"]
+    return {method: found[method] for method in methods}
 
 
 def allowed(module: nn.Module) -> tuple[str, ...]:

@@ -28,6 +28,10 @@ METHOD_NAMES = {
     "guided_backprop": "guided backprop.",
 }
 
+# Methods whose maps are enlarged from feature maps, and how much of the image their least and largest values cover.
+COARSE = ("cam", "gradcam")
+_THINNEST, _THICKEST = 0.15, 0.85
+
 # Inches.
 _CELL = 1.05
 _TEXT = 1.15
@@ -55,11 +59,13 @@ def plot_explanations(
     path: str | IO[bytes],
     *,
     title: str = "",
+    resolution: tuple[int, int] | None = None,
 ) -> None:
     """Draw images in rows, and beside each the maps of every method, networks side by side on one colour scale.
 
     The scale of a method is the same for all its maps, so that strengths can be compared over rows and networks. Maps
-    with negative values have a diverging scale around 0. Predictions that are wrong are set in red.
+    with negative values have a diverging scale around 0. CAM and Grad-CAM, which are as coarse as the feature maps, lie
+    over the image: the stronger, the less of it is seen. Predictions that are wrong are set in red.
 
     Parameters
     ----------
@@ -76,6 +82,8 @@ def plot_explanations(
     path : str or binary file
         A PNG, written over if it is there.
     title : str
+    resolution : (int, int), optional
+        Height and width of the feature maps that CAM and Grad-CAM are enlarged from, to be said beside their names.
 
     Raises
     ------
@@ -115,18 +123,21 @@ def plot_explanations(
         signed = any(bool((shown[name] < 0).any()) for name in networks)
         column = grid[:, 1 + number]
         label, name = LABELS.get(network, network), METHOD_NAMES.get(method, method)
+        if method in COARSE and resolution is not None:
+            name += f" ({resolution[0]} x {resolution[1]})"
         # An empty line leaves room for the method's name, which stands above all its columns.
         column[0].set_title(f"\n{label}" if len(networks) > 1 else name.replace(" ", "\n") + f"\n{label}", fontsize=9)
         if len(networks) > 1 and network == networks[0]:
             _title_above(column[0], name, len(networks))
         for row, axes in enumerate(column):
-            drawn = axes.imshow(
-                shown[network][row],
-                cmap="RdBu_r" if signed else "viridis",
-                vmin=-largest if signed else 0.0,
-                vmax=largest,
-                interpolation="nearest",
-            )
+            values = shown[network][row]
+            look = {"cmap": "RdBu_r" if signed else "viridis", "vmin": -largest if signed else 0.0, "vmax": largest}
+            # For the bar, which must be opaque; over the image the map covers it.
+            drawn = axes.imshow(values, interpolation="nearest", **look)
+            if method in COARSE:
+                axes.imshow(_picture(images[row]), cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
+                strength = _THINNEST + (_THICKEST - _THINNEST) * np.abs(values) / largest
+                axes.imshow(values, alpha=strength, interpolation="nearest", **look)
         if network == networks[-1]:
             first = 2 + number - len(networks)
             ticks = [-largest, 0.0, largest] if signed else [0.0, largest]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,9 @@ from torch import nn
 
 from ..core.checks import as_int
 from ..errors import InputError
-from .attribution import attribute
+from .attribution import attributes
 
-__all__ = ["SanityStep", "rank_correlation", "sanity_check"]
+__all__ = ["SanityStep", "rank_correlation", "sanity_check", "sanity_checks"]
 
 
 @dataclass(frozen=True)
@@ -122,21 +122,52 @@ def sanity_check(
     >>> [(step.randomised, step.correlation.shape) for step in sanity_check(network, images, 0, "gradient")]
     [('', (3,)), ('3', (3,)), ('0', (3,))]
     """
+    return sanity_checks(module, images, target, (method,), layer=layer, draws=draws, seed=seed)[method]
+
+
+def sanity_checks(
+    module: nn.Module,
+    images: Any,
+    target: int | ArrayLike,
+    methods: Sequence[str],
+    *,
+    layer: int = -1,
+    draws: int = 3,
+    seed: int = 0,
+) -> dict[str, list[SanityStep]]:
+    """Return the ``sanity_check`` of several methods, all on the same random networks.
+
+    Parameters
+    ----------
+    module, images, target, layer, draws, seed
+        As for ``sanity_check``.
+    methods : sequence of str
+
+    Raises
+    ------
+    InputError
+        As for ``sanity_check``.
+    """
     draws = as_int("draws", draws)
     names = [name for name, _ in _layers(module)]
     if not names:
         raise InputError("module has no weights that ask for a gradient, so there is nothing to make random.")
-    trained = attribute(module, images, target, method, layer=layer)
+    trained = attributes(module, images, target, methods, layer=layer)
     generator = torch.Generator().manual_seed(seed)
-    found: list[list[NDArray[np.float64]]] = [[] for _ in names]
+    found: dict[str, list[list[NDArray[np.float64]]]] = {method: [[] for _ in names] for method in methods}
     for _ in range(draws):
         network = copy.deepcopy(module)
-        for (_, part), correlations in zip(_layers(network), found, strict=True):
+        for place, (_, part) in enumerate(_layers(network)):
             _randomise(part, generator)
-            maps = attribute(network, images, target, method, layer=layer)
-            correlations.append(rank_correlation(trained, maps))
-    steps = [SanityStep("", rank_correlation(trained, trained))]
-    return steps + [SanityStep(name, _mean(values)) for name, values in zip(names, found, strict=True)]
+            for method, maps in attributes(network, images, target, methods, layer=layer).items():
+                found[method][place].append(rank_correlation(trained[method], maps))
+    return {
+        method: [
+            SanityStep("", rank_correlation(trained[method], trained[method])),
+            *(SanityStep(name, _mean(values)) for name, values in zip(names, found[method], strict=True)),
+        ]
+        for method in methods
+    }
 
 
 def _layers(module: nn.Module) -> list[tuple[str, list[nn.Parameter]]]:

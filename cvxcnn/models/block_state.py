@@ -46,6 +46,7 @@ from ..persistence.state import State, StateReader, plain
 from ..pricing.certificate import NETWORKS, Certificate
 from ..pricing.options import PricedGates, PricingOptions
 from ..solvers import SolveResult, Status
+from .notebook import block_html
 from .savable import Savable
 
 __all__ = [
@@ -183,6 +184,10 @@ class BlockState(Savable, BaseEstimator):
     @abstractmethod
     def check_parameters(self) -> PatchGeometry:
         """Return the geometry of the patches, after checking all parameters."""
+
+    def _repr_html_(self) -> str:
+        """Return the block as a notebook shows it."""
+        return block_html(self)
 
     def check_device(self) -> None:
         if torch.device(self.device).type != "cpu":

@@ -39,6 +39,7 @@ from .estimator_state import (
     classes_of_run,
     label_config,
 )
+from .probabilities import nearest_probabilities
 from .stack import LayerwiseCNN
 
 __all__ = ["ConvexCNNClassifier", "ConvexCNNRegressor"]
@@ -71,14 +72,6 @@ def _sides(shape: Any) -> tuple[int, int, int]:
             f"np.moveaxis(images.reshape(-1, {channels}, {height}, {width}), -1, 1)."
         )
     return channels, height, width
-
-
-def _nearest_probabilities(outputs: NDArray[Any]) -> NDArray[Any]:
-    """Return, for each row, the point of the probability simplex that is nearest to it: max(row - t, 0) of sum 1."""
-    falling = np.sort(outputs, axis=1)[:, ::-1]
-    shifts = (np.cumsum(falling, axis=1) - 1) / np.arange(1, outputs.shape[1] + 1)
-    support = (falling > shifts).sum(axis=1)
-    return np.maximum(outputs - np.take_along_axis(shifts, support[:, None] - 1, axis=1), 0.0)
 
 
 class _ConvexCNN(EstimatorState):
@@ -378,7 +371,7 @@ class ConvexCNNClassifier(ClassifierMixin, _ConvexCNN):
         if outputs.ndim == 1:
             return np.column_stack([expit(-outputs), expit(outputs)])
         if loss == "squared":
-            return _nearest_probabilities(outputs)
+            return nearest_probabilities(outputs)
         return np.asarray(softmax(outputs if loss == "softmax" else log_expit(outputs), axis=1))
 
     def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803

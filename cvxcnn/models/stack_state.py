@@ -18,6 +18,7 @@ from .block import ConvexConvBlock
 from .block_state import FLAGS, NUMBERS, check_all_used, layer_config, layer_tables, layer_tensors
 from .blocks import OfBlocks
 from .layers import Layers
+from .notebook import stack_html
 from .plan import LayerPlan
 from .projection import PatchPCA
 from .standardizer import Standardizer
@@ -36,6 +37,10 @@ class StackState(Layers, OfBlocks):
 
     downsample: Any
     project: int | None
+
+    def _repr_html_(self) -> str:
+        """Return the stack as a notebook shows it."""
+        return stack_html(self)
 
     def check_device(self) -> None:
         for block in self.blocks_:

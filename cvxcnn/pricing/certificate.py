@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ..core.markup import table
 from ..program.program import relative_gap
 
 __all__ = ["NETWORKS", "Certificate", "beyond", "maxima", "networks_of"]
@@ -140,6 +141,21 @@ class Certificate:
             beyond(self.networks) if self.kind in ("proved", "searched") else "",
         ]
         return "; ".join(filter(None, said))
+
+    def _repr_html_(self) -> str:
+        """Return the certificate as a notebook shows it."""
+        rows = [
+            ("objective", f"{self.objective:.6g}"),
+            ("bound over its own gates", f"{self.sampled_bound:.6g} (proved)"),
+            ("gap", f"{100 * self.sampled_gap:.3g} %"),
+        ]
+        if self.kind in ("proved", "searched"):
+            rows += [
+                (f"bound over {NETWORKS[self.networks]}", f"{self.global_bound:.6g} ({self.kind})"),
+                ("gap", f"{100 * self.global_gap:.3g} %"),
+                ("known", "proved" if self.kind == "proved" else self._condition()),
+            ]
+        return table(rows)
 
     def _above(self, known: str) -> str:
         return f"at most {self.global_gap:.1e} above the best of {NETWORKS[self.networks]} {known}"

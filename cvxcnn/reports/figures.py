@@ -141,7 +141,8 @@ def plot_objective(summary: RunSummary, path: Target, *, width: float = _WIDTH) 
         places = [layer + dodges[method] for layer in values]
         label = f"{labels[method]} (another objective)" if method in UNJUDGED else labels[method]
         look: dict[str, Any] = {"color": COLOURS[method], "marker": MARKERS[method], "markersize": 7}
-        axes.plot(places, list(values.values()), label=label, linewidth=1, **look)
+        # A line would compare the objectives of layers, which have no lambda in common.
+        axes.plot(places, list(values.values()), label=label, linestyle=_line(summary), linewidth=1, **look)
         excess = {
             layer: 100.0 * (values[layer] - bound.value) / abs(bound.value)
             for layer, bound in bounds.items()
@@ -160,6 +161,11 @@ def plot_objective(summary: RunSummary, path: Target, *, width: float = _WIDTH) 
         panels[-1].axhline(0.0, color="black", linewidth=1)
         panels[-1].margins(y=0.2)
     _save(figure, axes, path)
+
+
+def _line(summary: RunSummary) -> str:
+    """Return the line between the objectives of layers: none where their lambdas differ."""
+    return "-" if len({entry.reg for entry in summary.layers}) == 1 else "none"
 
 
 def _draw_excess(axes: Axes, excess: Mapping[int, float], dodge: float, look: Mapping[str, Any]) -> None:

@@ -11,24 +11,31 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from ..activations.neurons import Neurons
 from ..core.text import one_line
 from ..errors import ModelFileError
 from ..models.saving import load_model
+from ..models.stack import LayerwiseCNN
 from ..persistence.files import ENCODING, read_bytes, write_atomically
-from . import page, page_diagnosis
+from . import page, page_diagnosis, page_tested, page_verdict
 from .history import HISTORY_FILE, read_history
+from .predictions import MISTAKES_FILE, PREDICTIONS_FILE, Predictions, read_predictions
+from .rivals import BASELINE_FILE, read_rivals
 from .summary import SUMMARY_FILE, RunSummary
 from .words import headline
 
-__all__ = ["DIAGNOSIS_FILE", "QUICK_FILE", "REPORT_FILE", "headline", "write_report"]
+__all__ = ["DIAGNOSIS_FILE", "FINDINGS", "QUICK_FILE", "REPORT_FILE", "headline", "write_report"]
 
 logger = logging.getLogger(__name__)
 
 REPORT_FILE = "report.html"
 DIAGNOSIS_FILE = "diagnosis.json"
+EXPLANATION_FILES = ("explanations.png", "sparsity.csv", "sanity.png", "explanations.json")
+# What `explain` and `diagnose` write of the layers that are there.
+FINDINGS = (*EXPLANATION_FILES, DIAGNOSIS_FILE)
 # The small figure that a training run draws itself.
 QUICK_FILE = "explanations_quick.png"
-PICTURES = {"explanations": "explanations.png", "sanity": "sanity.png", "quick": QUICK_FILE}
+PICTURES = {"explanations": "explanations.png", "sanity": "sanity.png", "quick": QUICK_FILE, "mistakes": MISTAKES_FILE}
 
 
 def write_report(folder: str | os.PathLike[str]) -> None:
@@ -58,7 +65,10 @@ def write_report(folder: str | os.PathLike[str]) -> None:
     found, diagnosis = _read_json(source / "explanations.json"), _read_json(source / DIAGNOSIS_FILE)
     pictures = {key: path.read_bytes() for key, name in PICTURES.items() if (path := source / name).is_file()}
     try:
-        written = _page(RunSummary.from_json(content), source, pictures, found, diagnosis)
+        summary = RunSummary.from_json(content)
+        if not summary.layers:
+            raise ValueError("it has no finished layer")
+        written = _page(summary, source, pictures, found, diagnosis)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ModelFileError(
             f"{source / SUMMARY_FILE} is damaged: {type(error).__name__} {error}. Train the run again."
@@ -76,24 +86,49 @@ def _page(
     data = summary.data
     channels, height, width = data["image_shape"]
     history, model = read_history(source / HISTORY_FILE), load_model(source)
+    outputs = model.blocks_[-1].n_outputs_
+    classes = [str(name) for name in getattr(model, "extra_", {}).get("classes", range(outputs))]
+    tested = read_predictions(source / PREDICTIONS_FILE, outputs)
     return Template(files(__package__).joinpath("template.html").read_text(encoding="utf-8")).substitute(
         title=page.text(f"{summary.name}: convex and ordinary training, layer by layer"),
         data=page.text(
             f"{data['n_train']} training and {data['n_test']} test images of {height} x {width} pixels, "
             f"{'1 channel' if channels == 1 else f'{channels} channels'}, {data['n_classes']} classes"
         ),
-        headline=page.text(headline(summary)),
-        comparisons=page.comparisons(summary),
-        certainty=page.certainties(summary),
+        headline=page_verdict.sentence(summary),
+        closing=_drawn("the first screen", lambda: page_verdict.closing(summary, history)),
+        verdicts=page_verdict.verdicts(summary),
+        words=page_verdict.in_words(summary),
+        limits=page.limits(),
+        definitions=page_verdict.definitions(),
+        tested=_drawn("the test images", lambda: _tested(tested, pictures.get("mistakes"), classes, (height, width))),
         diagnosis=page_diagnosis.diagnosis(diagnosis),
         table=page.results(summary),
         overview=_drawn("objective and accuracy", lambda: page.overview(summary)),
         convergence=_drawn("convergence", lambda: page.convergence(history)),
-        filters=_drawn("filters", lambda: page.filters(model)),
+        filters=_drawn("filters", lambda: page.filters(model, _rivals(source, model))),
         explanations=_drawn("explanations", lambda: page.explanations(pictures, found)),
         settings=page.settings(summary),
         footer=page.text(f"Written by cvxcnn {summary.version} from the files beside it."),
     )
+
+
+def _tested(tested: Predictions | None, mistakes: bytes | None, classes: list[str], size: tuple[int, int]) -> str:
+    if tested is None:
+        return '<p class="note">No predictions were stored with this run.</p>'
+    return (
+        f"<p>Rows are true classes, columns what they are taken for.</p>\n{page_tested.confusions(tested, classes)}"
+        f"<h3>Mistakes</h3>\n{page_tested.mistakes(tested, mistakes, classes, size)}"
+        f'<h3><a href="#reliability">Reliability</a></h3>\n{page_tested.reliability(tested)}'
+    )
+
+
+def _rivals(source: Path, model: LayerwiseCNN) -> list[Neurons]:
+    """Return what ordinary training made of each layer; nothing if it was left out."""
+    if not (source / BASELINE_FILE).is_file():
+        return []
+    found = read_rivals(source, len(model.blocks_))
+    return [Neurons(filters, readout, filters.new_zeros(readout.shape[-1])) for filters, readout in found]
 
 
 def _drawn(name: str, draw: Callable[[], str]) -> str:

@@ -2,50 +2,41 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from ..activations import get_activation
+from ..activations.neurons import Neurons
 from ..core.text import printable
+from ..drawing.kernels import data_uri
 from ..drawing.style import LABELS
+from ..models.block import ConvexConvBlock
 from ..models.stack import LayerwiseCNN
-from .bounds import bound_heading, bound_notes, bounded_networks
+from .bounds import bound_heading, bound_notes
 from .figures import FIGURES
 from .history import Point
 from .metrics import METRICS, decimal
 from .page_figures import WIDTH, Tile, filter_tiles, gaps, input_norms, plot_gaps, shares
 from .summary import UNJUDGED, RunSummary
-from .words import certainty, comparable, comparison, kind, percent
+from .words import percent
 
-__all__ = ["certainties", "comparisons", "convergence", "explanations", "filters", "overview", "results", "settings"]
+__all__ = ["convergence", "explanations", "filters", "limits", "overview", "results", "settings"]
 
 # Filters that are shown of a layer.
-MOST_FILTERS = 24
+MOST_FILTERS = 18
 # Pixels of a figure of `explain` for each pixel on a screen, at most: its text is small, so it may be scrolled.
 DENSITY = 150 / 85
-# Shown on narrow screens alone, which hide their scroll bars.
-HINT = '<p class="note hint">Wider than a narrow screen: slide it sideways.</p>'
 
 
 def text(value: Any) -> str:
     """Return a value as HTML text."""
     return escape(printable(str(value)))
-
-
-def bullets(items: Sequence[str]) -> str:
-    """Return a list of items that are HTML already."""
-    return '<ul class="plain">\n' + "\n".join(f"<li>{item}</li>" for item in items) + "\n</ul>"
-
-
-def data_uri(png: bytes) -> str:
-    """Return a PNG as an address that holds it."""
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
 def image(png: bytes, alt: str, extra: str = "") -> str:
@@ -67,39 +58,20 @@ def _wide(png: bytes, alt: str, caption: str) -> str:
     """Return a figure that scrolls sideways where the screen is narrower than its text needs."""
     inside = image(png, alt, f' style="width:{round(_size(png)[0] / DENSITY)}px"')
     label = f'role="region" tabindex="0" aria-label="{text(caption)}"'
-    return f'<figure>{HINT}<div class="scroll" {label}>{inside}</div><figcaption>{text(caption)}</figcaption></figure>'
+    return f'<figure><div class="scroll" {label}>{inside}</div><figcaption>{text(caption)}</figcaption></figure>'
 
 
-# Words.
+LIMITS = (
+    "Every bound is of one layer, on the inputs that the layers below hand to it and with the same architecture and "
+    "penalty: it says nothing of all layers together. Objectives and bounds over a layer's own gates are recomputed in "
+    "double precision from the saved weights, on all training images. Every training ran once, with one seed: "
+    "another may give ordinary training another result. Bounds are on the training objective, not on test accuracy."
+)
 
 
-def comparisons(summary: RunSummary) -> str:
-    """Return what each layer's two trainings reached."""
-    same, n_test = comparable(summary), int(summary.data["n_test"])
-    return bullets(
-        [
-            f"<strong>Layer {entry.layer}.</strong> {text(' '.join(comparison(entry, n_test, same, kind(summary))))}"
-            for entry in summary.layers
-        ]
-    )
-
-
-def certainties(summary: RunSummary) -> str:
-    """Return the certificate of each layer in words, and what it doesn't say."""
-    same = comparable(summary)
-    layers = [
-        f"<strong>Layer {entry.layer}.</strong> "
-        + text(" ".join(certainty(entry, same, bounded_networks(summary, entry.convex))))
-        for entry in summary.layers
-    ]
-    limits = (
-        "Every bound is of one layer, on the inputs that the layers below hand to it and with the same architecture "
-        "and penalty: it says nothing of all layers together. Objectives and bounds over a layer's own gates are "
-        "recomputed in double precision from the saved weights, on all training images. Every training ran once, with "
-        "one seed: another may give ordinary training another result. Bounds are on the training objective, not on "
-        "test accuracy."
-    )
-    return bullets(layers) + f'\n<p class="note">{text(limits)}</p>'
+def limits() -> str:
+    """Return what no number here says."""
+    return f'<p class="note">{text(LIMITS)}</p>'
 
 
 # The table.
@@ -121,7 +93,7 @@ def results(summary: RunSummary) -> str:
     notes = [f'<p class="note">{text(note)}</p>' for note in bound_notes(summary)]
     caption = "Gaps are relative to the objective, in per cent. The same numbers are in metrics.csv and summary.json."
     return (
-        f'{HINT}<div class="scroll" role="region" tabindex="0" aria-label="Table of all numbers">'
+        '<div class="scroll" role="region" tabindex="0" aria-label="Table of all numbers">'
         '<table class="numbers">\n'
         f"<caption>{caption}</caption>\n<thead><tr>{head}</tr></thead>\n{body}\n</table></div>\n" + "\n".join(notes)
     )
@@ -171,41 +143,55 @@ def _gap_words(layer: int, points: Sequence[Point]) -> str:
     return " ".join(said)
 
 
-def filters(model: LayerwiseCNN) -> str:
-    """Return the filters of every layer as pictures, those that contribute most first."""
+def filters(model: LayerwiseCNN, rivals: Sequence[Neurons] = ()) -> str:
+    """Return the filters of every layer as pictures, those that contribute most first, beside those of its rival.
+
+    Parameters
+    ----------
+    model : LayerwiseCNN
+    rivals : sequence of Neurons
+        What ordinary training made of each layer; none if it was left out.
+    """
     classes = [str(name) for name in getattr(model, "extra_", {}).get("classes", ())]
     parts, above = [], np.arange(model.image_shape_[0])
     for layer, block in enumerate(model.blocks_, start=1):
-        projected = layer > 1 and model.project is not None
-        columns = "in the order of the filters of the layer before"
-        if projected:
+        if layer > 1 and model.project is not None:
             above = np.arange(block.image_shape_[0])
-            columns = "principal directions of patches of the maps before, the leading ones first"
-        order = np.argsort(-shares(block), kind="stable")
-        shown = order[:MOST_FILTERS]
-        tiles = [_tile(tile, number, classes, above) for number, tile in enumerate(filter_tiles(block, shown), 1)]
-        heading = f"<h3>Layer {layer}: {len(shown)} of {len(order)} filters</h3>"
-        parts.append(f'{heading}\n<ul class="tiles">{"".join(tiles)}</ul>')
-        channels = block.image_shape_[0]
-        if channels not in (1, 3):
-            alt = f"Strength with which the {len(shown)} filters of layer {layer} read its {channels} input maps"
-            caption = (
-                f"The same filters (rows) and all {channels} input maps (columns, {columns}): the darker, the larger "
-                "the norm of the filter on that map."
-            )
-            heat = image(input_norms(block, shown, above), alt, ' class="heat"')
-            parts.append(f"<figure>{heat}<figcaption>{text(caption)}</figcaption></figure>")
+        columns = [f"<div>{_tiles('convex', block, block.neurons_, classes, above)}</div>"]
+        if len(rivals) >= layer:
+            columns.append(f"<div>{_tiles('nonconvex', block, rivals[layer - 1], classes, above)}</div>")
+        parts.append(f'<h3>Layer {layer}</h3>\n<div class="pair">{"".join(columns)}</div>')
         # The channels of the next layer, as the filters that hand their maps on are sorted here.
+        order = np.argsort(-shares(block.neurons_), kind="stable")
         channel = {int(neuron): place for place, neuron in enumerate(model.handed_on(layer - 1).tolist())}
         above = np.array([channel[int(neuron)] for neuron in order if int(neuron) in channel], dtype=np.int64)
     kinds = dict.fromkeys(get_activation(block.activation).contribution for block in model.blocks_)
     note = (
         f"Sorted by contribution, the percentage below each: {' '.join(kinds)} "
         "Red entries are positive, blue ones negative (colour images: around grey), each filter on its own scale, "
-        "without its bias. Filters of deeper layers have a kernel for every map of the layer before; shown is the "
-        "strongest, with the number of that map's filter above."
+        "without its bias. Filters of deeper layers have a kernel for every map of the convex layer before; shown is "
+        "the strongest, with the number of that map's filter below"
+        + (", or of the principal direction of its patches" if model.project is not None else "")
+        + ". The picture below them has a row a filter and a column a map, the darker the larger the norm."
     )
     return f"<p>{text(note)}</p>\n" + "\n".join(parts)
+
+
+def _tiles(
+    method: str, block: ConvexConvBlock, neurons: Neurons, classes: Sequence[str], above: NDArray[np.int64]
+) -> str:
+    """Return the filters of a training of a layer, and below them how strongly they read each map."""
+    order = np.argsort(-shares(neurons), kind="stable")
+    order = order[shares(neurons)[order] > 0]
+    shown = order[:MOST_FILTERS]
+    tiles = [_tile(tile, number, classes, above) for number, tile in enumerate(filter_tiles(block, shown, neurons), 1)]
+    heading = f"<h4>{LABELS[method].capitalize()}: {len(shown)} of {len(order)}</h4>"
+    listed = f'{heading}\n<ul class="tiles">{"".join(tiles)}</ul>'
+    channels = block.image_shape_[0]
+    if channels in (1, 3) or not len(shown):
+        return listed
+    alt = f"Strength with which {len(shown)} {LABELS[method]} filters read {channels} input maps"
+    return listed + image(input_norms(block, shown, above, neurons), alt, ' class="heat"')
 
 
 def _tile(tile: Tile, number: int, classes: Sequence[str], above: np.ndarray) -> str:
@@ -235,6 +221,9 @@ def explanations(pictures: Mapping[str, bytes], found: Mapping[str, Any] | None)
             f"Layer {found.get('layer')}: test images and the maps of {', '.join(map(str, found.get('methods', ())))}, "
             f"for {found.get('target')}."
         )
+        side = found.get("resolution")
+        if isinstance(side, list) and len(side) == 2:
+            said += f" CAM and Grad-CAM lie over the image and are as fine as this layer's maps: {side[0]} x {side[1]}."
         parts = [_wide(pictures["explanations"], f"Maps. {said}", said)]
         if "sanity" in pictures:
             caption = (
@@ -246,20 +235,27 @@ def explanations(pictures: Mapping[str, bytes], found: Mapping[str, Any] | None)
     command = "<code>cvxcnn explain</code> with this folder adds all methods, their sparsity and a sanity check."
     if "quick" not in pictures:
         return f'<p class="note">No explanations yet: {command}</p>'
-    said = "Test images and maps for their true class, by the networks of the last layer; wrong predictions in red."
+    said = (
+        "Test images and maps for their true class, by the networks of the last layer; wrong predictions in red. "
+        "Grad-CAM lies over the image, and is as fine as the maps of its layer, whose sides are in brackets."
+    )
     return f'{_wide(pictures["quick"], said, said)}\n<p class="note">A first look; {command}</p>'
 
 
 def settings(summary: RunSummary) -> str:
     """Return the settings of a run."""
     rows = []
+    for name, value in (("date", summary.date), ("processor", summary.processor)):
+        if value:
+            rows.append(f"<div><dt>{name}</dt><dd>{text(value)}</dd></div>")
     for name, value in summary.settings.items():
         rows.append(f"<div><dt>{text(str(name).replace('_', ' '))}</dt><dd>{text(_setting(value))}</dd></div>")
     show = decimal(".6g")
     for entry in summary.layers:
         label = f"reg (lambda) of layer {entry.layer}"
         rows.append(f"<div><dt>{label}</dt><dd>{show(entry.reg, entry.convex)}</dd></div>")
-    return f'<dl class="settings">{"".join(rows)}</dl>'
+    again = f"<p>To repeat it: <code>{text(summary.command)}</code></p>\n" if summary.command else ""
+    return f'{again}<dl class="settings">{"".join(rows)}</dl>'
 
 
 def _setting(value: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..drawing.style import LABELS
-from .page import HINT, text
+from .page import text
 
 __all__ = ["diagnosis"]
 
@@ -39,7 +39,7 @@ def diagnosis(found: Mapping[str, Any] | None) -> str:
             f'<span class="note">What theorems say: {theory}</span></li>'
         )
     table = (
-        f'{HINT}<div class="scroll" role="region" tabindex="0" aria-label="Table of the diagnosis">'
+        '<div class="scroll" role="region" tabindex="0" aria-label="Table of the diagnosis">'
         '<table class="numbers">\n<caption>Gradients are relative to lambda times the norm of the weights, gains and '
         "gaps to the objective. The same numbers are in diagnosis.json.</caption>\n"
         f"<thead><tr>{head}</tr></thead>\n<tbody>{''.join(rows)}</tbody></table></div>"

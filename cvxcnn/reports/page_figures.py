@@ -7,12 +7,12 @@ import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from ..activations.neurons import Neurons
+from ..drawing.kernels import kernel_png, png
 from ..drawing.style import COLOURS, LABELS, MARKERS, logarithmic, new_figure, save_png, tidy
 from ..models.block import ConvexConvBlock
 from ..program.program import relative_gap
@@ -27,8 +27,6 @@ WIDTH = 4.2
 # Characters beside an axis of three inches.
 _AXIS_WIDTH = 36
 
-# Ends of the diverging scale, as on the maps of `explain`: positive is red, negative blue.
-_POSITIVE, _NEGATIVE = np.array([178, 24, 43]), np.array([33, 102, 172])
 _DARK = np.array([8, 48, 107])
 
 
@@ -118,21 +116,21 @@ class Tile:
     channel: int | None
 
 
-def shares(block: ConvexConvBlock) -> NDArray[np.float64]:
+def shares(neurons: Neurons) -> NDArray[np.float64]:
     """Return the share of each filter, shape (m,): ||u_i|| ||w_i|| over their sum; of a gate, by its weights' norm."""
-    values = block.neurons_.norms().double().cpu().numpy()
+    values = neurons.norms().double().cpu().numpy()
     return np.asarray(values / max(float(values.sum()), np.finfo(float).tiny))
 
 
-def _kernels(block: ConvexConvBlock) -> NDArray[np.float64]:
-    """Return the filters (m, C, kh, kw) without their biases."""
+def _kernels(block: ConvexConvBlock, neurons: Neurons) -> NDArray[np.float64]:
+    """Return filters (m, C, kh, kw) of a block's shape without their biases."""
     geometry = block.geometry_
-    filters = block.neurons_.filters.double().cpu().numpy()
+    filters = neurons.filters.double().cpu().numpy()
     weights = filters[:, :-1] if geometry.bias else filters
     return np.asarray(weights.reshape(len(filters), block.image_shape_[0], *np.broadcast_to(geometry.kernel_size, 2)))
 
 
-def filter_tiles(block: ConvexConvBlock, order: NDArray[np.int64]) -> list[Tile]:
+def filter_tiles(block: ConvexConvBlock, order: NDArray[np.int64], neurons: Neurons | None = None) -> list[Tile]:
     """Return pictures of these filters: in grey or colour images the whole kernel, else its strongest channel.
 
     Parameters
@@ -140,10 +138,13 @@ def filter_tiles(block: ConvexConvBlock, order: NDArray[np.int64]) -> list[Tile]
     block : ConvexConvBlock
     order : array of int
         Which filters, the first one first.
+    neurons : Neurons, optional
+        Others of the same shape, such as those of ordinary training; None for the block's own.
     """
-    kernels, share = _kernels(block), shares(block)
+    neurons = neurons or block.neurons_
+    kernels, share = _kernels(block, neurons), shares(neurons)
     channels = kernels.shape[1]
-    effects = block.neurons_.effects()
+    effects = neurons.effects()
     readout = None if effects is None else effects.double().cpu().numpy()
     tiles = []
     for row in order:
@@ -155,20 +156,13 @@ def filter_tiles(block: ConvexConvBlock, order: NDArray[np.int64]) -> list[Tile]
         if readout is not None:
             output = int(np.abs(readout[row]).argmax())
             sign = int(np.sign(readout[row, output]))
-        tiles.append(Tile(_kernel_png(kernel), float(share[row]), output, sign, channel))
+        tiles.append(Tile(kernel_png(kernel), float(share[row]), output, sign, channel))
     return tiles
 
 
-def _kernel_png(kernel: NDArray[np.float64]) -> bytes:
-    """Return a kernel (1, kh, kw) in red and blue around white, or (3, kh, kw) in its colours around grey."""
-    scaled = kernel / max(float(np.abs(kernel).max()), np.finfo(float).tiny)
-    if len(kernel) == 3:
-        return _png(127.5 * (1 + scaled.transpose(1, 2, 0)))
-    weight = np.abs(scaled[0])[..., None]
-    return _png((1 - weight) * 255 + weight * np.where(scaled[0][..., None] > 0, _POSITIVE, _NEGATIVE))
-
-
-def input_norms(block: ConvexConvBlock, order: NDArray[np.int64], channels: NDArray[np.int64]) -> bytes:
+def input_norms(
+    block: ConvexConvBlock, order: NDArray[np.int64], channels: NDArray[np.int64], neurons: Neurons | None = None
+) -> bytes:
     """Return a picture of how strongly filters (rows) read input channels (columns): white is 0, dark the largest.
 
     Parameters
@@ -176,13 +170,9 @@ def input_norms(block: ConvexConvBlock, order: NDArray[np.int64], channels: NDAr
     block : ConvexConvBlock
     order, channels : array of int
         Which filters and channels, the first ones first.
+    neurons : Neurons, optional
+        Others than the block's own.
     """
-    norms = np.sqrt(np.square(_kernels(block)).sum(axis=(2, 3)))[order][:, channels]
+    norms = np.sqrt(np.square(_kernels(block, neurons or block.neurons_)).sum(axis=(2, 3)))[order][:, channels]
     weight = (norms / max(float(norms.max()), np.finfo(float).tiny))[..., None]
-    return _png((1 - weight) * 255 + weight * _DARK)
-
-
-def _png(pixels: NDArray[Any]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.round(pixels).astype(np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
+    return png((1 - weight) * 255 + weight * _DARK)

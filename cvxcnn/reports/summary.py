@@ -12,6 +12,7 @@ from ..drawing.style import LABELS
 from ..errors import InputError
 
 __all__ = [
+    "PREDICTED",
     "SUMMARY_FILE",
     "UNJUDGED",
     "ConvexNumbers",
@@ -23,6 +24,8 @@ __all__ = [
 ]
 
 SUMMARY_FILE = "summary.json"
+# Trainings whose answers to each test image are kept.
+PREDICTED = ("convex", "nonconvex")
 # Trainings whose objective, if they have one, isn't that of the ReLU networks that a bound is of.
 UNJUDGED = ("softplus", "kernel")
 
@@ -205,12 +208,17 @@ class RunSummary:
         What summary.json says of the images and of the settings.
     version : str
         Of the package that wrote it.
+    command, date, processor : str
+        That repeats the run, when it ended, and on what it ran; empty in older files.
     """
 
     layers: tuple[LayerSummary, ...] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     version: str = ""
+    command: str = ""
+    date: str = ""
+    processor: str = ""
 
     @property
     def name(self) -> str:
@@ -269,4 +277,5 @@ class RunSummary:
             )
         layers = tuple(map(LayerSummary.from_json, content["layers"]))
         data, settings = (dict(content.get(name) or {}) for name in ("data", "settings"))
-        return cls(layers, data, settings, str(content.get("version", "")))
+        said = {name: str(content.get(name, "")) for name in ("version", "command", "date", "processor")}
+        return cls(layers, data, settings, **said)

@@ -13,7 +13,7 @@ from ..program.program import relative_gap
 from .bounds import bounded_words
 from .summary import UNJUDGED, ConvexNumbers, LayerSummary, NonconvexNumbers, RunSummary, number
 
-__all__ = ["certainty", "comparison", "headline", "percent"]
+__all__ = ["accuracy_words", "certainty", "comparison", "headline", "percent", "wilson"]
 
 # A difference in right answers is called one if chance alone gives it less often than this.
 LEVEL = 0.05
@@ -33,11 +33,11 @@ def percent(share: float) -> str:
 
     Examples
     --------
-    >>> percent(0.00689), percent(0.1234), percent(2.5), percent(0.0)
-    ('0.69 %', '12 %', '250 %', '0 %')
+    >>> percent(0.00689), percent(0.1234), percent(0.998), percent(2.5), percent(0.0)
+    ('0.69 %', '12 %', '100 %', '250 %', '0 %')
     """
     value = 100 * share
-    return f"{value:.0f} %" if abs(value) >= 100 else f"{value:.2g} %"
+    return f"{value:.0f} %" if abs(value) >= 99.5 else f"{value:.2g} %"
 
 
 def at_most(share: float) -> str:
@@ -76,7 +76,7 @@ def kind(summary: RunSummary) -> str:
     return str(summary.settings.get("activation", "relu")).removesuffix("_relu")
 
 
-def _p_value(rival: NonconvexNumbers) -> float:
+def chance_of(rival: NonconvexNumbers) -> float:
     """Return how often chance would split the images that one method alone gets right at least as unevenly."""
     first, second = rival.only_convex_right, rival.only_nonconvex_right
     if first is None or second is None:
@@ -84,8 +84,36 @@ def _p_value(rival: NonconvexNumbers) -> float:
     return float(binomtest(first, first + second).pvalue) if first + second else 1.0
 
 
+def wilson(share: float | None, count: int | None) -> tuple[float, float] | None:
+    """Return the 95 % interval of a share of ``count`` images (Wilson 1927, JASA 22); None without either.
+
+    Examples
+    --------
+    >>> low, high = wilson(0.9, 100)
+    >>> round(low, 4), round(high, 4)
+    (0.8256, 0.9448)
+    """
+    if not count or not 0 <= number(share) <= 1:
+        return None
+    found = binomtest(round(number(share) * count), count).proportion_ci(0.95, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def accuracy_words(share: float | None, count: int | None) -> str:
+    """Return an accuracy in per cent, with its interval where the images are counted.
+
+    Examples
+    --------
+    >>> accuracy_words(0.9, 100), accuracy_words(0.9, None), accuracy_words(None, 100)
+    ('90.0 % [82.6, 94.5]', '90.0 %', 'unknown')
+    """
+    interval = wilson(share, count)
+    between = f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else ""
+    return f"{_accuracy(share)}{between}"
+
+
 def headline(summary: RunSummary) -> str:
-    """Return the result of a run in two or three sentences.
+    """Return the result of a run in two to four sentences: who won, by how much, and how sure that is.
 
     Parameters
     ----------
@@ -94,17 +122,56 @@ def headline(summary: RunSummary) -> str:
     layers = summary.layers
     both = [(entry, entry.nonconvex) for entry in layers if entry.nonconvex]
     if not both:
-        return (
+        alone = (
             f"{_count(len(layers), 'layer')} trained by convex optimisation, without ordinary training beside it, so "
             "there is no winner to name."
         )
+        return " ".join(filter(None, (alone, _possible(layers), _last_accuracy(summary))))
     said = []
     if comparable(summary):
         said.append(_winners({entry.layer: _gain(entry) for entry, _ in both}))
     else:
         said.append(f"The two objectives are of different networks ({kind(summary)} and ReLU), so they name no winner.")
-    said.append(_accuracies(both))
-    return " ".join(said)
+    said += [_possible(layers), _accuracies(both), _last_accuracy(summary)]
+    return " ".join(filter(None, said))
+
+
+def _possible(layers: Sequence[LayerSummary]) -> str:
+    """Return how far below the convex objectives the best possible ones can be, where a bound says; or ""."""
+    rooms = {
+        entry.layer: relative_gap(number(entry.convex.objective), number(entry.convex.global_bound))
+        for entry in layers
+        if entry.convex.certificate in ("proved", "searched")
+    }
+    rooms = {layer: max(0.0, room) for layer, room in rooms.items() if math.isfinite(room)}
+    if not rooms:
+        return ""
+    refuted = any(
+        number(entry.nonconvex.objective) < number(entry.convex.global_bound) * (1 - 1e-9)
+        for entry in layers
+        if entry.nonconvex and entry.layer in rooms
+    )
+    low, high = at_most(min(rooms.values())), at_most(max(rooms.values()))
+    kinds = {entry.convex.certificate for entry in layers if entry.layer in rooms}
+    how = "proved" if kinds == {"proved"} else "searched, not proved"
+    span = low if low == high else f"{low} to {high}"
+    text = f"The best that such a layer could reach is at most {span} below the convex objective ({how})."
+    return text + (" A layer's bound doesn't hold: see below." if refuted else "")
+
+
+def _last_accuracy(summary: RunSummary) -> str:
+    """Return the test accuracy of the last layer with its interval; "" where the images aren't counted."""
+    count, last = summary.data.get("n_test"), summary.layers[-1]
+    if not isinstance(count, int) or not math.isfinite(number(last.convex.test_accuracy)):
+        return ""
+    ours = accuracy_words(last.convex.test_accuracy, count)
+    where = "" if len(summary.layers) == 1 else f" after layer {last.layer}"
+    if last.nonconvex is None or last.nonconvex.test_accuracy is None:
+        return f"It is right on {ours} of {count} test images{where}."
+    theirs = accuracy_words(last.nonconvex.test_accuracy, count)
+    if ours == theirs:
+        return f"Both are right on {ours} of {count} test images{where}."
+    return f"Right on {count} test images{where}: {ours} convex, {theirs} ordinary."
 
 
 def _winners(gains: Mapping[int, float]) -> str:
@@ -152,7 +219,7 @@ def _accuracies(both: Sequence[tuple[LayerSummary, NonconvexNumbers]]) -> str:
         )
         if where
     ]
-    chances = {entry.layer: _p_value(rival) for entry, rival in both}
+    chances = {entry.layer: chance_of(rival) for entry, rival in both}
     beyond = [layer for layer, chance in chances.items() if chance < LEVEL]
     text = f"Test accuracy is {' and '.join(parts)}"
     if any(math.isnan(chance) for chance in chances.values()):
@@ -228,7 +295,7 @@ def _test_sentence(convex: ConvexNumbers, rival: NonconvexNumbers, n_test: int) 
             f"Test accuracy: {_accuracy(scores[0])} with convex, {_accuracy(scores[1])} with ordinary training; "
             f"{winner} is right on {_count(abs(difference), 'image')} more of {n_test}."
         )
-    chance, first, second = _p_value(rival), rival.only_convex_right, rival.only_nonconvex_right
+    chance, first, second = chance_of(rival), rival.only_convex_right, rival.only_nonconvex_right
     if first is None or second is None:
         return text
     if not first + second:

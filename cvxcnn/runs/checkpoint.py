@@ -16,13 +16,14 @@ from torch import Tensor
 from ..errors import ModelFileError
 from ..models.saving import load_model, save_model
 from ..models.stack import LayerwiseCNN
-from ..persistence.files import ENCODING, read_bytes, read_tensors
+from ..persistence.files import ENCODING, read_bytes
 from ..reports.history import HISTORY_FILE, Point, read_history, write_history
+from ..reports.predictions import PREDICTIONS_FILE, Predictions, read_predictions
+from ..reports.rivals import BASELINE_FILE, read_rivals
 from ..reports.summary import SUMMARY_FILE, LayerSummary
 from .rivals import first_network
 
 __all__ = [
-    "BASELINE_FILE",
     "State",
     "drop_checkpoints",
     "find_state",
@@ -31,7 +32,6 @@ __all__ = [
     "write_state",
 ]
 
-BASELINE_FILE = "baseline.safetensors"
 _PREFIX = "layers-"
 
 
@@ -48,12 +48,15 @@ class State:
     rivals : list of (filters, readout)
         What the first of the rivals that are networks is at each layer; empty if there is none.
     history : list of Point
+    tested : Predictions or None
+        Of the last layer; None in the folders of older versions.
     """
 
     summary: dict[str, Any]
     stack: LayerwiseCNN | None = None
     rivals: Sequence[tuple[Tensor, Tensor]] = ()
     history: list[Point] = field(default_factory=list)
+    tested: Predictions | None = None
 
 
 def write_state(folder: Path, state: State, extra: dict[str, Any]) -> None:
@@ -73,6 +76,8 @@ def write_state(folder: Path, state: State, extra: dict[str, Any]) -> None:
             tensors[f"layers.{layer}.readout"] = readout.cpu().contiguous()
         save_file(tensors, folder / BASELINE_FILE)
     write_history(state.history, folder / HISTORY_FILE)
+    if state.tested is not None:
+        state.tested.write(folder / PREDICTIONS_FILE)
     text = json.dumps(state.summary, indent=2, allow_nan=False)
     (folder / SUMMARY_FILE).write_text(text + "\n", encoding="utf-8")
 
@@ -98,17 +103,13 @@ def read_state(folder: Path) -> State:
     stack = load_model(folder)
     rivals = []
     if settings.get("baseline", True) and first_network(settings.get("rivals", ("adam",))):
-        where = folder / BASELINE_FILE
-        tensors = read_tensors(where, read_bytes(where))
-        try:
-            rivals = [(tensors[f"layers.{j}.filters"], tensors[f"layers.{j}.readout"]) for j in range(count)]
-        except KeyError as error:
-            raise ModelFileError(f"{where} is damaged: it has no {error}. Train the run again.") from error
+        rivals = read_rivals(folder, count)
     if len(stack.blocks_) != count:
         raise ModelFileError(
             f"{path} has {count} layers and the model beside it {len(stack.blocks_)}. Train the run again."
         )
-    return State(summary, stack, rivals, list(read_history(folder / HISTORY_FILE)))
+    tested = read_predictions(folder / PREDICTIONS_FILE, stack.blocks_[-1].n_outputs_)
+    return State(summary, stack, rivals, list(read_history(folder / HISTORY_FILE)), tested)
 
 
 def write_checkpoint(partial: Path, state: State, extra: dict[str, Any]) -> None:

@@ -18,27 +18,27 @@ from torch import nn
 
 from ..activations.neurons import Neurons
 from ..core.checks import as_int
-from ..core.text import brief, one_line
+from ..core.text import brief, did_you_mean, one_line
 from ..core.version import __version__
 from ..data.fingerprint import UNKNOWN, differing, fingerprint, in_words, whereabouts
 from ..data.images import ImageSet
+from ..drawing.style import LABELS
 from ..errors import CvxcnnError, DataError, InputError, ModelFileError
-from ..explain.attribution import METHODS, allowed, attribute
+from ..explain.attribution import METHODS, allowed, attribute, attributes
 from ..explain.figures import plot_explanations, plot_sanity
-from ..explain.sanity import SanityStep, sanity_check
+from ..explain.sanity import SanityStep, sanity_checks
 from ..explain.sparsity import Interval, bootstrap_interval, gini, half_mass_share
 from ..models.saving import load_model
 from ..models.stack import LayerwiseCNN
 from ..persistence.files import ENCODING, read_bytes, read_tensors, write_atomically
 from ..reports.html import write_report
+from ..reports.rivals import BASELINE_FILE
 from ..reports.summary import SUMMARY_FILE
-from .checkpoint import BASELINE_FILE
 from .records import finite
 from .settings import Settings, find_again, full_path, load_sets, resolve_device
 
 __all__ = ["explain_run", "load_networks", "read_summary", "run_images"]
 
-FILES = ("explanations.png", "sparsity.csv", "sanity.png", "explanations.json")
 MEASURES: dict[str, Callable[[Any], NDArray[np.float64]]] = {"gini": gini, "half_mass_share": half_mass_share}
 COLUMNS = ("layer", "method", "measure", "network", "mean", "low", "high", "n")
 SANITY_IMAGES = 200
@@ -125,12 +125,13 @@ def run_images(
     """Return the run's training and test images, from where they were or from ``data``, or raise DataError."""
     settings = summary["settings"]
     source = find_again(summary, data)
-    limit, seed = settings.get("limit_train"), settings.get("seed", 0)
+    limit, share, seed = (settings.get(name) for name in ("limit_train", "test_fraction", "seed"))
+    seed = 0 if seed is None else seed
     known = [str(name) for name in getattr(model, "extra_", {}).get("classes", ())]
     wrong = f"The images in {full_path(source) or source} are not those of the run{whereabouts(summary['data'])}"
     remedy = "Put the run's data back, or give the place where they are by --data."
     try:
-        train, test = load_sets(Settings(data=source, limit_train=limit, seed=seed))
+        train, test = load_sets(Settings(data=source, limit_train=limit, test_fraction=share, seed=seed))
     except InputError as error:
         raise DataError(f"{wrong}: {error} {remedy}") from error
     if test.image_shape != tuple(model.image_shape_) or (known and list(test.classes) != known):
@@ -164,7 +165,14 @@ def _class_number(name: str, classes: Sequence[str]) -> int:
     if name.isdecimal() and int(name) < len(classes):
         return int(name)
     shown = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
-    raise InputError(f"class must be a name ({shown}) or a number from 0 to {len(classes) - 1}; got {name}.")
+    near = did_you_mean(name, classes) or "."
+    raise InputError(f"class must be a name ({shown}) or a number from 0 to {len(classes) - 1}; got {name}{near}")
+
+
+def _resolution(model: LayerwiseCNN, layer: int) -> tuple[int, int]:
+    """Return height and width of the feature maps of a layer, from 1."""
+    block = model.blocks_[layer - 1]
+    return block.geometry_.map_shape(block.image_shape_[1:])
 
 
 def _predictions(network: nn.Module, images: NDArray[np.float64], model: LayerwiseCNN) -> NDArray[np.int64]:
@@ -284,11 +292,14 @@ def explain_run(
     maps: Maps = {method: {} for method in methods}
     steps: dict[str, dict[str, list[SanityStep]]] = {method: {} for method in methods}
     sample = np.random.default_rng(seed).permutation(len(test))[:SANITY_IMAGES]
-    for method in methods:
-        for name, network in networks.items():
-            maps[method][name] = attribute(network, test.images, targets, method)
-            steps[method][name] = sanity_check(network, test.images[sample], targets[sample], method, seed=seed)
-        say(f"{method}: maps of {len(test)} test images")
+    for name, network in networks.items():
+        for method, found_maps in attributes(network, test.images, targets, methods).items():
+            maps[method][name] = found_maps
+        say(f"{LABELS[name]} network: maps of {len(test)} test images")
+        checked = sanity_checks(network, test.images[sample], targets[sample], methods, seed=seed)
+        for method, found_steps in checked.items():
+            steps[method][name] = found_steps
+        say(f"{LABELS[name]} network: sanity check on {len(sample)} of them")
     rows = _choose(test.labels, n_images, seed)
     predictions = {name: _predictions(network, test.images[rows], model) for name, network in networks.items()}
     sparsity = _sparsity_rows(maps, layer, seed)
@@ -299,6 +310,7 @@ def explain_run(
         "methods": list(methods),
         "seed": seed,
         "n_test": len(test),
+        "resolution": list(_resolution(model, layer)),
         "images": [
             {"index": int(row), "true": test.classes[test.labels[row]],
              **{name: test.classes[guess[number]] for name, guess in predictions.items()}}
@@ -316,7 +328,14 @@ def explain_run(
     writer.writerows(sparsity)
     contents: dict[str, bytes | Exception] = {
         "explanations.png": _png(
-            plot_explanations, test.images[rows], test.labels[rows], test.classes, shown, predictions, title=title
+            plot_explanations,
+            test.images[rows],
+            test.labels[rows],
+            test.classes,
+            shown,
+            predictions,
+            title=title,
+            resolution=_resolution(model, layer),
         ),
         "sparsity.csv": table.getvalue().encode(),
         "sanity.png": _png(plot_sanity, steps, title=where, seed=seed),
@@ -365,4 +384,13 @@ def explain_quickly(folder: str | os.PathLike[str], test: ImageSet, path: str | 
     }
     predictions = {name: _predictions(network, some.images, model) for name, network in networks.items()}
     title = f"{brief(test.name)}, layer {layer}"
-    plot_explanations(some.images, some.labels, some.classes, maps, predictions, os.fspath(path), title=title)
+    plot_explanations(
+        some.images,
+        some.labels,
+        some.classes,
+        maps,
+        predictions,
+        os.fspath(path),
+        title=title,
+        resolution=_resolution(model, layer),
+    )

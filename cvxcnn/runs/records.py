@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.distributed import all_sum
+from ..core.distributed import all_sum, gather_rows
 from ..core.version import __version__
 from ..data.fingerprint import fingerprint
 from ..data.images import ImageSet
@@ -25,9 +25,11 @@ from ..ordinary.baseline import BaselineResult, train_baseline
 from ..patches.patches import Patches
 from ..reports.history import Point, history_of
 from ..reports.metrics import measured
-from ..reports.summary import ConvexNumbers, LayerSummary, NonconvexNumbers, number
+from ..reports.predictions import Predictions
+from ..reports.summary import PREDICTED, ConvexNumbers, LayerSummary, NonconvexNumbers, number
 from .checkpoint import State, write_checkpoint
 from .progress import Reporter
+from .provenance import provenance
 from .rivals import ZETA, RivalFit, first_network, train_kernel
 from .settings import Settings, full_path, resolve_device
 
@@ -40,6 +42,15 @@ _NAMES = {
     "softplus": "in two phases, softplus",
     "kernel": "infinitely wide",
 }
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """A rival's numbers, its outputs (n, classes) on the test images, and its network, if it is one."""
+
+    numbers: NonconvexNumbers
+    outputs: np.ndarray
+    result: BaselineResult | None
 
 
 @dataclass
@@ -61,6 +72,7 @@ class LayerRecords:
     rivals: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     history: list[Point] = field(default_factory=list)
     saved: int = 0
+    tested: dict[int, Predictions] = field(default_factory=dict)
     _seen: Iterator[Seen] | None = None
 
     def on_layer(self, layer: int, block: ConvexConvBlock, stage: Stage) -> None:
@@ -78,13 +90,20 @@ class LayerRecords:
             f"{_percent(number(convex.test_accuracy))} test accuracy, {block.result_.seconds:.1f} s"
         )
         trained = self._rivals(layer, block, stage, tested) if self.settings.baseline else {}
-        numbers = {method: found for method, (found, _) in trained.items()}
-        networks = {method: result for method, (_, result) in trained.items() if result is not None}
+        numbers = {method: own.numbers for method, own in trained.items()}
+        networks = {method: own.result for method, own in trained.items() if own.result is not None}
         if "nonconvex" in networks:
             self.rivals.append((networks["nonconvex"].filters, networks["nonconvex"].readout))
         self.history += history_of(layer + 1, block, networks)
         nonconvex = numbers.pop("nonconvex", None)
         self.summaries.append(LayerSummary(layer + 1, float(block.reg_), convex, nonconvex, numbers))
+        outputs = {"convex": self.stack.averaged(tested.outputs)}
+        outputs |= {method: own.outputs for method, own in trained.items() if method in PREDICTED}
+        everywhere = {name: gather_rows(torch.from_numpy(own)).numpy() for name, own in outputs.items()}
+        labels = gather_rows(torch.from_numpy(self.test.labels)).numpy()
+        self.tested[layer + 1] = Predictions.of(labels, everywhere)
+        # Those of the layer before are needed until this one is in a checkpoint.
+        self.tested.pop(layer - 1, None)
         self.checkpoint()
         self.saved = len(self.summaries)
         if self.saved < self.settings.layers:
@@ -107,7 +126,7 @@ class LayerRecords:
             stack.blocks_ = self.stack.blocks_[:count]
             stack.standardizers_ = self.stack.standardizers_[:count]
         history = [point for point in self.history if point.layer <= count]
-        return State(summarise(self), stack if count else None, self.rivals[:count], history)
+        return State(summarise(self), stack if count else None, self.rivals[:count], history, self.tested.get(count))
 
     def extra(self) -> dict[str, Any]:
         """Return what the model's configuration says beside the model."""
@@ -149,9 +168,7 @@ class LayerRecords:
         labels = (stage.targets + stage.offset).argmax(dim=1).cpu().numpy()
         return labels[::2] if self.stack.mirror else labels
 
-    def _rivals(
-        self, layer: int, block: ConvexConvBlock, stage: Stage, tested: Seen
-    ) -> dict[str, tuple[NonconvexNumbers, BaselineResult | None]]:
+    def _rivals(self, layer: int, block: ConvexConvBlock, stage: Stage, tested: Seen) -> dict[str, Judged]:
         """Train the rivals of a block; the first network among them is "nonconvex", the others have their names."""
         patches, test_patches = Patches(stage.inputs, block.geometry_), Patches(tested.inputs, block.geometry_)
         connect = "group" if block.penalty == "group" else "dense"
@@ -179,7 +196,8 @@ class LayerRecords:
                 outputs = self.stack.averaged(tested.offset + dense.tested)
                 numbers = replace(numbers, dense_test_accuracy=accuracy(outputs, self.test.labels))
             self.reporter.say(f"layer {layer + 1} {_NAMES.get(name, 'in torch')}: {_reached(numbers)}")
-            found["nonconvex" if name == first else name] = (numbers, fit.result)
+            outputs = self.stack.averaged(tested.offset + fit.tested)
+            found["nonconvex" if name == first else name] = Judged(numbers, outputs, fit.result)
         return found
 
     def _judged(self, name: str, fit: RivalFit, stage: Stage, tested: Seen) -> NonconvexNumbers:
@@ -292,6 +310,7 @@ def summarise(records: LayerRecords) -> dict[str, Any]:
     settings = records.settings
     return {
         "version": __version__,
+        **provenance(settings, resolve_device(settings.device)),
         "data": records.data,
         "settings": {
             **{name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()},

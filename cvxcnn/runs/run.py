@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ..core.checks import as_int
 from ..core.distributed import process_group, rank, size
 from ..core.text import one_line
 from ..data.class_weights import by_class
@@ -20,8 +21,9 @@ from ..data.images import ImageSet, one_hot
 from ..errors import CvxcnnError, InputError, ModelFileError
 from ..models.telling import slowness
 from ..reports.figures import FIGURES, RunFigure
-from ..reports.html import QUICK_FILE, REPORT_FILE, write_report
+from ..reports.html import FINDINGS, QUICK_FILE, REPORT_FILE, write_report
 from ..reports.metrics import write_metrics
+from ..reports.predictions import MISTAKES_FILE, write_mistakes
 from ..reports.summary import LayerSummary, RunSummary
 from ..reports.table import results_table
 from .checkpoint import State, drop_checkpoints, find_state, read_state, write_state
@@ -39,6 +41,7 @@ from .settings import (
     pricing_options,
     recorded_settings,
     resolve_device,
+    with_parts,
 )
 
 __all__ = ["Settings", "resume", "run"]
@@ -83,10 +86,17 @@ def run(settings: Settings, console: Console | None = None) -> dict[str, Any]:
         return _run(settings, OutputFolder(path), None, console)
 
 
-def resume(path: str | os.PathLike[str], console: Console | None = None, *, data: str | None = None) -> dict[str, Any]:
-    """Go on with a run that was interrupted or killed: its settings, its finished layers, the same end.
+def resume(
+    path: str | os.PathLike[str],
+    console: Console | None = None,
+    *,
+    data: str | None = None,
+    layers: int | None = None,
+) -> dict[str, Any]:
+    """Go on with a run: with one that was interrupted or killed to its end, with a finished one to further layers.
 
-    Of a run whose layers are all there, it draws the figures that are missing.
+    Its settings and its finished layers are kept, and it ends as if nothing had happened, or as if so many layers had
+    been asked for at first. Of a run whose layers are all there, the figures that are missing are drawn.
 
     Parameters
     ----------
@@ -96,6 +106,8 @@ def resume(path: str | os.PathLike[str], console: Console | None = None, *, data
         Where progress and the table of results go; None for none.
     data : str, optional
         Where the run's images are now; None for where they were.
+    layers : int, optional
+        How many layers the run is to have, more than are finished; None for those that were asked for.
 
     Returns
     -------
@@ -131,13 +143,25 @@ def resume(path: str | os.PathLike[str], console: Console | None = None, *, data
     except (InputError, TypeError, KeyError, AttributeError, ValueError) as error:
         reason = str(error).rstrip(".")
         raise ModelFileError(f"The settings of the run in {target} are damaged: {reason}. Train it again.") from error
+    if layers is not None:
+        settings = _with_layers(settings, layers, len(state.summary["layers"]), target)
+        complete = False
     trained = found == target and complete
     if trained and all((target / name).is_file() for name in drawings()):
-        raise InputError(f"the run in {target} is complete: it has all of its {settings.layers} layers.")
+        raise InputError(
+            f"the run in {target} is complete: it has all of its {settings.layers} layers. Ask for more by --layers."
+        )
     with process_group(resolve_device(settings.device)):
         if trained:
             return _redraw(settings, target, state.summary, console)
         return _run(settings, OutputFolder(target, resume=True), state, console)
+
+
+def _with_layers(settings: Settings, layers: int, finished: int, target: Path) -> Settings:
+    count = as_int("layers", layers)
+    if count <= finished:
+        raise InputError(f"layers must be more than the {finished} that the run in {target} has; got {count}.")
+    return replace(settings, layers=count)
 
 
 def _run(settings: Settings, output: OutputFolder, state: State | None, console: Console) -> dict[str, Any]:
@@ -152,6 +176,7 @@ def _run(settings: Settings, output: OutputFolder, state: State | None, console:
             raise InputError("several processes train no baseline, and the run has one. Go on with one process.")
         settings = replace(settings, baseline=False)
     with output if rank() == 0 else nullcontext() as folder:
+        settings = with_parts(settings)
         train, test = load_sets(settings)
         data = describe(train, test, settings)
         settings = for_data(settings, train.image_shape, data["n_train"])
@@ -232,6 +257,8 @@ def _take_over(records: LayerRecords, state: State) -> None:
     records.rivals += state.rivals
     records.history += state.history
     records.saved = len(records.summaries)
+    if state.tested is not None:
+        records.tested[records.saved] = state.tested
     if state.stack is not None:
         # The checkpoint that is written next is of these, before the first fit.
         for name in ("image_shape_", "input_range_", "blocks_", "standardizers_"):
@@ -284,6 +311,11 @@ def _publish(folder: OutputFolder, records: LayerRecords) -> dict[str, Any]:
     state = records.state()
     write_state(folder.partial, state, records.extra())
     write_metrics(RunSummary.from_json(state.summary), folder.partial / "metrics.csv")
+    if state.tested is not None:
+        write_mistakes(folder.partial / MISTAKES_FILE, state.tested, records.test.images)
+    # What was found out of fewer layers, and figures of them, are no longer of what is in the folder.
+    for name in (*FINDINGS, MISTAKES_FILE, *drawings()):
+        (folder.path.expanduser() / name).unlink(missing_ok=True)
     drop_checkpoints(folder.publish())
     return state.summary
 

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from ..core.checks import as_int, as_number, as_tol, is_int, scalar
 from ..core.distributed import gather_rows, rank, shard, size
 from ..data.images import ImageSet, limited_rows
-from ..data.loading import load_rows
+from ..data.loading import NAMED, is_in_no_parts, load_rows
 from ..data.readers import reading
+from ..data.readers.class_folders import TEST_FRACTION
 from ..errors import DataError, InputError
 from ..models.block import DEFAULT_SEARCH
 from ..models.recipes import RECIPES, blocks_of, recipe, recipe_for
@@ -26,7 +27,6 @@ from ..solvers import SOLVERS
 from .rivals import check_rivals
 
 __all__ = [
-    "NAMED",
     "Settings",
     "build_stack",
     "check_settings",
@@ -37,11 +37,8 @@ __all__ = [
     "pricing_options",
     "recorded_settings",
     "resolve_device",
+    "with_parts",
 ]
-
-
-# Data sets that are no paths.
-NAMED = ("digits", "cifar10")
 
 
 @dataclass(frozen=True)
@@ -57,6 +54,9 @@ class Settings:
         Folder of the results; None for runs/<data>-<time>.
     limit_train : int or None
         Training images, every class in its share; None for all.
+    test_fraction : float or None
+        Of images that lie in folders of their classes alone: the share of each class that becomes test images. None
+        for 0.2; what has test images of its own needs none.
     augment : sequence of {"mirror", "crop"}
         "mirror": train on mirror images too, and predict by the mean over both. "crop": train on a copy of each image
         too that is shifted by up to an eighth of its side.
@@ -109,6 +109,7 @@ class Settings:
     data: str = "digits"
     output: str | None = None
     limit_train: int | None = None
+    test_fraction: float | None = None
     activation: str = "relu"
     decay: str | Sequence[float] | None = None
     penalty: str = "dense"
@@ -302,18 +303,25 @@ def find_again(summary: Mapping[str, Any], given: str | None = None) -> str:
     return name if there or path is None else str(path)
 
 
+def with_parts(settings: Settings) -> Settings:
+    """Return settings that say which images are the test images, where the files don't: so that it is recorded."""
+    if settings.test_fraction is None and is_in_no_parts(settings.data):
+        return replace(settings, test_fraction=TEST_FRACTION)
+    return settings
+
+
 def load_sets(settings: Settings) -> tuple[ImageSet, ImageSet]:
     """Return training and test images: of several processes, this one's shares, and no others are decoded."""
 
     def choose(split: str, labels: NDArray[np.int64], n_classes: int) -> NDArray[np.int64]:
         rows = np.arange(len(labels))
         if split == "train" and settings.limit_train is not None:
-            rows = limited_rows(labels, n_classes, settings.limit_train, settings.seed)
+            rows = limited_rows(labels, n_classes, settings.limit_train, settings.seed, "limit_train")
         if len(rows) < size():
             raise InputError(f"{len(rows)} images can't be shared by {size()} processes. Start as many or fewer.")
         return rows[shard(len(rows), rank(), size())]
 
-    return load_rows(settings.data, choose, _common_shape)
+    return load_rows(settings.data, choose, _common_shape, settings.test_fraction)
 
 
 def _common_shape(shape: tuple[int, int, int], origin: str) -> tuple[int, int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,11 @@ from ...errors import DataError
 from .encoded import EncodedImages, check_kinds
 from .raw import RawSplit, entries, reading, warn_of_others, warn_of_unused
 
-__all__ = ["files_within", "read", "recognises"]
+__all__ = ["class_files", "class_folders", "files_within", "read", "recognises", "split_of"]
 
 
-def _class_folders(folder: Path) -> list[Path]:
+def class_folders(folder: Path) -> list[Path]:
+    """Return the visible folders in a folder, sorted by name."""
     return [path for path in entries(folder) if path.is_dir()]
 
 
@@ -41,12 +42,19 @@ def files_within(folder: Path, outer: tuple[Path, ...] = ()) -> list[Path]:
 
 def recognises(path: Path) -> bool:
     """Return whether the layout is there."""
-    return bool(_class_folders(path / "train"))
+    return bool(class_folders(path / "train"))
 
 
-def _read_split(folder: Path) -> RawSplit:
+def class_files(folder: Path) -> tuple[list[Path], NDArray[np.str_]]:
+    """Return the images in the folders of the classes, and the names of these, and warn of what else is there.
+
+    Raises
+    ------
+    DataError
+        If there are none, or files among them that are no images.
+    """
     with reading(folder, "Check the folder and its permissions."):
-        groups = {group: files_within(group) for group in _class_folders(folder)}
+        groups = {group: files_within(group) for group in class_folders(folder)}
         paths = [path for group in groups.values() for path in group]
         labels = [group.name for group, members in groups.items() for _ in members]
         if not paths:
@@ -55,6 +63,19 @@ def _read_split(folder: Path) -> RawSplit:
     warn_of_others(folder, groups)
     empty = [f"the empty class {group.name}" for group, members in groups.items() if not members]
     warn_of_unused(empty, folder, "Put images into it, or take it out.")
+    return paths, np.array(labels)
+
+
+def split_of(paths: Sequence[Path], labels: NDArray[np.str_], folder: Path) -> RawSplit:
+    """Return images that stay encoded in their files until they are asked for.
+
+    Parameters
+    ----------
+    paths : sequence of Path, length n
+    labels : array, shape (n,)
+    folder : Path
+        For error messages.
+    """
 
     def contents(rows: NDArray[np.int64]) -> Iterator[tuple[str, bytes]]:
         for row in rows:
@@ -63,11 +84,12 @@ def _read_split(folder: Path) -> RawSplit:
             yield str(paths[row]), content
 
     images = EncodedImages(len(paths), str(folder), contents)
-    return RawSplit(images, np.array(labels), str(folder))
+    return RawSplit(images, labels, str(folder))
 
 
 def read(folder: Path) -> tuple[RawSplit, RawSplit]:
     """Return the raw training and test split; DataError if they can't be read."""
     splits = folder / "train", folder / "test"
     warn_of_others(folder, splits)
-    return _read_split(splits[0]), _read_split(splits[1])
+    train, test = (split_of(*class_files(part), part) for part in splits)
+    return train, test

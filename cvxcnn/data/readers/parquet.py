@@ -189,19 +189,28 @@ def _joined(shards: list[_Shard], folder: Path) -> RawSplit:
     return RawSplit(EncodedImages(len(labels), origin, contents), labels, origin, shards[0].names)
 
 
-def read(folder: Path) -> tuple[RawSplit, RawSplit]:
+def read(path: Path) -> tuple[RawSplit, RawSplit]:
     """Return the raw training and test split; DataError if they can't be read."""
+    folder = _folder(path)
     paths = {split: _shards(folder, split) for split in ("train", "test")}
-    schemas = {path: _schema(path) for shards in paths.values() for path in shards}
+    schemas = {shard: _schema(shard) for shards in paths.values() for shard in shards}
     image, label = _column(schemas, IMAGE_COLUMNS, "image"), _column(schemas, LABEL_COLUMNS, "label")
-    train, test = (_joined([_open_shard(path, image, label) for path in shards], folder) for shards in paths.values())
+    train, test = (_joined([_open_shard(shard, image, label) for shard in shards], folder) for shards in paths.values())
     warn_of_others(folder, schemas)
+    if folder != path:
+        warn_of_others(path, [folder])
     columns = dict.fromkeys(name for schema in schemas.values() for name in schema.names)
     others = [f"column {name}" for name in columns if name not in (image, label) and not _ROW_NUMBERS.match(name)]
     warn_of_unused(others, folder, f"Images are read from {image}, labels from {label}.")
     return train, test
 
 
+def _folder(path: Path) -> Path:
+    """Return where the files are: there, or in ``data``, as the Hub has them."""
+    there = any(p.suffix == ".parquet" for p in files(path))
+    return path if there else path / "data"
+
+
 def recognises(path: Path) -> bool:
     """Return whether the layout is there."""
-    return any(p.suffix == ".parquet" for p in files(path))
+    return any(p.suffix == ".parquet" for p in files(_folder(path)))
