@@ -283,7 +283,9 @@ def test_float32(options: dict[str, Any]) -> None:
     single = block(tol=1e-4, dtype="float32", **options).fit(images, targets)
     assert single.result_.status == "optimal"
     assert single.predict(images).dtype == np.float32
-    assert single.result_.objective == pytest.approx(double.result_.objective, rel=1e-3)
+    # Rounding decides which filters a short search finds: such objectives agree as far as they are known to be optimal.
+    known = double.certificate_.global_gap if options.get("gates") == "priced" else 0.0
+    assert single.result_.objective == pytest.approx(double.result_.objective, rel=max(1e-3, known))
     assert next(single.to_torch().parameters()).dtype == torch.float32
 
 

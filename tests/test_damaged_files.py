@@ -254,7 +254,7 @@ MODELS: dict[str, tuple[str, Damage]] = {
     "gates in a foreign table": ("block", setting(*BLOCK, "gates", {"starts": "many"})),
     "outputs without end": ("block", setting("layers", 0, "n_outputs", 2**31 - 1)),
     "an estimator without labels": ("classifier", setting("estimator", "classes", {})),
-    "labels in no order": ("classifier", setting("estimator", "classes", "values", ["odd", "even"])),
+    "a label twice": ("classifier", setting("estimator", "classes", "values", ["odd", "odd"])),
     "labels of numbers": ("classifier", setting("estimator", "classes", "values", [1, 2])),
     "three labels": ("classifier", setting("estimator", "classes", "values", ["a", "b", "c"])),
     "labels in lists": ("classifier", setting("estimator", "classes", "values", [["a"], ["b"]])),

@@ -236,14 +236,19 @@ def test_a_new_kind_needs_no_more_than_its_entry(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "0", "-3", "1.5", "patches", "patches:", "patches:0", "best:5", ":5", "priced:5", "²"]
+    ("text", "meant"),
+    [
+        *((text, "") for text in ("", "0", "-3", "1.5", "patches", "patches:", "patches:0", "best:5", ":5", "²")),
+        ("priced:5", "priced"),
+        ("patchs:5", "patches"),
+    ],
 )
-def test_other_texts_are_refused(text):
+def test_other_texts_are_refused(text: str, meant: str) -> None:
     with pytest.raises(InputError) as caught:
         parse_gates(text)
     assert str(caught.value) == (
         'gates must be "priced", a number N >= 1, or one of gaussian:N, gradient:N, patches:N, trained:N, waves:N; '
-        f"got {text!r}."
+        f"got {text!r}{f': did you mean {meant}?' if meant else '.'}"
     )
 
 

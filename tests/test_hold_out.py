@@ -13,6 +13,7 @@ from cvxcnn import LayerwiseCNN, PricingOptions
 from cvxcnn.data import hold_out
 from cvxcnn.data.hold_out import held_out
 from cvxcnn.errors import InputError
+from cvxcnn.models.stage import Stage
 
 
 def some(n: int, seed: int = 0) -> torch.Tensor:
@@ -169,8 +170,9 @@ def test_a_stack_that_validates_learns_every_class() -> None:
 def test_projections_are_not_of_every_tenth_image() -> None:
     # Evenly spaced, 1,000 of 10,000 images in the order of their classes 0 to 9, 0 to 9, ... were all of one class.
     stack = LayerwiseCNN()
-    chosen = stack._sampled(torch.arange(10_000)[:, None], torch.Generator().manual_seed(1))
-    assert len(chosen) == 1000
+    inputs = torch.arange(10_000)[:, None]
+    chosen, weights = stack._sampled(Stage(inputs, inputs, inputs, inputs), torch.Generator().manual_seed(1))
+    assert len(chosen) == 1000 and weights is None
     assert min(torch.bincount(chosen.flatten() % 10).tolist()) > 50
 
 

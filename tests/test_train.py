@@ -201,7 +201,7 @@ def test_rounds_reach_the_blocks() -> None:
 
 def without_seconds(summary: dict[str, Any]) -> dict[str, Any]:
     copied: dict[str, Any] = json.loads(json.dumps(summary))
-    del copied["settings"]["output"]
+    del copied["settings"]["output"], copied["date"]
     for entry in copied["layers"]:
         for method in ("convex", "nonconvex"):
             if entry[method] is not None:
@@ -510,7 +510,7 @@ def test_a_programming_error_is_not_hidden_and_leaves_nothing(monkeypatch: pytes
     def fail(*arguments: Any, **options: Any) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("cvxcnn.models.stack.plan_layers", fail)
+    monkeypatch.setattr("cvxcnn.models.layers.plan_layers", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         main([*QUICK, "--no-baseline", "--output", "out"])
     assert os.listdir() == []

@@ -48,6 +48,7 @@ def parse_gates(text: str) -> int | str | GateSampler:
     known = not colon or kind in GATES
     if not known or not (number.isascii() and number.isdigit() and int(number) > 0):
         kinds = ", ".join(f"{name}:N" for name in sorted(GATES))
-        near = "" if known and colon else did_you_mean(kind or text, ("priced", *GATES))
+        # A name that is right lacks its number.
+        near = "" if text in GATES or (known and colon) else did_you_mean(kind or text, ("priced", *GATES))
         raise InputError(f'gates must be "priced", a number N >= 1, or one of {kinds}; got {text!r}{near or "."}')
     return GATES[kind](int(number)) if colon else int(number)

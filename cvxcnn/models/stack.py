@@ -116,6 +116,7 @@ class LayerwiseCNN(StackState):
 
     Examples
     --------
+    >>> import numpy as np
     >>> images = np.random.default_rng(0).normal(size=(30, 1, 6, 6))
     >>> block = ConvexConvBlock(gates=5, reg=0.1, padding=1, pooling="mean")
     >>> stack = LayerwiseCNN(layers=2, block=block).fit(images, images.mean(axis=(1, 2, 3)))
@@ -411,6 +412,7 @@ class LayerwiseCNN(StackState):
 
         Examples
         --------
+        >>> import numpy as np
         >>> images = np.random.default_rng(0).normal(size=(30, 1, 6, 6))
         >>> block = ConvexConvBlock(gates=5, reg=0.1, padding=1, pooling="mean")
         >>> stack = LayerwiseCNN(layers=2, block=block, downsample=2).fit(images, images.mean(axis=(1, 2, 3)))

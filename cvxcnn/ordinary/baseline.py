@@ -122,6 +122,7 @@ def train_baseline(
 
     Examples
     --------
+    >>> import torch
     >>> from cvxcnn.patches import PatchGeometry
     >>> images = torch.linspace(-1, 1, 36, dtype=torch.float64).view(4, 1, 3, 3)
     >>> patches = Patches(images, PatchGeometry(kernel_size=2))

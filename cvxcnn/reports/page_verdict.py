@@ -211,9 +211,8 @@ def in_words(summary: RunSummary) -> str:
 
 
 def _refuted(entry: LayerSummary, same: bool) -> list[str]:
-    """Return what is wrong with the bound of a layer that ordinary training ended below."""
-    said = certainty(entry, same)[-1]
-    return [f"Layer {entry.layer}: {said}"] if said.startswith("Ordinary training ended below") else []
+    """Return what is wrong with the bound of a layer that a rival ended below."""
+    return [f"Layer {entry.layer}: {said}" for said in certainty(entry, same) if "ended below this bound" in said]
 
 
 # Anchors, words and what they mean here.
