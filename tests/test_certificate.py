@@ -123,7 +123,7 @@ def check(number: int) -> bool:
     return certificate.kind == "proved"
 
 
-@pytest.mark.parametrize("number", [3, 8, 22])
+@pytest.mark.parametrize("number", [3, 8, 22, 486])
 def test_no_attack_gets_below_a_proved_bound(number: int) -> None:
     assert check(number)
 

@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..pricing.certificate import Certificate
 from ..pricing.options import PricingOptions
 from ..program.problem import Problem
-from ..program.program import Program
+from ..program.program import Program, relative_gap
 from ..solvers import Solver, SolveResult, get_solver
 
 __all__ = ["DTYPES", "Fit", "Task", "check_place"]
@@ -22,6 +22,8 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 # Eq. 1 of neurons rounded to another type differs by less than so many of its roundings.
 _AS_KEPT = 100
+# Roundings of the objective at zero weights that two orders of adding up may differ by.
+_LAST_DIGITS = 16
 
 
 def check_place(dtype: Any, device: Any) -> None:
@@ -127,10 +129,14 @@ class Fit:
         if value is None:
             return self
         lower = certificate.global_bound
+        # Who adds Eq. 1 up in another order gets another last digit.
+        rounding = _LAST_DIGITS * self.program.double().rounding
+        bound = value - rounding
         # Filters that turned in rounding may be better than any weights of those that were solved for.
-        if value < result.dual_bound:
-            result = replace(result, objective=value, dual_bound=value, relative_gap=0.0)
-            certificate = replace(certificate, objective=value, sampled_bound=value)
-        if value < lower and certificate.kind != "proved":
-            certificate = replace(certificate, global_bound=value)
+        if bound < result.dual_bound:
+            gap = relative_gap(value, bound, rounding)
+            result = replace(result, objective=value, dual_bound=bound, relative_gap=gap)
+            certificate = replace(certificate, objective=value, sampled_bound=bound)
+        if bound < lower and certificate.kind != "proved":
+            certificate = replace(certificate, global_bound=bound)
         return replace(self, result=result, certificate=certificate)
