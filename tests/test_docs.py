@@ -125,7 +125,8 @@ def test_new_numbers_take_the_place_of_those_before() -> None:
     before = json.loads(page("benchmarks/readme.json"))
     numbers = json.loads(page("benchmarks/readme.json"))
     numbers["date"] = "2030-01-01"
-    numbers[f"main-{readme.THREADS[0]}"]["layers"][0]["convex"]["objective"] = 123.45
+    for threads in readme.THREADS:
+        numbers[f"main-{threads}"]["layers"][0]["convex"]["objective"] = 123.45
     text = readme.renewed(page("README.md"), before, numbers)
     assert "on 2030-01-01:" in text and "| 1 | convex | 123.45 |" in text
     assert readme.renewed(text, numbers, before) == page("README.md")
