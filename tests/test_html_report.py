@@ -37,7 +37,7 @@ from cvxcnn.reports.summary import LayerSummary, RunSummary
 from cvxcnn.reports.words import at_most, percent
 from cvxcnn.runs.provenance import command_of
 from cvxcnn.runs.run import Settings, run
-from cvxcnn.runs.settings import recorded_settings
+from cvxcnn.runs.settings import for_data, recorded_settings
 
 
 def headline(summary: dict[str, Any]) -> str:
@@ -528,12 +528,35 @@ def test_the_command_repeats_the_run(finished: Path) -> None:
     assert replace(again, output=None, device="auto", asked=()) == replace(
         recorded, output=None, device="auto", asked=()
     )
-    for settings in (
-        Settings(activation="gated_relu", penalty="dense", gates=("patches:20", 30), recipe="exact"),
+
+
+DIGITS, GREY, COLOUR = ((1, 8, 8), 1437), ((1, 28, 28), 2000), ((3, 32, 32), 60_000)
+TYPED = {
+    "gated": (Settings(activation="gated_relu", penalty="dense", gates=("patches:20", 30), recipe="exact"), DIGITS),
+    "several": (
         Settings(
             recipe="exact", data="it's here", reg_fraction=(0.1, 0.2), augment=("mirror",), intercept=True, seed=3
         ),
+        DIGITS,
+    ),
+    "large": (
         Settings(**{**RECIPES["large"], "recipe": "large", "baseline": True, "reg_fraction": (1e-4, 3e-3)}),
-    ):
-        typed = shlex.split(command_of(settings))
-        assert replace(settings_of(vars(build_parser().parse_args(typed[2:]))), asked=()) == settings
+        COLOUR,
+    ),
+    "few grey images": (for_data(Settings(data="grey"), *GREY), GREY),
+    "many grey images": (for_data(Settings(data="grey"), (1, 28, 28), 60_000), ((1, 28, 28), 60_000)),
+    "colour": (for_data(Settings(data="colour"), *COLOUR), COLOUR),
+    "rivals of a recipe": (for_data(Settings(rivals=("sgd", "kernel"), asked=("baseline",)), *GREY), GREY),
+    "rivals": (Settings(recipe="exact", rivals=("two-phase", "adam"), class_weight="balanced"), DIGITS),
+    "no rival": (Settings(recipe="exact", baseline=False), DIGITS),
+    "max pooling": (Settings(recipe="exact", pooling="max", test_fraction=0.3, limit_train=20), DIGITS),
+    "exponents": (Settings(recipe="exact", activation="quadratic", penalty="group", decay=(3.0, 3.0)), DIGITS),
+    "decay": (Settings(recipe="exact", activation="quadratic", penalty="group", decay="path"), DIGITS),
+}
+
+
+@pytest.mark.parametrize(("settings", "images"), TYPED.values(), ids=TYPED)
+def test_a_command_gives_the_settings_that_it_is_of(settings: Settings, images: tuple[Any, int]) -> None:
+    typed = shlex.split(command_of(settings))
+    again = for_data(settings_of(vars(build_parser().parse_args(typed[2:]))), *images)
+    assert again == replace(settings, asked=())

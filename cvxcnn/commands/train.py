@@ -116,8 +116,8 @@ def build_parser(prog: str = PROGRAM) -> Parser:
     )  # fmt: skip
 
     add(
-        data, "--augment", metavar="mirror|crop", type=one_of("mirror", "crop"), nargs="+",
-        help="train on mirror images, or on shifted copies, too (default: neither)",
+        data, "--augment", metavar="mirror|crop", type=one_of("mirror", "crop"), nargs="*",
+        help="train on mirror images, or on shifted copies, too; alone for neither (default: neither)",
     )  # fmt: skip
 
     add(

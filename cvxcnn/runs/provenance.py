@@ -39,14 +39,20 @@ def command_of(settings: Settings) -> str:
         usual["penalty"] = None  # each kind of neurons has its own
     order = ["data", *(entry.name for entry in fields(Settings) if entry.name not in {"data", *_ASIDE})]
     for name in order:
-        value, flag = getattr(settings, name), f"--{name.replace('_', '-')}"
-        if value is None or _plain(value) == _plain(usual[name]):
-            continue
-        if isinstance(value, bool):
-            words += [flag] if value else [f"--no-{name.replace('_', '-')}"]
-        else:
-            words += [flag, *(map(str, value) if isinstance(value, (list, tuple)) else [str(value)])]
+        value = getattr(settings, name)
+        if value is not None and _plain(value) != _plain(usual[name]) and (name != "rivals" or settings.baseline):
+            words += _typed(name, value)
     return shlex.join(words)
+
+
+def _typed(name: str, value: Any) -> list[str]:
+    """Return the option that gives a setting, and its values; of an empty sequence the option alone."""
+    option = "baseline" if name == "rivals" else name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{option}" if value else f"--no-{option}"]
+    values = [str(part) for part in value] if isinstance(value, (list, tuple)) else [str(value)]
+    # Two exponents are one value.
+    return [f"--{option}", *([",".join(values)] if name == "decay" else values)]
 
 
 def _plain(value: Any) -> Any:
