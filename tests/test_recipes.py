@@ -173,3 +173,12 @@ def test_a_recipe_that_cannot_be_is_refused(kind: type[Any]) -> None:
     if kind is ConvexCNNRegressor:
         with pytest.raises(InputError, match="recipe='small' is of images, and flat features have no patches"):
             kind(recipe="small").fit(images.reshape(4, -1), targets)
+
+
+def test_a_stack_whose_recipe_was_chosen_knows_the_range_of_its_last_fit() -> None:
+    random = np.random.default_rng(0)
+    images, targets = random.random((20, 1, 17, 17)), np.eye(2)[np.arange(20) % 2]
+    stack = LayerwiseCNN(layers=1).fit(images[:, :, :6, :6] * 9, targets).fit(images, targets)
+    assert stack.used is not stack and stack.input_range_ == pytest.approx((images.min(), images.max()))
+    with pytest.warns(UserWarning, match="images have values from"):
+        stack.predict(255 * images)

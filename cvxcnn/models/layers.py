@@ -72,6 +72,13 @@ class Layers:
         """This stack, or if a recipe decided its last fit the one with the settings of that."""
         return getattr(self, "used_", self)
 
+    def learn_from(self, other: Layers, count: int | None = None) -> None:
+        """Take what another stack has learnt: all of it, or its first layers."""
+        self.image_shape_ = other.image_shape_
+        self.blocks_, self.standardizers_ = other.blocks_[:count], other.standardizers_[:count]
+        if hasattr(other, "input_range_"):  # stacks that older code fitted have none
+            self.input_range_ = other.input_range_
+
     def n_layers(self) -> int:
         """Return the number of blocks."""
         return _LAYERS if self.layers is None else as_int("layers", self.layers)

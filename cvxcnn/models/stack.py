@@ -336,11 +336,7 @@ class LayerwiseCNN(StackState):
     def _take(self, fitted: LayerwiseCNN) -> LayerwiseCNN:
         """Take what a stack of other settings has learnt, and its settings for whatever follows."""
         self.used_ = fitted
-        self.image_shape_, self.blocks_, self.standardizers_ = (
-            fitted.image_shape_,
-            fitted.blocks_,
-            fitted.standardizers_,
-        )
+        self.learn_from(fitted)
         return self
 
     def _fit_block(

@@ -120,11 +120,7 @@ class LayerRecords:
         blocks: Any = self.stack.block
         stack = LayerwiseCNN(**{**self.stack.get_params(deep=False), "layers": count, "block": blocks[:count]})
         if count:
-            stack.image_shape_ = self.stack.image_shape_
-            if hasattr(self.stack, "input_range_"):  # a run that older code began has none until it goes on
-                stack.input_range_ = self.stack.input_range_
-            stack.blocks_ = self.stack.blocks_[:count]
-            stack.standardizers_ = self.stack.standardizers_[:count]
+            stack.learn_from(self.stack, count)
         history = [point for point in self.history if point.layer <= count]
         return State(summarise(self), stack if count else None, self.rivals[:count], history, self.tested.get(count))
 
@@ -188,26 +184,26 @@ class LayerRecords:
             else:
                 result = self.train_rival(layer, block, stage, patches, connect, name)
                 fit = RivalFit.of(result, patches, test_patches)
-            numbers = self._judged(name, fit, stage, tested)
+            judged = self._judged(name, fit, stage, tested)
             if name == first and connect == "group":
                 dense = RivalFit.of(
                     self.train_rival(layer, block, stage, patches, "dense", name), patches, test_patches
                 )
                 outputs = self.stack.averaged(tested.offset + dense.tested)
-                numbers = replace(numbers, dense_test_accuracy=accuracy(outputs, self.test.labels))
-            self.reporter.say(f"layer {layer + 1} {_NAMES.get(name, 'in torch')}: {_reached(numbers)}")
-            outputs = self.stack.averaged(tested.offset + fit.tested)
-            found["nonconvex" if name == first else name] = Judged(numbers, outputs, fit.result)
+                numbers = replace(judged.numbers, dense_test_accuracy=accuracy(outputs, self.test.labels))
+                judged = replace(judged, numbers=numbers)
+            self.reporter.say(f"layer {layer + 1} {_NAMES.get(name, 'in torch')}: {_reached(judged.numbers)}")
+            found["nonconvex" if name == first else name] = judged
         return found
 
-    def _judged(self, name: str, fit: RivalFit, stage: Stage, tested: Seen) -> NonconvexNumbers:
-        """Return the numbers of a rival, on the images that the block was judged on."""
+    def _judged(self, name: str, fit: RivalFit, stage: Stage, tested: Seen) -> Judged:
+        """Return what a rival comes to, on the images that the block was judged on."""
         own = self.stack.averaged(tested.outputs).argmax(axis=1) == self.test.labels
         outputs = self.stack.averaged(tested.offset + fit.tested)
         other = outputs.argmax(axis=1) == self.test.labels
         trained = stage.offset.cpu().numpy() + fit.trained
         result = fit.result
-        return NonconvexNumbers(
+        numbers = NonconvexNumbers(
             objective=None if result is None else finite(result.objective),
             n_neurons=None if result is None else int(result.filters.any(dim=1).sum()),
             train_accuracy=accuracy(self.stack.averaged(trained), self._train_labels(stage)),
@@ -219,6 +215,7 @@ class LayerRecords:
             optimizer=None if name == "adam" else name,
             remark=fit.remark or None,
         )
+        return Judged(numbers, outputs, result)
 
     def train_rival(
         self,

@@ -261,9 +261,7 @@ def _take_over(records: LayerRecords, state: State) -> None:
         records.tested[records.saved] = state.tested
     if state.stack is not None:
         # The checkpoint that is written next is of these, before the first fit.
-        for name in ("image_shape_", "input_range_", "blocks_", "standardizers_"):
-            if hasattr(state.stack, name):  # runs of before have no range
-                setattr(records.stack, name, getattr(state.stack, name))
+        records.stack.learn_from(state.stack)
         for block in state.stack.blocks_:
             block.set_params(device=resolve_device(records.settings.device))
         records.reporter.say(f"{len(records.summaries)} of {records.settings.layers} layers are there already")
