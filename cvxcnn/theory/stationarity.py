@@ -13,7 +13,7 @@ from scipy.linalg import eigh_tridiagonal
 from scipy.optimize import minimize
 from torch import Tensor
 
-from .point import BlockPoint
+from .point import BlockPoint, Direction
 
 __all__ = ["Curvature", "Stationarity", "curvature", "stationarity"]
 
@@ -123,10 +123,13 @@ def _share(value: float | Tensor, scale: float | Tensor) -> float:
 
 
 def _kinks(point: BlockPoint, tolerance: float) -> list[_Kinks]:
-    """Return the patches near the kink of each neuron."""
+    """Return the patches near the kink of each neuron; softplus neurons have none."""
+    if point.softplus is not None:
+        nothing = point.filters[:0]
+        return [_Kinks(nothing, nothing, nothing[:, 0])] * len(point.filters)
     lengths = point.filters.norm(dim=1)
     images, places, neurons, slopes, now, distances = ([] for _ in range(6))
-    for piece in point.pieces():
+    for piece in point.pieces:
         sizes = piece.patches.norm(dim=2)
         responses = (piece.patches @ point.filters.T).abs()
         limits = sizes[:, :, None] * lengths
@@ -271,22 +274,22 @@ def _lanczos(point: BlockPoint, start: Tensor) -> tuple[float, float, Tensor]:
 def _fall(point: BlockPoint, direction: Tensor) -> float:
     """Return by what share Eq. 1 falls along a unit direction, at the best of some steps."""
     size = float(point.flatten(point.weights).norm())
-    change = point.unflatten(direction)
     lowest = min(
-        point.value(point.filters + sign * step * size * change[0], point.readout + sign * step * size * change[1])
-        for step in _STEPS
-        for sign in (-1.0, 1.0)
+        point.values_along(point.unflatten(direction), [sign * t * size for t in _STEPS for sign in (-1.0, 1.0)])
     )
     return max(0.0, (point.objective - lowest) / point.objective)
 
 
 def _descent(point: BlockPoint) -> float:
-    """Return by what share Eq. 1 falls in some steps of L-BFGS."""
+    """Return by what share Eq. 1 falls in some steps of L-BFGS, found in float32; their end is judged in float64."""
+
+    def weights(vector: NDArray[np.float64]) -> Direction:
+        return point.unflatten(torch.from_numpy(vector.copy()).to(point.filters))
 
     def function(vector: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        value, gradient = point.value_and_gradient(*point.unflatten(torch.from_numpy(vector.copy()).to(point.filters)))
+        value, gradient = point.value_and_gradient(*weights(vector), single=True)
         return value / point.objective, np.asarray(point.flatten(gradient).cpu().numpy()) / point.objective
 
     start = point.flatten(point.weights).cpu().numpy()
     found = minimize(function, start, jac=True, method="L-BFGS-B", options={"maxiter": _DESCENT_STEPS, "maxfun": 30})
-    return max(0.0, 1.0 - float(found.fun))
+    return max(0.0, 1.0 - point.value(*point.masked(weights(found.x))) / point.objective)
