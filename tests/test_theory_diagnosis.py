@@ -38,12 +38,16 @@ UNBOUNDED = ConvexConvBlock(gates=10, pricing=PricingOptions(starts=0))
 def eq1(point: BlockPoint, vector: Tensor) -> Tensor:
     """Return Eq. 1 as autograd sees it."""
     filters, readout = point.unflatten(vector)
-    outputs = torch.einsum("ck,nki,ico->no", point.pool, (point.patches.unfold() @ filters.T).relu(), readout)
+    responses = point.patches.unfold() @ filters.T
+    found = responses.relu()
+    if point.softplus is not None:
+        found = torch.logaddexp(point.softplus * responses, torch.zeros_like(responses)) / point.softplus
+    outputs = torch.einsum("ck,nki,ico->no", point.pool, found, readout)
     squares = filters.square().sum() + readout.square().sum()
     return point.loss.tensor(outputs + point.intercept, point.targets) + 0.5 * point.reg * squares
 
 
-def random_point(loss: str = "squared", seed: int = 0) -> BlockPoint:
+def random_point(loss: str = "squared", seed: int = 0, softplus: float | None = None) -> BlockPoint:
     patches, targets = noise_problem(7, 4, outputs=3, seed=seed, kernel_size=2, bias=True, pool_cells=2, pooling="mean")
     if loss == "logistic":
         targets = targets.sign()
@@ -51,12 +55,14 @@ def random_point(loss: str = "squared", seed: int = 0) -> BlockPoint:
         targets = torch.nn.functional.one_hot(targets.argmax(dim=1), 3).double()
     generator = seeded(seed + 1)
     filters, readout = normal(4, 5, seed=generator), normal(4, 4, 3, seed=generator)
-    return BlockPoint(patches, targets, filters, readout, 0.3, get_loss(loss))
+    return BlockPoint(patches, targets, filters, readout, 0.3, get_loss(loss), softplus=softplus)
 
 
-@pytest.mark.parametrize("loss", ["squared", "logistic", "softmax"])
-def test_gradient_and_curvature_are_those_of_autograd(loss: str) -> None:
-    point = random_point(loss)
+@pytest.mark.parametrize(
+    ("loss", "softplus"), [("squared", None), ("logistic", None), ("softmax", None), ("squared", 2.0), ("softmax", 5.0)]
+)
+def test_gradient_and_curvature_are_those_of_autograd(loss: str, softplus: float | None) -> None:
+    point = random_point(loss, softplus=softplus)
     vector = point.flatten(point.weights)
     value, gradient = point.value_and_gradient(*point.weights)
     assert math.isclose(value, float(eq1(point, vector)), rel_tol=1e-12)
@@ -66,6 +72,12 @@ def test_gradient_and_curvature_are_those_of_autograd(loss: str) -> None:
     torch.testing.assert_close(point.flatten(point.gradient), expected)
     hessian = torch.autograd.functional.hessian(lambda v: eq1(point, v), vector)
     direction = normal(len(vector), seed=5)
+    single, rough = point.value_and_gradient(*point.weights, single=True)
+    assert math.isclose(single, value, rel_tol=1e-6)
+    torch.testing.assert_close(point.flatten(rough), expected, rtol=1e-5, atol=1e-4)
+    steps = (-0.3, 0.0, 0.2)
+    along = [float(eq1(point, vector + step * direction)) for step in steps]
+    assert point.values_along(point.unflatten(direction), steps) == pytest.approx(along, rel=1e-12)
     product = point.flatten(point.curvature(point.unflatten(direction)))
     torch.testing.assert_close(product, hessian @ direction, rtol=1e-4, atol=1e-4)
     found = curvature(point)

@@ -15,6 +15,9 @@ from .neurons import Neurons
 
 __all__ = ["SoftplusNeurons"]
 
+# zeta t from which log(1 + exp(zeta t)) is zeta t to rounding.
+_EXACT = 37.0
+
 
 @dataclass(frozen=True)
 class SoftplusNeurons(Neurons):
@@ -46,7 +49,7 @@ class SoftplusNeurons(Neurons):
     ) -> nn.Sequential:
         """Return the torch network of these neurons, on images of a shape (C, H, W)."""
         parts = super().to_module(geometry, image_shape, intercept=intercept).named_children()
-        smooth = ("softplus", nn.Softplus(float(self.zeta)))
+        smooth = ("softplus", nn.Softplus(float(self.zeta), threshold=_EXACT))
         return nn.Sequential(OrderedDict(smooth if name == "relu" else (name, part) for name, part in parts))
 
     def state(self) -> dict[str, Tensor]:

@@ -60,6 +60,7 @@ def plot_explanations(
     *,
     title: str = "",
     resolution: tuple[int, int] | None = None,
+    names: Mapping[str, str] = LABELS,
 ) -> None:
     """Draw images in rows, and beside each the maps of every method, networks side by side on one colour scale.
 
@@ -76,7 +77,7 @@ def plot_explanations(
     classes : sequence of str
         Their names.
     maps : mapping
-        ``maps[method][network]``, each (n, h, w), with the same networks for every method: "convex", "nonconvex".
+        ``maps[method][network]``, each (n, h, w), of networks that have predictions: "convex", "nonconvex".
     predictions : mapping
         ``predictions[network]``, classes as ints, length n.
     path : str or binary file
@@ -84,6 +85,8 @@ def plot_explanations(
     title : str
     resolution : (int, int), optional
         Height and width of the feature maps that CAM and Grad-CAM are enlarged from, to be said beside their names.
+    names : mapping
+        What networks are called.
 
     Raises
     ------
@@ -93,17 +96,15 @@ def plot_explanations(
         If the file can't be written.
     """
     count = len(images)
-    networks = list(predictions)
-    every = [(method, network) for method in maps for network in networks]
+    every = [(method, network) for method in maps for network in predictions if network in maps[method]]
     if not count or not every:
         raise InputError("there is nothing to draw: give at least one image, one method and one network.")
     shape = (count, *images.shape[2:])
     for method, network in every:
-        given = maps[method].get(network)
-        if given is None or given.shape != shape:
+        given = maps[method][network]
+        if given.shape != shape:
             raise InputError(
-                f"maps[{method!r}][{network!r}] must have shape {shape}, a map an image; "
-                f"got {None if given is None else given.shape}."
+                f"maps[{method!r}][{network!r}] must have shape {shape}, a map an image; got {given.shape}."
             )
     columns = 1 + len(every)
     figure = new_figure(_TEXT + _CELL * columns, _HEAD + _FOOT + _CELL * count)
@@ -114,15 +115,16 @@ def plot_explanations(
     grid[0, 0].set_title("image", fontsize=9)
     for row, axes in enumerate(grid[:, 0]):
         drawn = axes.imshow(_picture(images[row]), cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
-        _label_row(axes, int(labels[row]), {name: int(predictions[name][row]) for name in networks}, classes)
+        _label_row(axes, int(labels[row]), {names.get(n, n): int(predictions[n][row]) for n in predictions}, classes)
     # Colour images have no scale, but a column without a bar would not be level with the others.
     _bar(figure, drawn, grid[:, 0], [0.0, 1.0]).set_visible(images.shape[1] != 3)
     for number, (method, network) in enumerate(every):
         shown = maps[method]
+        networks = [name for name in predictions if name in shown]
         largest = max(float(np.abs(shown[name]).max()) for name in networks) or 1.0
         signed = any(bool((shown[name] < 0).any()) for name in networks)
         column = grid[:, 1 + number]
-        label, name = LABELS.get(network, network), METHOD_NAMES.get(method, method)
+        label, name = names.get(network, network), METHOD_NAMES.get(method, method)
         if method in COARSE and resolution is not None:
             name += f" ({resolution[0]} x {resolution[1]})"
         # An empty line leaves room for the method's name, which stands above all its columns.
@@ -167,8 +169,7 @@ def _label_row(axes: Axes, label: int, found: Mapping[str, int], classes: Sequen
     """Write the true class of an image, and each network's, at its left."""
     lines = [(f"true: {_short(classes[label])}", "black")]
     lines += [
-        (f"{LABELS.get(name, name)}: {_short(classes[guess])}", "black" if guess == label else "#C00000")
-        for name, guess in found.items()
+        (f"{name}: {_short(classes[guess])}", "black" if guess == label else "#C00000") for name, guess in found.items()
     ]
     for number, (text, colour) in enumerate(lines):
         height = 0.5 + 0.22 * ((len(lines) - 1) / 2 - number)
@@ -178,7 +179,12 @@ def _label_row(axes: Axes, label: int, found: Mapping[str, int], classes: Sequen
 
 
 def plot_sanity(
-    steps: Mapping[str, Mapping[str, Sequence[SanityStep]]], path: str | IO[bytes], *, title: str = "", seed: int = 0
+    steps: Mapping[str, Mapping[str, Sequence[SanityStep]]],
+    path: str | IO[bytes],
+    *,
+    title: str = "",
+    seed: int = 0,
+    names: Mapping[str, str] = LABELS,
 ) -> None:
     """Draw how alike maps stay while layers become random, a panel a method.
 
@@ -191,6 +197,8 @@ def plot_sanity(
     title : str
     seed : int
         Of the bootstrap intervals (95 %).
+    names : mapping
+        What networks are called.
 
     Raises
     ------
@@ -214,7 +222,7 @@ def plot_sanity(
             mean, low, high = (np.array([getattr(i, name) for i in intervals]) for name in ("mean", "low", "high"))
             lowest = min([lowest, *(value - 0.05 for value in low if np.isfinite(value))])
             axes.errorbar(
-                np.arange(len(found)) + 0.08 * (shift - 0.5),
+                np.arange(len(found)) + 0.08 * (shift - (len(networks) - 1) / 2),
                 mean,
                 [mean - low, high - mean],
                 color=COLOURS.get(network),
@@ -222,11 +230,11 @@ def plot_sanity(
                 markersize=5,
                 linewidth=1,
                 capsize=2,
-                label=LABELS.get(network, network),
+                label=names.get(network, network),
             )
-        names = {tuple(step.randomised for step in found) for found in networks.values()}
+        modules = {tuple(step.randomised for step in found) for found in networks.values()}
         # Networks of different kinds have different modules: then steps are counted.
-        labels = next(iter(names)) if len(names) == 1 else range(max(map(len, names)))
+        labels = next(iter(modules)) if len(modules) == 1 else range(max(map(len, modules)))
         ticks = [str(label) or "none" for label in labels]
         axes.set_xticks(range(len(ticks)), ["none", *(f"+ {tick}" for tick in ticks[1:])], rotation=30, fontsize=8)
         axes.set_title(METHOD_NAMES.get(method, method), fontsize=10)
@@ -236,8 +244,14 @@ def plot_sanity(
             axes.set_ylabel("rank correlation\nwith the trained map", fontsize=9)
     panels[0].set_ylim(lowest, 1.08)
     figure.supxlabel("layers made random, from the top", fontsize=10)
-    handles, labels_ = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels_, loc="outside upper right", ncols=2, frameon=False, fontsize=9)
+    # Not every network may have the maps of the first panel.
+    known: dict[str, Any] = {}
+    for axes in panels[: len(steps)]:
+        handles, labels_ = axes.get_legend_handles_labels()
+        known |= dict(zip(labels_, handles, strict=True))
+    figure.legend(
+        list(known.values()), list(known), loc="outside upper right", ncols=len(known), frameon=False, fontsize=9
+    )
     if title:
         figure.suptitle(literal(title), fontsize=11, x=0.01, ha="left")
     save_png(figure, path)

@@ -106,7 +106,7 @@ def _page(
         table=page.results(summary),
         overview=_drawn("objective and accuracy", lambda: page.overview(summary)),
         convergence=_drawn("convergence", lambda: page.convergence(history)),
-        filters=_drawn("filters", lambda: page.filters(model, _rivals(source, model))),
+        filters=_drawn("filters", lambda: page.filters(model, _rivals(source, model), summary.labels())),
         explanations=_drawn("explanations", lambda: page.explanations(pictures, found)),
         settings=page.settings(summary),
         footer=page.text(f"Written by cvxcnn {summary.version} from the files beside it."),
@@ -123,12 +123,9 @@ def _tested(tested: Predictions | None, mistakes: bytes | None, classes: list[st
     )
 
 
-def _rivals(source: Path, model: LayerwiseCNN) -> list[Neurons]:
+def _rivals(source: Path, model: LayerwiseCNN) -> dict[str, list[Neurons]]:
     """Return what ordinary training made of each layer; nothing if it was left out."""
-    if not (source / BASELINE_FILE).is_file():
-        return []
-    found = read_rivals(source, len(model.blocks_))
-    return [Neurons(filters, readout, filters.new_zeros(readout.shape[-1])) for filters, readout in found]
+    return read_rivals(source, len(model.blocks_)) if (source / BASELINE_FILE).is_file() else {}
 
 
 def _drawn(name: str, draw: Callable[[], str]) -> str:

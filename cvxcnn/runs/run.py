@@ -254,7 +254,7 @@ def _take_over(records: LayerRecords, state: State) -> None:
     """Make the layers of a state the first of these records."""
     _check_images(state.summary.get("data"), records.data, records.reporter)
     records.summaries += map(LayerSummary.from_json, state.summary["layers"])
-    records.rivals += state.rivals
+    records.rivals = {name: list(found) for name, found in state.rivals.items()}
     records.history += state.history
     records.saved = len(records.summaries)
     if state.tested is not None:
