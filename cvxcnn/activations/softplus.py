@@ -52,6 +52,11 @@ class SoftplusNeurons(Neurons):
         smooth = ("softplus", nn.Softplus(float(self.zeta), threshold=_EXACT))
         return nn.Sequential(OrderedDict(smooth if name == "relu" else (name, part) for name, part in parts))
 
+    @classmethod
+    def layer_names(cls, number: int) -> list[str]:
+        """Return the names in a deep network of the modules before pooling, flatten and linear."""
+        return [f"conv{number}", f"softplus{number}"]
+
     def state(self) -> dict[str, Tensor]:
         """Return all tensors by name."""
         return {**super().state(), "zeta": self.zeta}

@@ -1,4 +1,4 @@
-"""explanations.png and sanity.png: maps of the convex and the non-convex network side by side, and their check."""
+"""Figures: maps of the convex network and its rivals side by side, their check, and what excites deep filters."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..drawing.style import COLOURS, LABELS, MARKERS, literal, new_figure, save_png, tidy
 from ..errors import InputError
+from .exciting import Exciting
 from .sanity import SanityStep
 from .sparsity import bootstrap_interval
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["METHOD_NAMES", "plot_explanations", "plot_sanity"]
+__all__ = ["METHOD_NAMES", "plot_exciting", "plot_explanations", "plot_sanity"]
 
 METHOD_NAMES = {
     "cam": "CAM",
@@ -37,6 +38,9 @@ _CELL = 1.05
 _TEXT = 1.15
 _HEAD, _FOOT = 0.95, 0.75
 _NAME_LENGTH = 12
+# Patches of a neuron that are beside one another, and the colour of what is no image.
+_ABREAST = 3
+_BEYOND = np.array([0.80, 0.87, 0.95])
 
 
 def _picture(image: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -255,3 +259,58 @@ def plot_sanity(
     if title:
         figure.suptitle(literal(title), fontsize=11, x=0.01, ha="left")
     save_png(figure, path)
+
+
+def plot_exciting(
+    found: Mapping[str, Exciting], classes: Sequence[str], path: str | IO[bytes], *, title: str = ""
+) -> None:
+    """Draw the patches that excite neurons most, a row a layer of a network, the strongest neuron at the left.
+
+    Parameters
+    ----------
+    found : mapping
+        By what the row is called.
+    classes : sequence of str
+        Names of the outputs.
+    path : str or binary file
+        A PNG, written over if it is there.
+    title : str
+
+    Raises
+    ------
+    InputError
+        If there is no row, or no neuron.
+    OSError
+        If the file can't be written.
+    """
+    across = max((len(one.neurons) for one in found.values()), default=0)
+    if not across:
+        raise InputError("there is nothing to draw: no layer has a neuron.")
+    figure = new_figure(0.5 + 1.1 * across, 0.8 + 1.35 * len(found))
+    grid: NDArray[Any] = figure.subplots(len(found), across, squeeze=False)
+    for row, (name, one) in zip(grid, found.items(), strict=True):
+        for axes in row[len(one.neurons) :]:
+            axes.remove()
+        for place, axes in enumerate(row[: len(one.neurons)]):
+            axes.imshow(_mosaic(one.patches[place]), interpolation="nearest")
+            axes.set_axis_off()
+            what = "raises" if one.signs[place] > 0 else "lowers"
+            axes.set_title(f"{what} {_short(classes[one.outputs[place]])}\n{100 * one.shares[place]:.2g} %", fontsize=8)
+        if len(one.neurons):
+            row[0].text(-0.12, 0.5, literal(name), transform=row[0].transAxes, rotation=90, ha="right", va="center")
+    if title:
+        figure.suptitle(literal(title), fontsize=11)
+    save_png(figure, path)
+
+
+def _mosaic(patches: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return patches (count, C, h, w) as one picture, beside and below one another."""
+    count, channels, height, width = patches.shape
+    down = -(-count // _ABREAST)
+    picture = np.tile(_BEYOND, (down * (height + 1) - 1, _ABREAST * (width + 1) - 1, 1))
+    for number, patch in enumerate(patches):
+        top, left = (number // _ABREAST) * (height + 1), (number % _ABREAST) * (width + 1)
+        colours = np.clip(patch if channels == 3 else patch.mean(axis=0, keepdims=True).repeat(3, axis=0), 0.0, 1.0)
+        seen = np.where(np.isnan(colours), _BEYOND[:, None, None], colours)
+        picture[top : top + height, left : left + width] = seen.transpose(1, 2, 0)
+    return picture

@@ -26,7 +26,7 @@ from .page_figures import WIDTH, Tile, filter_tiles, gaps, input_norms, plot_gap
 from .summary import UNJUDGED, RunSummary
 from .words import percent
 
-__all__ = ["convergence", "explanations", "filters", "limits", "overview", "results", "settings"]
+__all__ = ["convergence", "exciting", "explanations", "filters", "limits", "overview", "results", "settings"]
 
 # Filters that are shown of a layer.
 MOST_FILTERS = 18
@@ -208,6 +208,18 @@ def _tile(tile: Tile, number: int, classes: Sequence[str], above: np.ndarray) ->
     picture = image(tile.png, f"{alt}, {name}" if name else alt)
     lines = [part for part in (name, percent(tile.share), source.strip()) if part]
     return f"<li>{picture}{'<br>'.join(map(text, lines))}</li>"
+
+
+def exciting(png: bytes | None) -> str:
+    """Return the figure of the patches that excite neurons most; nothing in the folders of older versions."""
+    if png is None:
+        return ""
+    said = (
+        "Patches of training images that excite a neuron most, each from another image: all that it sees there. "
+        "Of each layer the neurons that contribute most, with their share and the class that they move most; "
+        "pale blue is beyond the edge of an image."
+    )
+    return f"<h3>What excites them</h3>\n{_wide(png, said, said)}"
 
 
 def explanations(pictures: Mapping[str, bytes], found: Mapping[str, Any] | None) -> str:
