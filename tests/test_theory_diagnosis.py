@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,7 @@ def test_gradient_and_curvature_are_those_of_autograd(loss: str, softplus: float
     assert float(values[0]) * 1.001 - 1e-3 <= found.smallest <= float(values[0]) + 0.05 * float(values[-1] - values[0])
     assert math.isclose(found.largest, float(values[-1]), rel_tol=1e-3)
     assert (found.fall > 0) or found.smallest > 0
+    assert math.isnan(found.clarke_after)
 
 
 def test_jacobian_products_are_those_of_the_kernel() -> None:
@@ -180,6 +182,11 @@ def test_verdicts_of_an_optimal_a_random_and_a_small_network() -> None:
     assert optimal.stationarity.clarke < 1e-2
     _, small = diagnose(block, images, targets, rivals=[half]).blocks
     assert small.above_best > 0
+    # A solved program whose filters are moved off: descent brings them back, which is the reason that is given.
+    block.neurons_ = replace(own, filters=own.filters + 0.02 * normal(*own.filters.shape, seed=3) * own.filters.norm())
+    (moved,) = diagnose(block, images, targets).blocks
+    assert moved.verdict == "not stationary" and moved.curvature.clarke_after < 0.2 * moved.stationarity.clarke
+    assert any("Some steps of descent bring it to" in words for words in moved.measured)
     text = json.dumps(optimal.to_json(), allow_nan=False)
     assert "lam" not in text and json.loads(text)["method"] == "convex"
 

@@ -289,9 +289,12 @@ def _layer(
         if len(point.filters):
             premises = wide_layer_report(module, inputs[:_MOST_IMAGES], of_images=distinct).premises
             distinct = premises[:2]  # those of the images, which the networks share
+        steady = stationarity(point)
+        # Whether a solved program isn't stationary for the want of some steps more.
+        unsettled = method == "convex" and steady.clarke > STATIONARY
         numbers = {
-            "stationarity": stationarity(point),
-            "curvature": curvature(point),
+            "stationarity": steady,
+            "curvature": curvature(point, after=unsettled),
             "features": expressivity(point.features()),
             "premises": premises,
         }
@@ -354,11 +357,13 @@ def _measurements(
     )
     said.append(f"The gradient is {_percent(steady.plain)} of reg |weights|{'' if smooth else at_kinks}.")
     if steady.clarke > STATIONARY:
-        why = (
-            "the bound leaves so much open that the weights aren't settled"
-            if above_best == 0
-            else "the training ended before its gradient was small"
-        )
+        why = "the training ended before its gradient was small"
+        if math.isfinite(bent.clarke_after):
+            why = (
+                f"that of the output weights alone is {_percent(steady.readout)}, and the filters aren't settled, for "
+                f"their search ends where its bound is near enough. Some steps of descent bring it to "
+                f"{_percent(bent.clarke_after)}"
+            )
         said.append(f"That is above {_percent(STATIONARY)}: {why}.")
     if bent.smallest < 0:
         falls = f"Eq. 1 falls by {_percent(bent.fall)} along it" if bent.fall > FALL else "kinks hold it: nothing falls"

@@ -100,6 +100,13 @@ class BlockPoint:
         self.residual = -loss.dual_point(self.outputs + self.intercept, self.targets)
         self._roots = loss.model(self.outputs + self.intercept, self.targets)[0]
 
+    def at(self, filters: Tensor, readout: Tensor) -> BlockPoint:
+        """Return the point of other weights of these neurons."""
+        return BlockPoint(
+            self.patches, self.targets, filters, readout, self.reg, self.loss, self.intercept,
+            sparse=self.mask is not None, softplus=self.softplus,
+        )  # fmt: skip
+
     @property
     def n_weights(self) -> int:
         """The number of weights of the neurons that aren't zero."""
