@@ -134,6 +134,7 @@ def test_each_network_is_explained_by_its_name(folder: Path, tmp_path: Path) -> 
         "convex": "convex", "nonconvex": "SGD", "adam": "Adam", "two-phase": "two-phase", "softplus": "softplus"
     }  # fmt: skip
     assert "kernel: left out, for it is infinitely wide, and has no maps" in said
+    assert "Left out: kernel, for it is infinitely wide" in (copy / "report.html").read_text()
     assert "softplus network: maps of 360 test images, none of guided_backprop" in said
     rows = {(row["method"], row["network"]) for row in found["sparsity"]}
     differences = {"difference", "difference adam", "difference two-phase"}
@@ -141,7 +142,7 @@ def test_each_network_is_explained_by_its_name(folder: Path, tmp_path: Path) -> 
     assert {network for method, network in rows if method == "gradcam"} == everywhere | {"difference softplus"}
     assert {network for method, network in rows if method == "guided_backprop"} == everywhere - {"softplus"}
     table = render_text(sparsity_table(found), 100)
-    for name in ("SGD", "less Adam", "less SGD", "less softplus"):
+    for name in ("SGD", "vs Adam", "vs SGD", "vs softplus"):
         assert f" {name} " in table
 
 

@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ..core.text import printable
+from ..core.text import in_percent, printable
 from ..reports.html import DIAGNOSIS_FILE, REPORT_FILE
 from ..runs.diagnosing import diagnose_run
 from .cli import Parser, positive, run_command
@@ -42,7 +42,7 @@ def diagnosis_table(found: Mapping[str, Any]) -> Table:
     for block in found["blocks"]:
         steady, bent = block["stationarity"], block["curvature"]
         shares = (block["above_bound"], steady["plain"], steady["clarke"], bent["descent"])
-        cells = ["-" if share is None else f"{100 * share:.2g} %" for share in shares]
+        cells = ["-" if share is None else in_percent(share) for share in shares]
         table.add_row(str(block["layer"]), found["labels"][block["method"]], block["verdict"], *cells)
     return table
 

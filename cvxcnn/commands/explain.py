@@ -51,8 +51,9 @@ def build_parser(prog: str = PROGRAM) -> Parser:
 
 def sparsity_table(found: Mapping[str, Any]) -> Table:
     """Return the sparsity numbers of ``explain_run`` as a table."""
+    versus = "; vs: convex minus" if len(found["labels"]) > 2 else ""
     table = Table(
-        title=f"layer {found['layer']}, {found['n_test']} test images: mean [95 % interval]",
+        title=f"layer {found['layer']}, {found['n_test']} test images: mean [95 % interval]{versus}",
         box=box.SIMPLE_HEAD,
         padding=0,
     )
@@ -71,7 +72,7 @@ def _name(network: str, labels: Mapping[str, str]) -> str:
     if not network.startswith("difference"):
         return labels[network]
     rival = network.removeprefix("difference").strip() or "nonconvex"
-    return "difference" if len(labels) == 2 else f"less {labels[rival]}"
+    return "difference" if len(labels) == 2 else f"vs {labels[rival]}"
 
 
 def _cell(row: Mapping[str, Any]) -> str:

@@ -149,7 +149,8 @@ def plot_explanations(
             ticks = [-largest, 0.0, largest] if signed else [0.0, largest]
             _bar(figure, drawn, grid[:, first : first + len(networks)], ticks)
     if title:
-        figure.suptitle(literal(title), fontsize=11)
+        # At the left, where a page begins to show a wide figure.
+        figure.suptitle(literal(title), fontsize=11, x=0.01, ha="left")
     save_png(figure, path)
 
 
@@ -176,7 +177,7 @@ def _label_row(axes: Axes, label: int, found: Mapping[str, int], classes: Sequen
         (f"{name}: {_short(classes[guess])}", "black" if guess == label else "#C00000") for name, guess in found.items()
     ]
     for number, (text, colour) in enumerate(lines):
-        height = 0.5 + 0.22 * ((len(lines) - 1) / 2 - number)
+        height = 0.5 + min(0.22, 0.95 / len(lines)) * ((len(lines) - 1) / 2 - number)
         axes.text(
             -0.08, height, text, transform=axes.transAxes, ha="right", va="center", fontsize=8, color=colour
         )  # fmt: skip

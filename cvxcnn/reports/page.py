@@ -240,6 +240,8 @@ def explanations(pictures: Mapping[str, bytes], found: Mapping[str, Any] | None)
         side = found.get("resolution")
         if isinstance(side, list) and len(side) == 2:
             said += f" CAM and Grad-CAM lie over the image and are as fine as this layer's maps: {side[0]} x {side[1]}."
+        for method, why in found.get("left_out", {}).items():
+            said += f" Left out: {LABELS.get(method, method)}, for {why}."
         parts = [_wide(pictures["explanations"], f"Maps. {said}", said)]
         if "sanity" in pictures:
             caption = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..core.text import in_percent
 from ..drawing.style import LABELS
 from .page import text
 
@@ -55,4 +56,4 @@ def _share(block: Mapping[str, Any], path: tuple[str, ...]) -> str:
     value: Any = block
     for name in path:
         value = value[name]
-    return "-" if value is None else f"{100 * float(value):.2g} %"
+    return "-" if value is None else in_percent(float(value))

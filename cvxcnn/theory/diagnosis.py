@@ -18,6 +18,7 @@ from ..activations.neurons import Neurons
 from ..activations.softplus import SoftplusNeurons
 from ..core.arrays import check_bytes
 from ..core.plainly import plainly
+from ..core.text import in_percent
 from ..core.threads import coarse_threads
 from ..data.checks import check_images, check_targets
 from ..errors import InputError
@@ -346,34 +347,36 @@ def _measurements(
     """Return what was measured, in sentences."""
     said = ["Its neurons are smooth: no bound is of them." if smooth else "No bound over all networks was searched."]
     if math.isfinite(above_bound):
-        said = [f"Eq. 1 is {_percent(above_bound)} of itself above its bound."]
+        said = [f"Eq. 1 is {in_percent(above_bound)} of itself above its bound."]
     if above_best > 0:
-        said.append(f"A network that is {_percent(above_best)} lower is known.")
+        said.append(f"A network that is {in_percent(above_best)} lower is known.")
     if not math.isfinite(steady.plain):
         return (*said, "It has no neurons.")
     at_kinks = (
         f"; with slopes chosen for the {steady.near} distinct patches within {steady.tolerance:g} of a kink it is "
-        f"{_percent(steady.clarke)}"
+        f"{in_percent(steady.clarke)}"
     )
-    said.append(f"The gradient is {_percent(steady.plain)} of reg |weights|{'' if smooth else at_kinks}.")
+    said.append(f"The gradient is {in_percent(steady.plain)} of reg |weights|{'' if smooth else at_kinks}.")
     if steady.clarke > STATIONARY:
         why = "the training ended before its gradient was small"
         if math.isfinite(bent.clarke_after):
             why = (
-                f"that of the output weights alone is {_percent(steady.readout)}, and the filters aren't settled, for "
-                f"their search ends where its bound is near enough. Some steps of descent bring it to "
-                f"{_percent(bent.clarke_after)}"
+                f"the program over the filters at hand is solved (the gradient in the output weights is "
+                f"{in_percent(steady.readout)}), and the filters are as its gates or its search left them. Some steps of "
+                f"descent bring it to {in_percent(bent.clarke_after)}"
             )
-        said.append(f"That is above {_percent(STATIONARY)}: {why}.")
+        said.append(f"That is above {in_percent(STATIONARY)}: {why}.")
     if bent.smallest < 0:
-        falls = f"Eq. 1 falls by {_percent(bent.fall)} along it" if bent.fall > FALL else "kinks hold it: nothing falls"
+        falls = (
+            f"Eq. 1 falls by {in_percent(bent.fall)} along it" if bent.fall > FALL else "kinks hold it: nothing falls"
+        )
         said.append(f"Its piece of Eq. 1 curves downwards ({bent.smallest:.2g} reg), and {falls}.")
     else:
         said.append("No direction in which its piece of Eq. 1 curves downwards was found.")
-    said.append(f"Descent from it gains {_percent(bent.descent)}.")
+    said.append(f"Descent from it gains {in_percent(bent.descent)}.")
     if math.isfinite(of_kernel.ridge_error):
         said.append(
-            f"As kernel ridge with its own tangent kernel it is off by {_percent(of_kernel.ridge_error)}, and has "
+            f"As kernel ridge with its own tangent kernel it is off by {in_percent(of_kernel.ridge_error)}, and has "
             f"{of_kernel.degrees_of_freedom:.4g} degrees of freedom on {of_kernel.images} images."
         )
     if math.isfinite(of_kernel.rate_measured):
@@ -411,7 +414,3 @@ def _theorems(
     if point.reg > 0:
         said.append("All three are about the loss without reg, and no guarantee for Eq. 1; the certificate is.")
     return tuple(said)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %"
