@@ -361,9 +361,9 @@ def _measurements(
         why = "the training ended before its gradient was small"
         if math.isfinite(bent.clarke_after):
             why = (
-                f"the program over the filters at hand is solved (the gradient in the output weights is "
-                f"{in_percent(steady.readout)}), and the filters are as its gates or its search left them. Some steps of "
-                f"descent bring it to {in_percent(bent.clarke_after)}"
+                "the program over the filters at hand is solved (the gradient in the output weights is "
+                f"{in_percent(steady.readout)}), and the filters are as its gates or its search left them. Some steps "
+                f"of descent bring it to {in_percent(bent.clarke_after)}"
             )
         said.append(f"That is above {in_percent(STATIONARY)}: {why}.")
     if bent.smallest < 0:
