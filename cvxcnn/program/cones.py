@@ -52,6 +52,8 @@ class Cones:
         # A few recent ones, so that memory doesn't grow with patches times gates.
         keep = max(8, _SIGN_BYTES // max(self.lengths.nbytes, 1))
         self._recent_signs = lru_cache(maxsize=keep)(self._signs)
+        # Rows of each cone that a projection has touched: faces of it, and few beside all patches.
+        self._faces: dict[int, Array] = {}
 
     def _signs(self, gate: int) -> Array:
         pattern = active(torch.from_numpy(self.rows), torch.from_numpy(self.gates[gate : gate + 1]))
@@ -104,29 +106,41 @@ class Cones:
         By Moreau, p = a + B^T mu with mu >= 0 the non-negative least squares solution of B^T mu ~ -a; any
         mu >= 0 gives a p at least as long as the projection, so a bound built on ||p|| stays valid.
         """
-        lengths = self.row_lengths(gate)
         point, touched = vector, np.zeros(0, dtype=int)
         scale = float(np.linalg.norm(vector))
         if scale == 0.0:
             return point, touched
         dim, unit = len(vector), power_of_two(scale)
+        # Rows that were touched before come first: many projections are known to be short before all rows are seen.
+        known = self._faces.get(gate, touched)
+        every = not len(known)
         for _ in range(200):
             if np.linalg.norm(point) < ceiling:
                 break
-            relative = self.slack(gate, point) / lengths
-            violated = np.flatnonzero(relative < -tol * scale)
-            violated = np.setdiff1d(violated, touched, assume_unique=True)
-            if not len(violated):
-                break
-            worst = violated[np.argsort(relative[violated])[: 2 * dim]]
-            working = np.concatenate([touched, worst])
+            worst = self._violated(gate, point, slice(None) if every else known, touched, tol * scale)
+            if not len(worst):
+                if every:
+                    break
+                every = True
+                continue
+            working = np.concatenate([touched, worst[: 2 * dim]])
             normals = self.normals(gate, working)
             # Its tolerance is absolute in the vector.
             multipliers, _ = nnls(normals.T, -vector / unit, maxiter=50 * (dim + len(working)))
             point = vector + unit * (normals.T @ multipliers)
             # Rows that the new point doesn't touch can come back when they are violated again.
             touched = working[multipliers > 0]
+        self._faces[gate] = np.union1d(known, touched)
         return point, touched
+
+    def _violated(self, gate: int, point: Array, chosen: Any, touched: Array, low: float) -> Array:
+        """Return those of the chosen rows with s_k x_k . u < -low ||x_k||, the worst first, without those touched."""
+        slack = self.slack(gate, point) if isinstance(chosen, slice) else self.normals(gate, chosen) @ point
+        relative = slack / self.row_lengths(gate)[chosen]
+        violated = np.flatnonzero(relative < -low)
+        violated = violated[np.argsort(relative[violated])]
+        rows = violated if isinstance(chosen, slice) else chosen[violated]
+        return rows[np.isin(rows, touched, invert=True)] if len(rows) and len(touched) else rows
 
     def decompose(self, gate: int, vector: Array) -> tuple[Array, Array]:
         """Return a and b, both in the cone of a gate, with a - b = vector.

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import clarabel
 import numpy as np
 import torch
-from scipy import sparse
 from torch import Tensor
 
 from ..errors import SolverError
 from ..program.cones import Cones
 from ..program.program import Program
+from .algebra.cone_lasso import ConeLasso
 from .base import Outcome, Solver, Status
 from .needs import Needs
 
@@ -23,6 +22,8 @@ Array = np.ndarray
 
 # Rounds without progress after which there will be none.
 _STALLED = 10
+# Solves over a working set, each with more rows, before other cones are looked at again.
+_TIGHTENINGS = 10
 
 
 @dataclass
@@ -45,6 +46,8 @@ class _Output:
     groups: dict[tuple[int, int], _Group] = field(default_factory=dict)
     prediction: Array = field(default_factory=lambda: np.zeros(0))
     objective: float = 0.0
+    bound: float = 0.0
+    polar: Array = field(default_factory=lambda: np.zeros(0))
     done: bool = False
 
 
@@ -86,35 +89,19 @@ class ConeWorkingSet(Solver):
             residual = np.stack([part.target - part.prediction for part in parts], axis=1)
             correlation = program.correlate(torch.from_numpy(residual).to(targets))
             values = correlation.cpu().double().numpy()
-            lengths = np.linalg.norm(values, axis=2)
-            objective = bound = 0.0
             for output, part in enumerate(parts):
-                peak, broken = self._scan(program, cones, part, values[..., output], lengths[..., output])
-                nu = residual[:, output]
-                square, linear = float(nu @ nu), float(nu @ part.target)
-                scale = max(0.0, min(linear / max(square, 1e-300), program.reg / max(peak, 1e-300)))
-                penalty = sum(float(np.linalg.norm(g.weights)) for g in part.groups.values())
-                part.objective = value = 0.5 * square + program.reg * penalty
-                dual = scale * linear - 0.5 * scale**2 * square
-                objective += value
-                bound += dual
-                open_gap = value - dual > 0.4 * self.tol * max(value, program.rounding)
-                tightened = self._tighten(cones, part)
-                part.done = not open_gap and not tightened
                 if not part.done:
-                    self._enter(program, part, broken)
+                    self._judge(program, cones, part, residual[:, output], values[..., output])
+            objective, bound = sum(part.objective for part in parts), sum(part.bound for part in parts)
             report(iteration, objective, bound)
             # A round that adds cones or rows may widen the gap, but not many in a row.
             stalled = 0 if objective - bound < 0.9 * least else stalled + 1
             least = min(least, objective - bound)
             if all(part.done for part in parts) or iteration == limit or stalled == _STALLED:
                 break
-            # While cones or rows are still missing, a small share of the gap is accuracy enough.
-            relative = program.gap(objective, bound)
-            accuracy = min(1e-3 * relative, 1e-5) if relative > 1e-5 else 1e-11
             for part in parts:
                 if not part.done:
-                    self._solve(program, cones, part, accuracy)
+                    self._solve(program, cones, part)
         for output, part in enumerate(parts):
             for group in part.groups.values():
                 weights[group.block, group.cell, :, output] = torch.from_numpy(group.weights).to(weights)
@@ -139,23 +126,62 @@ class ConeWorkingSet(Solver):
             group.weights = start[block, cell].cpu().double().numpy()
             part.prediction = part.prediction + group.features @ group.weights
 
+    def _judge(self, program: Program, cones: Cones, part: _Output, nu: Array, values: Array) -> None:
+        """Set objective and bound of a part at its residual nu; let in the cones that nu breaks, if it isn't done."""
+        peak, broken = self._scan(program, cones, part, values)
+        square, linear = float(nu @ nu), float(nu @ part.target)
+        scale = max(0.0, min(linear / max(square, 1e-300), program.reg / max(peak, 1e-300)))
+        penalty = sum(float(np.linalg.norm(group.weights)) for group in part.groups.values())
+        part.objective = 0.5 * square + program.reg * penalty
+        part.bound = scale * linear - 0.5 * scale**2 * square
+        accurate = part.objective - part.bound <= 0.4 * self.tol * max(part.objective, program.rounding)
+        part.done = not self._tighten(cones, part) and accurate
+        if not part.done:
+            self._enter(program, part, broken)
+
     def _scan(
-        self, program: Program, cones: Cones, part: _Output, values: Array, lengths: Array
+        self, program: Program, cones: Cones, part: _Output, values: Array
     ) -> tuple[float, dict[tuple[int, int], Array]]:
-        """Return the longest projection, and the triples that are longer than reg with the rows they touch."""
-        peak, broken = 0.0, []
-        reg = program.reg
-        for block, cell in np.argwhere(lengths > reg).tolist():
+        """Return no less than the longest projection, and some triples of longer ones than reg with the rows touched.
+
+        The longest columns first, and no more of them than are wanted.
+        """
+        reg, active = program.reg, sum(bool(group.weights.any()) for group in part.groups.values())
+        wanted = max(10, active)
+        lengths = self._upper(part, values)
+        order = np.flatnonzero(lengths > reg)
+        order = order[np.argsort(-lengths.ravel()[order])]
+        peak, broken = min(reg, float(lengths.max(initial=0.0))), []
+        for count, index in enumerate(order.tolist()):
+            if len(broken) >= 2 * wanted:
+                peak = max(peak, float(lengths.ravel()[order[count]]))
+                break
+            block, cell = divmod(index, values.shape[1])
             vector = values[block, cell]
             point, touched = cones.project(block % len(cones.gates), vector, ceiling=reg)
+            part.polar[block, cell] = vector - point
             length = float(np.linalg.norm(point))
             peak = max(peak, length)
             if length > reg:
                 broken.append((length, (block, cell), touched))
-        peak = max(peak, min(reg, float(lengths.max(initial=0.0))))
         broken.sort(key=lambda item: -item[0])
-        active = sum(bool(group.weights.any()) for group in part.groups.values())
-        return peak, {key: touched for _, key, touched in broken[: max(10, active)]}
+        return peak, {key: touched for _, key, touched in broken[:wanted]}
+
+    @staticmethod
+    def _upper(part: _Output, values: Array) -> Array:
+        """Return bounds of the lengths of projections, shape (blocks, cells), from what the last ones took away.
+
+        That is minus a sum of normals with multipliers that aren't negative, and so is any multiple of it: without the
+        best of them, a vector is no shorter than its projection.
+        """
+        if not part.polar.size:
+            part.polar = np.zeros_like(values)
+        squares = np.einsum("bcd,bcd->bc", values, values)
+        along = np.maximum(np.einsum("bcd,bcd->bc", values, part.polar), 0.0)
+        taken = np.einsum("bcd,bcd->bc", part.polar, part.polar)
+        less = np.divide(along**2, taken, out=np.zeros_like(taken), where=taken > 0)
+        upper: Array = np.sqrt(np.maximum(squares - less, 0.0))
+        return upper
 
     def _enter(self, program: Program, part: _Output, broken: dict[tuple[int, int], Array]) -> None:
         fresh = [key for key in broken if key not in part.groups]
@@ -191,56 +217,22 @@ class ConeWorkingSet(Solver):
                 added = True
         return added
 
-    def _solve(self, program: Program, cones: Cones, part: _Output, accuracy: float) -> None:
-        """Solve over the working set with Clarabel: variables (v_g, t_g), ||v_g|| <= t_g, rows of v_g >= 0."""
-        groups = list(part.groups.values())
-        if not groups:
-            return
-        dim = program.design.rows
-        features = np.hstack([group.features for group in groups])
-        count = len(groups) * dim
-        # Unit scale keeps the interior-point method accurate whatever the units of the images.
-        scale = max(float(np.abs(features).max()), 1e-300)
-        target_scale = max(float(np.linalg.norm(part.target)), 1e-300)
-        # Its tolerances are absolute, so a small objective needs smaller ones; below 1e-11 it ends nowhere.
-        accuracy = max(accuracy * min(1.0, part.objective / target_scale**2), 1e-11)
-        gram = features.T @ features / scale**2
-        quadratic = sparse.block_diag(
-            [sparse.csc_matrix(np.triu(gram)), sparse.csc_matrix((len(groups), len(groups)))], format="csc"
-        )
-        linear = np.concatenate(
-            [
-                -features.T @ part.target / (scale * target_scale),
-                np.full(len(groups), program.reg / (scale * target_scale)),
-            ]
-        )
-        rows, row_counts = [], []
-        for position, group in enumerate(groups):
-            gate = group.block % len(cones.gates)
-            normals = cones.normals(gate, group.rows) / cones.row_lengths(gate)[group.rows, None]
-            block = sparse.lil_matrix((len(group.rows), count + len(groups)))
-            block[:, position * dim : (position + 1) * dim] = -normals
-            rows.append(block)
-            row_counts.append(len(group.rows))
-        order = np.concatenate([np.r_[count + g, g * dim : (g + 1) * dim] for g in range(len(groups))]).astype(int)
-        lengths = sparse.csc_matrix(
-            (-np.ones(len(order)), (np.arange(len(order)), order)), shape=(len(order), count + len(groups))
-        )
-        constraints = sparse.vstack([*rows, lengths], format="csc")
-        kinds = [clarabel.NonnegativeConeT(sum(row_counts))] if sum(row_counts) else []
-        kinds += [clarabel.SecondOrderConeT(dim + 1)] * len(groups)
-        settings = clarabel.DefaultSettings()
-        settings.verbose = False
-        settings.tol_gap_rel = settings.tol_gap_abs = settings.tol_feas = accuracy
-        settings.reduced_tol_gap_rel = settings.reduced_tol_gap_abs = settings.reduced_tol_feas = max(accuracy, 1e-7)
-        solver = clarabel.DefaultSolver(quadratic, linear, constraints, np.zeros(constraints.shape[0]), kinds, settings)
-        answer = solver.solve()
-        usable = (clarabel.SolverStatus.Solved, clarabel.SolverStatus.AlmostSolved)
-        if answer.status not in usable and not np.isfinite(answer.x).all():
-            raise SolverError(f"Clarabel ended with {answer.status} on a working set. Rescale images, or change reg.")
-        solution = np.asarray(answer.x[:count]).reshape(len(groups), dim) * (target_scale / scale)
-        norms = np.linalg.norm(solution, axis=1)
-        solution[norms <= 1e-8 * norms.max(initial=0.0)] = 0.0
-        for group, weights in zip(groups, solution, strict=True):
-            group.weights = weights
-        part.prediction = features @ solution.ravel()
+    def _solve(self, program: Program, cones: Cones, part: _Output) -> None:
+        """Solve over the working set, adding rows that the solution violates."""
+        # While cones are missing, a share of the gap is accuracy enough.
+        tol = 0.1 * max(part.objective - part.bound, self.tol * max(part.objective, program.rounding))
+        for _ in range(_TIGHTENINGS):
+            groups = list(part.groups.values())
+            if not groups:
+                return
+            rows = []
+            for group in groups:
+                gate = group.block % len(cones.gates)
+                rows.append(cones.normals(gate, group.rows) / cones.row_lengths(gate)[group.rows, None])
+            lasso = ConeLasso(np.stack([group.features for group in groups]), part.target, rows, program.reg)
+            solution = lasso.minimised(np.stack([group.weights for group in groups]), tol)
+            for group, weights in zip(groups, solution, strict=True):
+                group.weights = weights
+            part.prediction = lasso.predict(solution)
+            if not self._tighten(cones, part):
+                return
