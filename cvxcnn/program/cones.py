@@ -25,6 +25,14 @@ Array = np.ndarray
 
 # What is kept of patterns that were computed.
 _SIGN_BYTES = 1 << 27
+# Vectors of a gate from which it pays to shorten them together, and the rows that are visited for each.
+_SEVERAL, _DESCENTS = 8, 40
+
+
+def _among(indices: Array, others: Array) -> Array:
+    """Return which indices are among some others; both are few."""
+    found: Array = (indices[:, None] == others).any(axis=1)
+    return found
 
 
 class Cones:
@@ -52,8 +60,8 @@ class Cones:
         # A few recent ones, so that memory doesn't grow with patches times gates.
         keep = max(8, _SIGN_BYTES // max(self.lengths.nbytes, 1))
         self._recent_signs = lru_cache(maxsize=keep)(self._signs)
-        # Rows of each cone that a projection has touched: faces of it, and few beside all patches.
-        self._faces: dict[int, Array] = {}
+        # Rows of each cone that a projection has touched: faces of it, and few beside all patches; and their normals.
+        self._faces: dict[int, tuple[Array, Array]] = {}
 
     def _signs(self, gate: int) -> Array:
         pattern = active(torch.from_numpy(self.rows), torch.from_numpy(self.gates[gate : gate + 1]))
@@ -112,35 +120,90 @@ class Cones:
             return point, touched
         dim, unit = len(vector), power_of_two(scale)
         # Rows that were touched before come first: many projections are known to be short before all rows are seen.
-        known = self._faces.get(gate, touched)
-        every = not len(known)
+        known, normals = self._known(gate)
+        every = False
         for _ in range(200):
             if np.linalg.norm(point) < ceiling:
                 break
-            worst = self._violated(gate, point, slice(None) if every else known, touched, tol * scale)
-            if not len(worst):
+            if every:
+                relative = self.slack(gate, point) / self.row_lengths(gate)
+                relative[touched] = 0.0
+            else:
+                relative = normals @ point
+            violated = np.flatnonzero(relative < -tol * scale)
+            if not every:
+                violated = violated[~_among(known[violated], touched)]
+            if not len(violated):
                 if every:
                     break
                 every = True
                 continue
-            working = np.concatenate([touched, worst[: 2 * dim]])
-            normals = self.normals(gate, working)
+            worst = violated[np.argsort(relative[violated])[: 2 * dim]]
+            working = np.concatenate([touched, worst if every else known[worst]])
+            rows = self.normals(gate, working)
             # Its tolerance is absolute in the vector.
-            multipliers, _ = nnls(normals.T, -vector / unit, maxiter=50 * (dim + len(working)))
-            point = vector + unit * (normals.T @ multipliers)
+            multipliers, _ = nnls(rows.T, -vector / unit, maxiter=50 * (dim + len(working)))
+            point = vector + unit * (rows.T @ multipliers)
             # Rows that the new point doesn't touch can come back when they are violated again.
             touched = working[multipliers > 0]
-        self._faces[gate] = np.union1d(known, touched)
+        if every:
+            self._remember(gate, touched)
         return point, touched
 
-    def _violated(self, gate: int, point: Array, chosen: Any, touched: Array, low: float) -> Array:
-        """Return those of the chosen rows with s_k x_k . u < -low ||x_k||, the worst first, without those touched."""
-        slack = self.slack(gate, point) if isinstance(chosen, slice) else self.normals(gate, chosen) @ point
-        relative = slack / self.row_lengths(gate)[chosen]
-        violated = np.flatnonzero(relative < -low)
-        violated = violated[np.argsort(relative[violated])]
-        rows = violated if isinstance(chosen, slice) else chosen[violated]
-        return rows[np.isin(rows, touched, invert=True)] if len(rows) and len(touched) else rows
+    def _known(self, gate: int) -> tuple[Array, Array]:
+        none = np.zeros(0, dtype=int), np.zeros((0, self.rows.shape[1]))
+        return self._faces.get(gate, none)
+
+    def _remember(self, gate: int, touched: Array) -> None:
+        known, normals = self._known(gate)
+        fresh = touched[~_among(touched, known)]
+        if len(fresh):
+            added = self.normals(gate, fresh) / self.row_lengths(gate)[fresh, None]
+            self._faces[gate] = np.concatenate([known, fresh]), np.vstack([normals, added])
+
+    def shortened(self, values: Array, chosen: Array, ceiling: float) -> Array:
+        """Return columns of A^T nu, each plus a sum of normals with multipliers that aren't negative: about projections.
+
+        None is shorter than its projection. Where a gate has several columns to be looked at, those are shortened until
+        they are below ``ceiling``, if they can be in some steps; others are as they were.
+
+        Parameters
+        ----------
+        values : ndarray, shape (blocks, cells, d, outputs)
+            Block i is of gate i mod P.
+        chosen : ndarray of bool, shape (blocks, cells, outputs)
+        ceiling : float
+        """
+        result = values.copy()
+        blocks, cells, outputs = chosen.nonzero()
+        order = np.argsort(blocks % len(self.gates), kind="stable")
+        blocks, cells, outputs = blocks[order], cells[order], outputs[order]
+        gates, starts = np.unique(blocks % len(self.gates), return_index=True)
+        for gate, start, stop in zip(gates.tolist(), starts, [*starts[1:], len(blocks)], strict=True):
+            if stop - start >= _SEVERAL:
+                places = blocks[start:stop], cells[start:stop], slice(None), outputs[start:stop]
+                result[places] = self._descended(gate, result[places], ceiling)
+        return result
+
+    def _descended(self, gate: int, vectors: Array, ceiling: float) -> Array:
+        """Return vectors (m, d) after coordinate descent on the multipliers of rows that were touched before."""
+        normals = self._known(gate)[1]
+        if not len(normals):
+            return vectors
+        gram, slack = normals @ normals.T, normals @ vectors.T
+        multipliers, columns = np.zeros_like(slack), np.arange(len(vectors))
+        squares = np.square(vectors).sum(axis=1)
+        for _ in range(_DESCENTS):
+            change = np.maximum(-slack, -multipliers)
+            rows = np.abs(change).argmax(axis=0)
+            moved = change[rows, columns]
+            squares += moved * (2 * slack[rows, columns] + moved)
+            multipliers[rows, columns] += moved
+            slack += gram[:, rows] * moved
+            if not (squares >= ceiling**2).any():
+                break
+        points: Array = vectors + multipliers.T @ normals
+        return points
 
     def decompose(self, gate: int, vector: Array) -> tuple[Array, Array]:
         """Return a and b, both in the cone of a gate, with a - b = vector.

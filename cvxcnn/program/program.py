@@ -256,6 +256,8 @@ class Program:
         if self.cones is None:
             return norms
         values = correlation.cpu().numpy()
+        shorter = torch.from_numpy(self.cones.shortened(values, (norms >= floor).cpu().numpy(), floor))
+        norms = torch.minimum(norms, self.penalty.group_norms(shorter).to(norms))
         for block, cell, output in (norms >= floor).nonzero().tolist():
             norms[block, cell, output] = self.cone_norm(block, values[block, cell, :, output], floor)
         return norms

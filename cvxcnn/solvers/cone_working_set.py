@@ -23,7 +23,7 @@ Array = np.ndarray
 # Rounds without progress after which there will be none.
 _STALLED = 10
 # Solves over a working set, each with more rows, before other cones are looked at again.
-_TIGHTENINGS = 10
+_TIGHTENINGS = 3
 
 
 @dataclass
@@ -35,6 +35,7 @@ class _Group:
     features: Array
     rows: Array
     weights: Array
+    normals: Array = field(default_factory=lambda: np.zeros((0, 0)))
     idle: int = 0
 
 
@@ -47,8 +48,30 @@ class _Output:
     prediction: Array = field(default_factory=lambda: np.zeros(0))
     objective: float = 0.0
     bound: float = 0.0
-    polar: Array = field(default_factory=lambda: np.zeros(0))
     done: bool = False
+
+
+class _Taken:
+    """What the last projections took away of each column of A^T nu: minus a sum of normals, with multipliers >= 0.
+
+    So is any multiple of it, and a vector without the best of them is no shorter than its projection.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.away = np.zeros(shape)
+
+    def bounds(self, values: Array) -> Array:
+        """Return no less than the lengths of the projections of columns, shape (blocks, cells, outputs)."""
+        squares, taken = np.square(values).sum(axis=2), np.square(self.away).sum(axis=2)
+        along = np.maximum((values * self.away).sum(axis=2), 0.0)
+        less = np.divide(along**2, taken, out=np.zeros_like(taken), where=taken > 0)
+        result: Array = np.sqrt(np.maximum(squares - less, 0.0))
+        return result
+
+    def refresh(self, chosen: Array, values: Array, points: Array) -> None:
+        """Take note of about the projections of chosen columns."""
+        fresh = chosen & (values != points).any(axis=2)
+        self.away = np.where(fresh[:, :, None], values - points, self.away)
 
 
 class ConeWorkingSet(Solver):
@@ -83,15 +106,20 @@ class ConeWorkingSet(Solver):
         weights = program.zeros()
         targets = program.centre(program.targets)
         parts = self._parts(program, targets, start)
-        limit = self.max_iter or 100
+        limit, taken = self.max_iter or 100, _Taken(weights.shape)
         least, stalled = float("inf"), 0
         for iteration in range(limit + 1):
             residual = np.stack([part.target - part.prediction for part in parts], axis=1)
             correlation = program.correlate(torch.from_numpy(residual).to(targets))
             values = correlation.cpu().double().numpy()
+            upper = taken.bounds(values)
+            chosen = (upper > program.reg) & ~np.array([part.done for part in parts])
+            taken.refresh(chosen, values, cones.shortened(values, chosen, program.reg))
+            upper = taken.bounds(values)
             for output, part in enumerate(parts):
                 if not part.done:
-                    self._judge(program, cones, part, residual[:, output], values[..., output])
+                    peak, broken = self._scan(program, cones, part, values[..., output], upper[..., output], taken.away[..., output])
+                    self._judge(program, cones, part, residual[:, output], peak, broken)
             objective, bound = sum(part.objective for part in parts), sum(part.bound for part in parts)
             report(iteration, objective, bound)
             # A round that adds cones or rows may widen the gap, but not many in a row.
@@ -126,9 +154,8 @@ class ConeWorkingSet(Solver):
             group.weights = start[block, cell].cpu().double().numpy()
             part.prediction = part.prediction + group.features @ group.weights
 
-    def _judge(self, program: Program, cones: Cones, part: _Output, nu: Array, values: Array) -> None:
+    def _judge(self, program: Program, cones: Cones, part: _Output, nu: Array, peak: float, broken: dict[tuple[int, int], Array]) -> None:
         """Set objective and bound of a part at its residual nu; let in the cones that nu breaks, if it isn't done."""
-        peak, broken = self._scan(program, cones, part, values)
         square, linear = float(nu @ nu), float(nu @ part.target)
         scale = max(0.0, min(linear / max(square, 1e-300), program.reg / max(peak, 1e-300)))
         penalty = sum(float(np.linalg.norm(group.weights)) for group in part.groups.values())
@@ -140,7 +167,7 @@ class ConeWorkingSet(Solver):
             self._enter(program, part, broken)
 
     def _scan(
-        self, program: Program, cones: Cones, part: _Output, values: Array
+        self, program: Program, cones: Cones, part: _Output, values: Array, lengths: Array, away: Array
     ) -> tuple[float, dict[tuple[int, int], Array]]:
         """Return no less than the longest projection, and some triples of longer ones than reg with the rows touched.
 
@@ -148,7 +175,6 @@ class ConeWorkingSet(Solver):
         """
         reg, active = program.reg, sum(bool(group.weights.any()) for group in part.groups.values())
         wanted = max(10, active)
-        lengths = self._upper(part, values)
         order = np.flatnonzero(lengths > reg)
         order = order[np.argsort(-lengths.ravel()[order])]
         peak, broken = min(reg, float(lengths.max(initial=0.0))), []
@@ -159,29 +185,13 @@ class ConeWorkingSet(Solver):
             block, cell = divmod(index, values.shape[1])
             vector = values[block, cell]
             point, touched = cones.project(block % len(cones.gates), vector, ceiling=reg)
-            part.polar[block, cell] = vector - point
+            away[block, cell] = vector - point
             length = float(np.linalg.norm(point))
             peak = max(peak, length)
             if length > reg:
                 broken.append((length, (block, cell), touched))
         broken.sort(key=lambda item: -item[0])
         return peak, {key: touched for _, key, touched in broken[:wanted]}
-
-    @staticmethod
-    def _upper(part: _Output, values: Array) -> Array:
-        """Return bounds of the lengths of projections, shape (blocks, cells), from what the last ones took away.
-
-        That is minus a sum of normals with multipliers that aren't negative, and so is any multiple of it: without the
-        best of them, a vector is no shorter than its projection.
-        """
-        if not part.polar.size:
-            part.polar = np.zeros_like(values)
-        squares = np.einsum("bcd,bcd->bc", values, values)
-        along = np.maximum(np.einsum("bcd,bcd->bc", values, part.polar), 0.0)
-        taken = np.einsum("bcd,bcd->bc", part.polar, part.polar)
-        less = np.divide(along**2, taken, out=np.zeros_like(taken), where=taken > 0)
-        upper: Array = np.sqrt(np.maximum(squares - less, 0.0))
-        return upper
 
     def _enter(self, program: Program, part: _Output, broken: dict[tuple[int, int], Array]) -> None:
         fresh = [key for key in broken if key not in part.groups]
@@ -195,7 +205,7 @@ class ConeWorkingSet(Solver):
         for block, cell in fresh:
             features = np.ascontiguousarray(columns[:, blocks.index(block), cell])
             weights = np.zeros(features.shape[1])
-            part.groups[block, cell] = _Group(block, cell, features, broken[block, cell], weights)
+            part.groups[block, cell] = _Group(block, cell, features, broken[block, cell], weights, np.zeros((0, len(weights))))
 
     def _tighten(self, cones: Cones, part: _Output) -> bool:
         """Add the rows that current weights violate; drop groups that stay idle; return whether any was added."""
@@ -210,9 +220,10 @@ class ConeWorkingSet(Solver):
             gate = group.block % len(cones.gates)
             lengths = cones.row_lengths(gate) * np.linalg.norm(group.weights)
             relative = cones.slack(gate, group.weights) / lengths
-            violated = np.setdiff1d(np.flatnonzero(relative < -1e-9), group.rows)
+            violated = np.flatnonzero(relative < -1e-9)
+            violated = violated[~np.isin(violated, group.rows)] if len(violated) else violated
             if len(violated):
-                worst = violated[np.argsort(relative[violated])[: 4 * len(group.weights)]]
+                worst = violated[np.argsort(relative[violated])[: 2 * len(group.weights)]]
                 group.rows = np.union1d(group.rows, worst)
                 added = True
         return added
@@ -221,7 +232,8 @@ class ConeWorkingSet(Solver):
         """Solve over the working set, adding rows that the solution violates."""
         # While cones are missing, a share of the gap is accuracy enough.
         tol = 0.1 * max(part.objective - part.bound, self.tol * max(part.objective, program.rounding))
-        for _ in range(_TIGHTENINGS):
+        wide = part.objective - part.bound > 0.1 * part.objective
+        for _ in range(1 if wide else _TIGHTENINGS):
             groups = list(part.groups.values())
             if not groups:
                 return
@@ -229,10 +241,11 @@ class ConeWorkingSet(Solver):
             for group in groups:
                 gate = group.block % len(cones.gates)
                 rows.append(cones.normals(gate, group.rows) / cones.row_lengths(gate)[group.rows, None])
-            lasso = ConeLasso(np.stack([group.features for group in groups]), part.target, rows, program.reg)
+            features, touched = np.stack([group.features for group in groups]), [group.normals for group in groups]
+            lasso = ConeLasso(features, part.target, rows, touched, program.reg)
             solution = lasso.minimised(np.stack([group.weights for group in groups]), tol)
-            for group, weights in zip(groups, solution, strict=True):
-                group.weights = weights
+            for place, group in enumerate(groups):
+                group.weights, group.normals = solution[place], lasso.faces.normals(place)
             part.prediction = lasso.predict(solution)
             if not self._tighten(cones, part):
                 return

@@ -15,9 +15,9 @@ __all__ = ["ConeLasso"]
 Array = np.ndarray
 
 # The first proximal step times the steepness, what it grows by, and the most it may be.
-_FIRST, _GROWTH, _LARGEST = 1e2, 8.0, 1e8
+_FIRST, _GROWTH, _LARGEST = 1e4, 8.0, 1e8
 # Proximal steps, and Newton steps of each, at most; how small a gradient must be, squared, beside the step's length.
-_PROXIMAL, _NEWTON, _EXACT = 60, 30, 1e-2
+_PROXIMAL, _NEWTON, _EXACT = 60, 30, 3e-2
 _ARMIJO, _HALVINGS = 1e-4, 30
 # Multipliers and slacks of a face may be below zero by this much, relative to the vector.
 _ROUNDING = 1e-13
@@ -35,9 +35,11 @@ class _Faces:
     ----------
     rows : list of ndarray, shapes (r_g, d)
         Of unit length.
+    touched : list of ndarray, shapes (t_g, d)
+        Linearly independent ones of these: faces to begin with.
     """
 
-    def __init__(self, rows: list[Array], dim: int) -> None:
+    def __init__(self, rows: list[Array], touched: list[Array], dim: int) -> None:
         count, most = len(rows), max((len(own) for own in rows), default=0)
         self.rows = np.zeros((count, most, dim))
         for group, own in enumerate(rows):
@@ -45,11 +47,9 @@ class _Faces:
         self.n_rows = np.array([len(own) for own in rows], dtype=int)
         # Of each face: an orthonormal basis, in columns, of which the first so many span its normals; the rows that are
         # its normals, and their pseudoinverse.
-        self.turns = np.broadcast_to(np.eye(dim), (count, dim, dim)).copy()
+        self.turns, self.touched, self.inverse, self.projector = np.zeros((4, count, dim, dim))
         self.sizes = np.zeros(count, dtype=int)
-        self.touched = np.zeros((count, dim, dim))
-        self.inverse = np.zeros((count, dim, dim))
-        self.projector = self.turns.copy()
+        self._stand_on(np.arange(count), touched)
 
     def project(self, vectors: Array, ceiling: float = 0.0) -> Array:
         """Return the projections (groups, d); those that are sure to be shorter than ``ceiling`` needn't be exact."""
@@ -73,13 +73,18 @@ class _Faces:
 
     def _find(self, groups: Array, vectors: Array, scales: Array) -> None:
         """Find the faces that the projections of vectors are on."""
-        count, dim = vectors.shape
-        touched, sizes = np.zeros((count, dim, dim)), np.zeros(count, dtype=int)
-        for place, (group, vector, scale) in enumerate(zip(groups.tolist(), vectors, scales.tolist(), strict=True)):
+        found = []
+        for group, vector, scale in zip(groups.tolist(), vectors, scales.tolist(), strict=True):
             rows = self.rows[group, : self.n_rows[group]]
-            multipliers, _ = nnls(rows.T, -vector / power_of_two(scale), maxiter=50 * (dim + len(rows)))
-            own = rows[multipliers > 0]
-            sizes[place] = len(own)
+            multipliers, _ = nnls(rows.T, -vector / power_of_two(scale), maxiter=50 * (len(vector) + len(rows)))
+            found.append(rows[multipliers > 0])
+        self._stand_on(groups, found)
+
+    def _stand_on(self, groups: Array, found: list[Array]) -> None:
+        """Take these rows as the normals of faces."""
+        dim = self.rows.shape[2]
+        touched, sizes = np.zeros((len(found), dim, dim)), np.array([len(own) for own in found], dtype=int)
+        for place, own in enumerate(found):
             touched[place, : len(own)] = own
         turns, triangles = np.linalg.qr(touched.transpose(0, 2, 1), mode="complete")
         missing = np.arange(dim) >= sizes[:, None]
@@ -90,6 +95,11 @@ class _Faces:
         self.turns[groups], self.sizes[groups] = turns, sizes
         self.touched[groups], self.inverse[groups] = touched, inverses
         self.projector[groups] = across @ across.transpose(0, 2, 1)
+
+    def normals(self, group: int) -> Array:
+        """Return the rows that are the normals of the face of a group."""
+        normals: Array = self.touched[group, : self.sizes[group]]
+        return normals
 
     def basis(self, group: int) -> Array:
         """Return an orthonormal basis of the face of a group, in columns."""
@@ -114,6 +124,8 @@ class ConeLasso:
     target : ndarray, shape (n,)
     rows : list of ndarray, shapes (r_g, d)
         N_g, of unit length.
+    touched : list of ndarray, shapes (t_g, d)
+        Linearly independent rows of each: where the solution may be. Better ones are found.
     reg : float
 
     Notes
@@ -126,11 +138,12 @@ class ConeLasso:
     features: Array
     target: Array
     rows: list[Array]
+    touched: list[Array]
     reg: float
 
     def __post_init__(self) -> None:
         self.flat = np.ascontiguousarray(self.features.transpose(1, 0, 2)).reshape(len(self.target), -1)
-        self.faces = _Faces(self.rows, self.features.shape[2])
+        self.faces = _Faces(self.rows, self.touched, self.features.shape[2])
 
     def predict(self, weights: Array) -> Array:
         """Return sum_g A_g v_g."""
