@@ -179,7 +179,8 @@ class Cones:
         order = np.argsort(blocks % len(self.gates), kind="stable")
         blocks, cells, outputs = blocks[order], cells[order], outputs[order]
         gates, starts = np.unique(blocks % len(self.gates), return_index=True)
-        for gate, start, stop in zip(gates.tolist(), starts, [*starts[1:], len(blocks)], strict=True):
+        edges = [*starts.tolist(), len(blocks)]
+        for gate, start, stop in zip(gates.tolist(), edges[:-1], edges[1:], strict=True):
             if stop - start >= _SEVERAL:
                 places = blocks[start:stop], cells[start:stop], slice(None), outputs[start:stop]
                 result[places] = self._descended(gate, result[places], ceiling)
