@@ -25,8 +25,25 @@ Array = np.ndarray
 
 # What is kept of patterns that were computed.
 _SIGN_BYTES = 1 << 27
+# What is taken away of a vector is remembered if it is more than this share of it, and so known to 14 digits.
+_LEAST_AWAY = 1e-2
 # Vectors of a gate from which it pays to shorten them together, and the rows that are visited for each.
 _SEVERAL, _DESCENTS = 8, 40
+
+
+def _without(values: Array, away: Array) -> Array:
+    """Return the lengths along axis 2 of values without their part in the direction of ``away``, if it is positive."""
+    squares, taken = np.square(values).sum(axis=2), np.square(away).sum(axis=2)
+    along = np.maximum((values * away).sum(axis=2), 0.0)
+    less = np.divide(along**2, taken, out=np.zeros_like(taken), where=taken > 0)
+    lengths: Array = np.sqrt(np.maximum(squares - less, 0.0))
+    return lengths
+
+
+def _noted(vectors: Array, away: Array) -> Array:
+    """Return differences (..., d) from vectors, but zero where they are little more than rounding."""
+    noted: Array = away * (np.linalg.norm(away, axis=-1) > _LEAST_AWAY * np.linalg.norm(vectors, axis=-1))[..., None]
+    return noted
 
 
 def _among(indices: Array, others: Array) -> Array:
@@ -62,6 +79,7 @@ class Cones:
         self._recent_signs = lru_cache(maxsize=keep)(self._signs)
         # Rows of each cone that a projection has touched: faces of it, and few beside all patches; and their normals.
         self._faces: dict[int, tuple[Array, Array]] = {}
+        self._away: Array | None = None
 
     def _signs(self, gate: int) -> Array:
         pattern = active(torch.from_numpy(self.rows), torch.from_numpy(self.gates[gate : gate + 1]))
@@ -161,21 +179,26 @@ class Cones:
             added = self.normals(gate, fresh) / self.row_lengths(gate)[fresh, None]
             self._faces[gate] = np.concatenate([known, fresh]), np.vstack([normals, added])
 
-    def shortened(self, values: Array, chosen: Array, ceiling: float) -> Array:
-        """Return columns of A^T nu, each plus a sum of normals with multipliers that aren't negative: about projections.
+    def lengths_up_to(self, values: Array, floor: float, chosen: Any = True) -> Array:
+        """Return no less than the lengths of the projections of columns of A^T nu, shape (blocks, cells, outputs).
 
-        None is shorter than its projection. Where a gate has several columns to be looked at, those are shortened until
-        they are below ``ceiling``, if they can be in some steps; others are as they were.
+        Without finding them: from what was taken away of each column when it was last projected, which is minus a sum
+        of normals with multipliers that aren't negative. So is any multiple of it, and a vector without the best of
+        them is no shorter than its projection. Where a gate has several columns that may be longer than ``floor``,
+        better multipliers are looked for.
 
         Parameters
         ----------
         values : ndarray, shape (blocks, cells, d, outputs)
             Block i is of gate i mod P.
-        chosen : ndarray of bool, shape (blocks, cells, outputs)
-        ceiling : float
+        floor : float
+        chosen : ndarray of bool, broadcast with (blocks, cells, outputs)
+            Which are of interest.
         """
-        result = values.copy()
-        blocks, cells, outputs = chosen.nonzero()
+        if self._away is None or self._away.shape != values.shape:
+            self._away = np.zeros_like(values)
+        lengths = _without(values, self._away)
+        blocks, cells, outputs = (chosen & (lengths >= floor)).nonzero()
         order = np.argsort(blocks % len(self.gates), kind="stable")
         blocks, cells, outputs = blocks[order], cells[order], outputs[order]
         gates, starts = np.unique(blocks % len(self.gates), return_index=True)
@@ -183,8 +206,21 @@ class Cones:
         for gate, start, stop in zip(gates.tolist(), edges[:-1], edges[1:], strict=True):
             if stop - start >= _SEVERAL:
                 places = blocks[start:stop], cells[start:stop], slice(None), outputs[start:stop]
-                result[places] = self._descended(gate, result[places], ceiling)
-        return result
+                vectors = values[places]
+                away = _noted(vectors, vectors - self._descended(gate, vectors, floor))
+                self._away[places] = away
+                # Axes as of a block of cells.
+                lengths[places[0], places[1], places[3]] = _without(vectors.T[None, None], away.T[None, None])[0, 0]
+        return lengths
+
+    def project_column(self, values: Array, place: tuple[int, int, int], ceiling: float) -> tuple[Array, Array]:
+        """Return ``project`` of the column of A^T nu at (block, cell, output), and remember what it takes away."""
+        block, cell, output = place
+        vector = values[block, cell, :, output]
+        point, touched = self.project(block % len(self.gates), vector, ceiling=ceiling)
+        if self._away is not None and self._away.shape == values.shape:
+            self._away[block, cell, :, output] = _noted(vector, vector - point)
+        return point, touched
 
     def _descended(self, gate: int, vectors: Array, ceiling: float) -> Array:
         """Return vectors (m, d) after coordinate descent on the multipliers of rows that were touched before."""

@@ -44,29 +44,6 @@ class _Group:
     idle: int = 0
 
 
-class _Taken:
-    """What the last projections took away of each column of A^T nu: minus a sum of normals, with multipliers >= 0.
-
-    So is any multiple of it, and a vector without the best of them is no shorter than its projection.
-    """
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.away = np.zeros(shape)
-
-    def bounds(self, values: Array) -> Array:
-        """Return no less than the lengths of the projections of columns, shape (blocks, cells, outputs)."""
-        squares, taken = np.square(values).sum(axis=2), np.square(self.away).sum(axis=2)
-        along = np.maximum((values * self.away).sum(axis=2), 0.0)
-        less = np.divide(along**2, taken, out=np.zeros_like(taken), where=taken > 0)
-        result: Array = np.sqrt(np.maximum(squares - less, 0.0))
-        return result
-
-    def refresh(self, values: Array, points: Array) -> None:
-        """Take note of points, about the projections of columns; those that are the column itself are none."""
-        fresh = (values != points).any(axis=2)
-        self.away = np.where(fresh[:, :, None], values - points, self.away)
-
-
 class _Part:
     """The part of the program that belongs to one output, and its working set.
 
@@ -96,20 +73,20 @@ class _Part:
                 group.rows = np.flatnonzero(slack < _VIOLATED * np.linalg.norm(group.weights))
                 self.prediction = self.prediction + group.features @ group.weights
 
-    def judge(self, dual: Array, values: Array, lengths: Array, away: Array) -> None:
+    def judge(self, dual: Array, output: int, values: Array, lengths: Array) -> None:
         """Set objective and bound at the residual nu; let in the cones that it breaks, if that is needed.
 
         Parameters
         ----------
         dual : ndarray, shape (n,)
-        values : ndarray, shape (blocks, cells, d)
+        output : int
+            Which of them this is.
+        values : ndarray, shape (blocks, cells, d, outputs)
             A^T nu.
         lengths : ndarray, shape (blocks, cells)
             No less than the lengths of its projections.
-        away : ndarray, shape (blocks, cells, d)
-            Is told what projections take away.
         """
-        peak, broken = self._scanned(values, lengths, away)
+        peak, broken = self._scanned(values, output, lengths)
         square, linear, reg = float(dual @ dual), float(dual @ self.target), self.program.reg
         scale = max(0.0, min(linear / max(square, 1e-300), reg / max(peak, 1e-300)))
         self.objective = 0.5 * square + reg * sum(float(np.linalg.norm(g.weights)) for g in self.groups.values())
@@ -122,7 +99,7 @@ class _Part:
     def _target(self) -> float:
         return self.tol * max(self.objective, self.program.rounding)
 
-    def _scanned(self, values: Array, lengths: Array, away: Array) -> tuple[float, dict[Key, Array]]:
+    def _scanned(self, values: Array, output: int, lengths: Array) -> tuple[float, dict[Key, Array]]:
         """Return no less than the longest projection, and some triples of longer ones than reg with the rows touched.
 
         The longest columns first, and no more of them than are wanted.
@@ -136,9 +113,7 @@ class _Part:
             if len(broken) == 2 * wanted:
                 peak = max(peak, float(lengths[block, cell]))
                 break
-            vector = values[block, cell]
-            point, touched = self.cones.project(block % len(self.cones.gates), vector, ceiling=reg)
-            away[block, cell] = vector - point
+            point, touched = self.cones.project_column(values, (block, cell, output), reg)
             length = float(np.linalg.norm(point))
             peak = max(peak, length)
             if length > reg:
@@ -242,10 +217,10 @@ class ConeWorkingSet(Solver):
             _Part(program, cones, target, self.tol, None if start is None else start[..., output])
             for output, target in enumerate(targets.T)
         ]
-        limit, taken = self.max_iter or 100, _Taken(tuple(weights.shape))
+        limit = self.max_iter or 100
         least, stalled = float("inf"), 0
         for iteration in range(limit + 1):
-            self._judge(program, cones, parts, taken)
+            self._judge(program, cones, parts)
             objective, bound = sum(part.objective for part in parts), sum(part.bound for part in parts)
             # Outside their cones weights may be below the bound.
             report(iteration, objective, min(bound, objective))
@@ -267,14 +242,12 @@ class ConeWorkingSet(Solver):
         return Outcome(weights, iteration, stopped)
 
     @staticmethod
-    def _judge(program: Program, cones: Cones, parts: list[_Part], taken: _Taken) -> None:
+    def _judge(program: Program, cones: Cones, parts: list[_Part]) -> None:
         """Judge the parts that aren't done; most projections are known to be short without being found."""
         duals = np.stack([part.target - part.prediction for part in parts], axis=1)
         correlation = program.correlate(torch.from_numpy(duals).to(program.targets))
         values = correlation.cpu().double().numpy()
-        chosen = (taken.bounds(values) > program.reg) & ~np.array([part.done for part in parts])
-        taken.refresh(values, cones.shortened(values, chosen, program.reg))
-        lengths = taken.bounds(values)
+        lengths = cones.lengths_up_to(values, program.reg, ~np.array([part.done for part in parts]))
         for output, part in enumerate(parts):
             if not part.done:
-                part.judge(duals[:, output], values[..., output], lengths[..., output], taken.away[..., output])
+                part.judge(duals[:, output], output, values, lengths[..., output])

@@ -54,7 +54,7 @@ class _Faces:
     def project(self, vectors: Array, ceiling: float = 0.0) -> Array:
         """Return the projections (groups, d); those that are sure to be shorter than ``ceiling`` needn't be exact."""
         scale = np.linalg.norm(vectors, axis=1)
-        points = (self.projector @ vectors[:, :, None])[:, :, 0]
+        points: Array = (self.projector @ vectors[:, :, None])[:, :, 0]
         multipliers = -(self.inverse @ vectors[:, :, None])[:, :, 0]
         slack = (self.rows @ points[:, :, None])[:, :, 0]
         low = _ROUNDING * scale
@@ -152,7 +152,8 @@ class ConeLasso:
 
     def correlate(self, dual: Array) -> Array:
         """Return A_g^T nu, shape (groups, d)."""
-        return (dual @ self.flat).reshape(len(self.features), -1)
+        correlation: Array = (dual @ self.flat).reshape(len(self.features), -1)
+        return correlation
 
     def gap(self, weights: Array, prediction: Array) -> float:
         """Return objective minus the bound of the best multiple of the residual, over these groups and rows."""
