@@ -200,7 +200,7 @@ class ConeLasso:
         threshold = step * self.reg
         points = self.faces.project(centre + step * self.correlate(dual), threshold)
         lengths = np.linalg.norm(points, axis=1)
-        shares = np.where(lengths > threshold, 1 - threshold / np.maximum(lengths, 1e-300), 0.0)
+        shares = 1 - threshold / np.maximum(lengths, threshold)
         return shares[:, None] * points, shares, points / np.maximum(lengths, 1e-300)[:, None]
 
     def _stepped(self, dual: Array, centre: Array, step: float) -> tuple[Array, Array, bool]:
