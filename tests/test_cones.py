@@ -143,3 +143,23 @@ def test_gate_on_a_hyperplane() -> None:
     first, second = cones.decompose(0, np.array([-1.0, 2.0]))
     np.testing.assert_allclose(first - second, [-1.0, 2.0])
     assert cones.violation(0, np.stack([first, second], axis=1)) <= 1e-12
+
+
+@given(problem=problems(), near=st.integers(0, 2))
+def test_bounds_of_lengths_are_above_them(problem: tuple[Cones, Array], near: int) -> None:
+    """Whatever was projected before: the same columns, others nearby, or none."""
+    cones, vector = problem
+    random = np.random.default_rng(near)
+    shape = len(cones.gates), 3, len(vector), 4
+    columns = vector[:, None] + random.normal(size=shape)
+    for _ in range(near):
+        other = columns + 0.1 * random.normal(size=shape)
+        cones.lengths_up_to(other, 0.0)
+        for place in np.ndindex(shape[0], shape[1], shape[3]):
+            cones.project_column(other, place, 0.0)
+    exact = np.array([
+        [[np.linalg.norm(cones.project(block, column)[0]) for column in cell.T] for cell in values]
+        for block, values in enumerate(columns)
+    ])  # fmt: skip
+    for floor in (0.0, float(np.median(exact))):
+        assert (cones.lengths_up_to(columns, floor) >= exact * (1 - 1e-12) - 1e-12).all()

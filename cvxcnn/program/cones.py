@@ -25,6 +25,31 @@ Array = np.ndarray
 
 # What is kept of patterns that were computed.
 _SIGN_BYTES = 1 << 27
+# What is taken away of a vector is remembered if it is more than this share of it, and so known to 14 digits.
+_LEAST_AWAY = 1e-2
+# Vectors of a gate from which it pays to shorten them together, and the rows that are visited for each.
+_SEVERAL, _DESCENTS = 8, 40
+
+
+def _without(values: Array, away: Array) -> Array:
+    """Return the lengths along axis 2 of values without their part in the direction of ``away``, if it is positive."""
+    squares, taken = np.square(values).sum(axis=2), np.square(away).sum(axis=2)
+    along = np.maximum((values * away).sum(axis=2), 0.0)
+    less = np.divide(along**2, taken, out=np.zeros_like(taken), where=taken > 0)
+    lengths: Array = np.sqrt(np.maximum(squares - less, 0.0))
+    return lengths
+
+
+def _noted(vectors: Array, away: Array) -> Array:
+    """Return differences (..., d) from vectors, but zero where they are little more than rounding."""
+    noted: Array = away * (np.linalg.norm(away, axis=-1) > _LEAST_AWAY * np.linalg.norm(vectors, axis=-1))[..., None]
+    return noted
+
+
+def _among(indices: Array, others: Array) -> Array:
+    """Return which indices are among some others; both are few."""
+    found: Array = (indices[:, None] == others).any(axis=1)
+    return found
 
 
 class Cones:
@@ -52,6 +77,9 @@ class Cones:
         # A few recent ones, so that memory doesn't grow with patches times gates.
         keep = max(8, _SIGN_BYTES // max(self.lengths.nbytes, 1))
         self._recent_signs = lru_cache(maxsize=keep)(self._signs)
+        # Rows of each cone that a projection has touched: faces of it, and few beside all patches; and their normals.
+        self._faces: dict[int, tuple[Array, Array]] = {}
+        self._away: Array | None = None
 
     def _signs(self, gate: int) -> Array:
         pattern = active(torch.from_numpy(self.rows), torch.from_numpy(self.gates[gate : gate + 1]))
@@ -104,29 +132,115 @@ class Cones:
         By Moreau, p = a + B^T mu with mu >= 0 the non-negative least squares solution of B^T mu ~ -a; any
         mu >= 0 gives a p at least as long as the projection, so a bound built on ||p|| stays valid.
         """
-        lengths = self.row_lengths(gate)
         point, touched = vector, np.zeros(0, dtype=int)
         scale = float(np.linalg.norm(vector))
         if scale == 0.0:
             return point, touched
         dim, unit = len(vector), power_of_two(scale)
+        # Rows that were touched before come first: many projections are known to be short before all rows are seen.
+        known, normals = self._known(gate)
+        every = False
         for _ in range(200):
             if np.linalg.norm(point) < ceiling:
                 break
-            relative = self.slack(gate, point) / lengths
+            if every:
+                relative = self.slack(gate, point) / self.row_lengths(gate)
+                relative[touched] = 0.0
+            else:
+                relative = normals @ point
             violated = np.flatnonzero(relative < -tol * scale)
-            violated = np.setdiff1d(violated, touched, assume_unique=True)
+            if not every:
+                violated = violated[~_among(known[violated], touched)]
             if not len(violated):
-                break
+                if every:
+                    break
+                every = True
+                continue
             worst = violated[np.argsort(relative[violated])[: 2 * dim]]
-            working = np.concatenate([touched, worst])
-            normals = self.normals(gate, working)
+            working = np.concatenate([touched, worst if every else known[worst]])
+            rows = self.normals(gate, working)
             # Its tolerance is absolute in the vector.
-            multipliers, _ = nnls(normals.T, -vector / unit, maxiter=50 * (dim + len(working)))
-            point = vector + unit * (normals.T @ multipliers)
+            multipliers, _ = nnls(rows.T, -vector / unit, maxiter=50 * (dim + len(working)))
+            point = vector + unit * (rows.T @ multipliers)
             # Rows that the new point doesn't touch can come back when they are violated again.
             touched = working[multipliers > 0]
+        if every:
+            self._remember(gate, touched)
         return point, touched
+
+    def _known(self, gate: int) -> tuple[Array, Array]:
+        none = np.zeros(0, dtype=int), np.zeros((0, self.rows.shape[1]))
+        return self._faces.get(gate, none)
+
+    def _remember(self, gate: int, touched: Array) -> None:
+        known, normals = self._known(gate)
+        fresh = touched[~_among(touched, known)]
+        if len(fresh):
+            added = self.normals(gate, fresh) / self.row_lengths(gate)[fresh, None]
+            self._faces[gate] = np.concatenate([known, fresh]), np.vstack([normals, added])
+
+    def lengths_up_to(self, values: Array, floor: float, chosen: Any = True) -> Array:
+        """Return no less than the lengths of the projections of columns of A^T nu, shape (blocks, cells, outputs).
+
+        Without finding them: from what was taken away of each column when it was last projected, which is minus a sum
+        of normals with multipliers that aren't negative. So is any multiple of it, and a vector without the best of
+        them is no shorter than its projection. Where a gate has several columns that may be longer than ``floor``,
+        better multipliers are looked for.
+
+        Parameters
+        ----------
+        values : ndarray, shape (blocks, cells, d, outputs)
+            Block i is of gate i mod P.
+        floor : float
+        chosen : ndarray of bool, broadcast with (blocks, cells, outputs)
+            Which are of interest.
+        """
+        if self._away is None or self._away.shape != values.shape:
+            self._away = np.zeros_like(values)
+        lengths = _without(values, self._away)
+        blocks, cells, outputs = (chosen & (lengths >= floor)).nonzero()
+        order = np.argsort(blocks % len(self.gates), kind="stable")
+        blocks, cells, outputs = blocks[order], cells[order], outputs[order]
+        gates, starts = np.unique(blocks % len(self.gates), return_index=True)
+        edges = [*starts.tolist(), len(blocks)]
+        for gate, start, stop in zip(gates.tolist(), edges[:-1], edges[1:], strict=True):
+            if stop - start >= _SEVERAL:
+                places = blocks[start:stop], cells[start:stop], slice(None), outputs[start:stop]
+                vectors = values[places]
+                away = _noted(vectors, vectors - self._descended(gate, vectors, floor))
+                self._away[places] = away
+                # Axes as of a block of cells.
+                lengths[places[0], places[1], places[3]] = _without(vectors.T[None, None], away.T[None, None])[0, 0]
+        return lengths
+
+    def project_column(self, values: Array, place: tuple[int, int, int], ceiling: float) -> tuple[Array, Array]:
+        """Return ``project`` of the column of A^T nu at (block, cell, output), and remember what it takes away."""
+        block, cell, output = place
+        vector = values[block, cell, :, output]
+        point, touched = self.project(block % len(self.gates), vector, ceiling=ceiling)
+        if self._away is not None and self._away.shape == values.shape:
+            self._away[block, cell, :, output] = _noted(vector, vector - point)
+        return point, touched
+
+    def _descended(self, gate: int, vectors: Array, ceiling: float) -> Array:
+        """Return vectors (m, d) after coordinate descent on the multipliers of rows that were touched before."""
+        normals = self._known(gate)[1]
+        if not len(normals):
+            return vectors
+        gram, slack = normals @ normals.T, normals @ vectors.T
+        multipliers, columns = np.zeros_like(slack), np.arange(len(vectors))
+        squares = np.square(vectors).sum(axis=1)
+        for _ in range(_DESCENTS):
+            change = np.maximum(-slack, -multipliers)
+            rows = np.abs(change).argmax(axis=0)
+            moved = change[rows, columns]
+            squares += moved * (2 * slack[rows, columns] + moved)
+            multipliers[rows, columns] += moved
+            slack += gram[:, rows] * moved
+            if not (squares >= ceiling**2).any():
+                break
+        points: Array = vectors + multipliers.T @ normals
+        return points
 
     def decompose(self, gate: int, vector: Array) -> tuple[Array, Array]:
         """Return a and b, both in the cone of a gate, with a - b = vector.

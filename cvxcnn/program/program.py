@@ -256,8 +256,10 @@ class Program:
         if self.cones is None:
             return norms
         values = correlation.cpu().numpy()
-        for block, cell, output in (norms >= floor).nonzero().tolist():
-            norms[block, cell, output] = self.cone_norm(block, values[block, cell, :, output], floor)
+        norms = torch.from_numpy(self.cones.lengths_up_to(values, floor)).to(norms)
+        for place in (norms >= floor).nonzero().tolist():
+            point, _ = self.cones.project_column(values, tuple(place), floor)
+            norms[tuple(place)] = float(np.linalg.norm(point))
         return norms
 
     def dual_bound(self, prediction: Tensor, correlation: Tensor | None = None) -> float:

@@ -22,6 +22,9 @@ __all__ = ["WorkingSet"]
 # a matrix and for those that are masks and patches (measured at 1,000 images of 30 pixels).
 _GRAM_COLUMNS = 1500
 _GRAM_COLUMNS_MASKED = 300
+# Groups that enter at once, at least (twice the active ones, if that is more), and the share of the gap that a working
+# set is solved to: the fastest of some pairs at 1,000 images and 100 gates, and at 10,000 and 500.
+_ENTERING, _SHARE = 20, 0.03
 
 
 class _Columns:
@@ -163,8 +166,8 @@ class WorkingSet(Solver):
             norms = program.penalty.group_norms(correlation).cpu().double().numpy()
             for outputs in parts:
                 scores = norms[:, :, outputs[0]].ravel()
-                # While groups are still missing, a tenth of the gap is accuracy enough.
-                accuracy = 0.1 * max(target, objective - bound) / len(parts)
+                # While groups are still missing, a share of the gap is accuracy enough.
+                accuracy = _SHARE * max(target, objective - bound) / len(parts)
                 self._improve(program, columns, weights, scores, outputs, accuracy)
             prediction = program.design.predict(weights)
         return Outcome(weights, iteration, Status.INACCURATE if stalled == 10 else Status.ITERATION_LIMIT)
@@ -177,7 +180,7 @@ class WorkingSet(Solver):
         groups_view = groups_view.flatten(0, 1) if columns.cell_groups else groups_view
         active = groups_view.flatten(1).any(dim=1).cpu().numpy()
         broken = np.flatnonzero((scores > program.reg) & ~active)
-        most = max(10, int(active.sum()))
+        most = max(_ENTERING, 2 * int(active.sum()))
         broken = broken[np.argsort(-scores[broken])[:most]]
         groups = np.concatenate([np.flatnonzero(active), broken])
         if not len(groups):

@@ -12,6 +12,11 @@ __all__ = ["Descent", "GramQuadratic", "Quadratic", "group_lasso"]
 
 Array = np.ndarray
 
+# A Newton step's gap is about the error of its system times the gap before: this share of the one aimed at is enough.
+_ENOUGH = 0.1
+# Below this share of the gap on the support, groups outside it are what is missing.
+_OUTSIDE = 0.1
+
 
 class Quadratic(ABC):
     """The smooth part 1/2 ||A W - Y||^2 at a point W that moves; groups of ``size`` consecutive rows of W.
@@ -61,7 +66,9 @@ class Quadratic(ABC):
         """Come back to a point."""
 
     @abstractmethod
-    def direction(self, support: Array, norms: Array, gradient: Array, reg: float, damping: float) -> Array | None:
+    def direction(
+        self, support: Array, norms: Array, gradient: Array, reg: float, damping: float, enough: float
+    ) -> Array | None:
         """Return minus the inverse Hessian times the gradient, restricted to groups; None if it is singular.
 
         The Hessian of the objective on the support is A_s^T A_s plus reg / ||W_g|| (I - u_g u_g^T) a group,
@@ -77,6 +84,8 @@ class Quadratic(ABC):
         reg : float
         damping : float
             Added to the diagonal, relative to the mean of A^T A's.
+        enough : float
+            Relative error of the system, from which a smaller one is of no use.
         """
 
     def rows(self, groups: Array) -> Array:
@@ -146,7 +155,9 @@ class GramQuadratic(Quadratic):
     def restore(self, state: tuple[Array, Array]) -> None:
         self.weights, self.product = state
 
-    def direction(self, support: Array, norms: Array, gradient: Array, reg: float, damping: float) -> Array | None:
+    def direction(
+        self, support: Array, norms: Array, gradient: Array, reg: float, damping: float, enough: float
+    ) -> Array | None:
         rows = self.rows(support)
         matrix = self.gram[np.ix_(rows, rows)]
         diagonal = np.einsum("ii->i", matrix)
@@ -255,8 +266,8 @@ class Descent:
             elif old.any():
                 quadratic.change(rows, -old)
 
-    def newton_step(self, damping: float) -> bool:
-        """Take a damped Newton step on the support; return whether one was found."""
+    def newton_step(self, damping: float, enough: float = 0.0) -> bool:
+        """Take a damped Newton step on the support, as exact as is ``enough``; return whether one was found."""
         quadratic = self.quadratic
         support = np.flatnonzero(self.norms > 0)
         if not len(support):
@@ -265,7 +276,7 @@ class Descent:
         weights = quadratic.weights
         units = weights[rows] / np.repeat(self.norms[support], quadratic.size)[:, None]
         gradient = self.reg * units - self.pulls[rows]
-        step = quadratic.direction(support, self.norms[support], gradient, self.reg, damping)
+        step = quadratic.direction(support, self.norms[support], gradient, self.reg, damping, enough)
         if step is None or not np.isfinite(step).all():
             return False
         state, objective, gap = quadratic.state(), self.objective, self.gap
@@ -325,20 +336,22 @@ def group_lasso(quadratic: Quadratic, reg: float, *, tol: float, max_rounds: int
     """
     descent = Descent(quadratic, reg)
     damping = 1e-12
-    for _ in range(max_rounds):
+    for round_ in range(max_rounds):
         previous = descent.objective
         if descent.gap <= tol:
             break
-        descent.sweep()
-        # The sweep updates products one group at a time: start afresh, so that rounding doesn't add up.
-        quadratic.move_to(quadratic.weights)
-        descent.refresh()
+        # Where the support is there already, Newton's method goes on by itself.
+        if round_ or descent.support_gap <= _OUTSIDE * descent.gap:
+            descent.sweep()
+            # The sweep updates products one group at a time: start afresh, so that rounding doesn't add up.
+            quadratic.move_to(quadratic.weights)
+            descent.refresh()
         for _ in range(8):
             if descent.gap <= tol:
                 return quadratic.weights
-            if descent.support_gap <= 0.1 * descent.gap:
+            if descent.support_gap <= _OUTSIDE * descent.gap:
                 break  # groups outside the support are what is missing: the sweep lets them in
-            moved = descent.newton_step(damping)
+            moved = descent.newton_step(damping, _ENOUGH * tol / descent.gap)
             # Nearly equal features make the Hessian nearly singular: damp until a step succeeds.
             damping = max(damping / 30, 1e-13) if moved else damping * 100
             if damping > 1.0:

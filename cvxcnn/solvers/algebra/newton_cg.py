@@ -24,6 +24,8 @@ _SHARE_ENTRIES = 1 << 17
 
 def _by_rows(work: Callable[[slice], Array], matrix: Array) -> list[Array]:
     """Return ``work`` of consecutive shares of the rows, one for each thread where the matrix is large."""
+    if matrix.size < 2 * _SHARE_ENTRIES:
+        return [work(slice(None))]
     least = -(-_SHARE_ENTRIES // max(matrix.shape[1], 1))
     return map_shares(work, len(matrix), torch.device("cpu"), least)
 
@@ -224,7 +226,9 @@ class FeatureQuadratic(Quadratic):
     def restore(self, state: tuple[Array, Array]) -> None:
         self.weights, self.rest = state
 
-    def direction(self, support: Array, norms: Array, gradient: Array, reg: float, damping: float) -> Array | None:
+    def direction(
+        self, support: Array, norms: Array, gradient: Array, reg: float, damping: float, enough: float
+    ) -> Array | None:
         count = len(support)
         features = self.features.select(support)
         units = self.weights[self.rows(support)].reshape(count, -1) / norms[:, None]
@@ -239,7 +243,7 @@ class FeatureQuadratic(Quadratic):
 
         right = -gradient.reshape(count, -1)
         # Steps far from the optimum need few digits; near it the Newton iteration is as fast as they are exact.
-        accuracy = min(0.1, float(np.linalg.norm(gradient)) / (reg * np.sqrt(count)))
+        accuracy = min(0.1, max(float(np.linalg.norm(gradient)) / (reg * np.sqrt(count)), enough))
         solution, rest = np.zeros_like(right), right
         turned = precondition(rest)
         search, product = turned, float((rest * turned).sum())
