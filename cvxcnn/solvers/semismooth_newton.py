@@ -25,14 +25,16 @@ logger = logging.getLogger(__name__)
 # which it multiplies, is more than what a step gains. Chosen on the digits, quadratic neurons, lam 1e-3 and 2e-4 of
 # lam_max.
 _FIRST, _GROWTH, _LARGEST = 3e3, 4.0, 1e7
+# Products with A^T A that tell its steepness.
+_POWERS = 10
 # Newton steps at most for each proximal step; how small the gradient must be, squared, beside the step's own length.
 _NEWTON, _EXACT = 25, 1e-2
 _ARMIJO, _HALVINGS = 1e-4, 40
 # Newton steps that don't halve it before it is taken for rounding.
 _STALLED = 6
-# Systems of so many unknowns are solved by a factor, larger ones by conjugate gradients, in so many steps at most:
-# of 220 unknowns (3 x 3 digits) both take as long, of 612 (4 x 4) these are three to five times as fast.
-_FACTORED, _CONJUGATE, _FORCING = 300, 500, 0.05
+# Systems are solved by a factor up to so many operations, and beyond by conjugate gradients, in so many steps at most:
+# of ten systems of 220 unknowns (3 x 3 digits) both take as long, of 612 (4 x 4) these are three to five times as fast.
+_FACTORED, _CONJUGATE, _FORCING = 10 * 300**3, 500, 0.05
 _FACTORED_NUMBERS = 1 << 26
 # Proximal steps without progress of the gap before the end.
 _PATIENCE = 8
@@ -60,7 +62,7 @@ class SemismoothNewton(Solver):
 
     Notes
     -----
-    Memory q^2 for q = blocks * cells * rows, and as much for each output while q is at most 300; of larger q the
+    Memory q^2 for q = blocks * cells * rows, and as much for each output while q is a few hundred; of larger q the
     Newton systems are solved by conjugate gradients. Of few images, features take the place of the Gram matrix then.
     Sources: Li, Sun & Toh 2018, A highly efficient semismooth Newton augmented Lagrangian method for solving Lasso
     problems; Jiang, Sun & Toh 2014, a partial proximal point algorithm for nuclear norms.
@@ -91,11 +93,12 @@ def minimised(
 ) -> Outcome:
     """Minimise 1/2 ||A W - Y||^2 + reg * penalty(W) over a form, to a relative gap of ``tol``."""
     weights = form.linear.new_zeros(form.shape) if start is None else start.to(form.linear)
-    steepness = form.steepness()
+    steepness = _steepness(form)
     if steepness <= 0:
         return Outcome(torch.zeros_like(weights), 0)
     step, limit = _FIRST / steepness, max_iter or 100
     best, best_gap, since, newton, reached = weights, float("inf"), 0, 0, True
+    least, highest, known = float("inf"), -float("inf"), float("inf")
     dual = weights
     for iteration in range(limit + 1):
         objective, bound, _ = form.gap(penalty, reg, weights)
@@ -103,7 +106,10 @@ def minimised(
         if report is not None:
             report(iteration, objective, bound)
         logger.debug("step %d, %d Newton steps: objective %.9g, gap %.2e", iteration, newton, objective, gap)
-        since = 0 if gap < 0.9 * best_gap else since + 1
+        # A bound holds whichever point it comes from, and one point's own may be far off while objectives still fall.
+        least, highest = min(least, objective), max(highest, bound)
+        between = relative_gap(least, highest, form.rounding)
+        known, since = (between, 0) if between < 0.9 * known else (known, since + 1)
         if gap < best_gap:
             best, best_gap = weights, gap
         if gap <= tol:
@@ -119,6 +125,19 @@ def minimised(
             # Where rounding keeps Newton's method from the minimum, a shorter step is what it can do.
             step = min(step * _GROWTH, _LARGEST / steepness) if proximal.reached else step / _GROWTH
     return Outcome(best, limit, Status.ITERATION_LIMIT)
+
+
+def _steepness(form: GramForm | FeatureForm) -> float:
+    """Return the largest eigenvalue of A^T A, or a little less: steps are a choice, and all of them converge.
+
+    Eigenvalues of a matrix of thousands of columns take longer than the whole solve.
+    """
+    along = torch.randn(form.linear.shape, generator=torch.Generator().manual_seed(0), dtype=form.linear.dtype)
+    along, size = along.to(form.linear.device), 0.0
+    for _ in range(_POWERS):
+        along = form.product(along / torch.linalg.vector_norm(along).clamp_min(1e-300))
+        size = float(torch.linalg.vector_norm(along))
+    return size
 
 
 class _ProximalStep:
@@ -202,7 +221,8 @@ class _ProximalStep:
         given = form.gram if isinstance(form, GramForm) else form.features
         count, width = len(given), given[0].numel()
         unknowns, systems = (count, outputs) if self.apart else (count * outputs, 1)
-        if unknowns > _FACTORED or unknowns * (width if self.apart else width * outputs) * systems > _FACTORED_NUMBERS:
+        numbers = unknowns * (width if self.apart else width * outputs) * systems
+        if systems * unknowns**3 > _FACTORED or numbers > _FACTORED_NUMBERS:
             enough = (_FORCING / self.step) ** 2 * self.inner(rest, rest)
             return self._conjugate(slope, right, enough)
         # Rows of A or G, one for each output unless those are apart, turned by S.
