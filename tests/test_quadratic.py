@@ -115,6 +115,24 @@ def test_a_slope_is_the_derivative_of_the_proximal_map(penalty: Penalty, shape: 
     )
 
 
+def test_columns_of_a_slope_are_what_it_does_to_each_coordinate() -> None:
+    weights = normal(1, 3, 10, 2, seed=4)
+    _, slope = SymmetricPenalty().linearised(weights, 0.7)
+    each = torch.eye(10, dtype=torch.float64)
+    dropped = 0
+    for cell, output in itertools.product(range(3), range(2)):
+        found = slope.columns(cell, output)
+        assert found is not None
+        expected = torch.zeros(10, 1, 3, 10, 2, dtype=torch.float64)
+        expected[:, 0, cell, :, output] = each
+        matrix = torch.zeros(10, 10, dtype=torch.float64)
+        matrix[:, found[0]] = found[1]
+        torch.testing.assert_close(matrix, slope.up(expected)[:, 0, cell, :, output].T)
+        dropped += 10 - len(found[0])
+    assert dropped > 0
+    assert NuclearPenalty().linearised(weights, 0.1)[1].columns(0, 0) is None
+
+
 def test_the_symmetric_penalty_is_absolute_eigenvalues_and_its_prox_solves_its_problem() -> None:
     penalty, weights = SymmetricPenalty(), normal(1, 2, 6, 3)
     values = torch.linalg.eigvalsh(unpacked(weights.transpose(2, 3)))
@@ -151,13 +169,15 @@ def test_newton_reaches_what_fista_reaches(kind: type[WholeDesign], penalty: Pen
     assert streamed.objective == pytest.approx(ours.objective, rel=1e-6)
 
 
+@pytest.mark.parametrize("plain", [0, 1000])
 @pytest.mark.parametrize(("kind", "penalty"), SMOOTH)
-def test_conjugate_gradients_reach_the_same(
-    kind: type[WholeDesign], penalty: Penalty, monkeypatch: pytest.MonkeyPatch
+def test_conjugate_gradients_and_factors_of_what_is_kept_reach_the_same(
+    kind: type[WholeDesign], penalty: Penalty, plain: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = program(kind, penalty, n=200)
     direct = get_solver("semismooth_newton", problem, tol=1e-7).solve(problem)
     monkeypatch.setattr("cvxcnn.solvers.semismooth_newton._FACTORED", 0)
+    monkeypatch.setattr("cvxcnn.solvers.semismooth_newton._PLAIN", plain)
     iterated = get_solver("semismooth_newton", problem, tol=1e-7).solve(problem)
     assert (direct.status, iterated.status) == ("optimal", "optimal")
     assert iterated.objective == pytest.approx(direct.objective, rel=1e-7)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.distributed import broadcast
+from ..core.threads import map_items
 from ..penalties import Penalty
 from ..penalties.slopes import ProxSlope
 from ..program.program import Program, relative_gap
@@ -36,6 +37,8 @@ _STALLED = 6
 # of ten systems of 220 unknowns (3 x 3 digits) both take as long, of 612 (4 x 4) these are three to five times as fast.
 _FACTORED, _CONJUGATE, _FORCING = 10 * 300**3, 500, 0.05
 _FACTORED_NUMBERS = 1 << 26
+# Steps of conjugate gradients before a factor may take their place.
+_PLAIN = 20
 # Proximal steps without progress of the gap before the end.
 _PATIENCE = 8
 # Changes of nu that are too small to see, beside the targets.
@@ -255,10 +258,13 @@ class _ProximalStep:
         return weights.flatten(1, 3).permute(2, 0, 1) if self.apart else weights.flatten(1).unsqueeze(0)
 
     def _conjugate(self, slope: ProxSlope, right: Tensor, enough: Tensor) -> Tensor:
-        found = torch.zeros_like(right)
-        rest, along = right.clone(), right.clone()
-        square = self.inner(rest[0], rest[0])
-        for _ in range(_CONJUGATE):
+        found, rest = torch.zeros_like(right), right
+        along, square = rest, self.inner(rest[0], rest[0])
+        for count in range(_CONJUGATE):
+            if count == _PLAIN:
+                factored = self._factored(slope, right)
+                if factored is not None:
+                    return factored
             turned = along + self.step * slope.down(self.product(slope.up(along)[0]).unsqueeze(0))
             length = square / self.inner(along[0], turned[0]).clamp_min(1e-300)
             found, rest = found + length * along, rest - length * turned
@@ -266,6 +272,33 @@ class _ProximalStep:
             if bool((square <= enough).all()):
                 break
             along = rest + square / before.clamp_min(1e-300) * along
+        return found
+
+    def _factored(self, slope: ProxSlope, right: Tensor) -> Tensor | None:
+        """Return c by a factor for each output, of the coordinates that S doesn't drop; None if that takes longer."""
+        form, (_, cells, rows, outputs) = self.form, self.form.shape
+        if not (self.apart and isinstance(form, GramForm)):
+            return None
+        kept = [[slope.columns(cell, output) for cell in range(cells)] for output in range(outputs)]
+        own = [slice(cell * rows, (cell + 1) * rows) for cell in range(cells)]
+        known = [[part for part in parts if part is not None] for parts in kept]
+        counts = [sum(len(places) for places, _ in parts) for parts in known]
+        operations = sum(2.0 * len(form.gram) * rows * count + count**3 / 3 for count in counts)
+        if min(map(len, known)) < cells or operations > 2.0 * (_CONJUGATE - _PLAIN) * outputs * len(form.gram) ** 2:
+            return None
+        found = torch.zeros_like(right)
+
+        def work(output: int) -> None:
+            parts = known[output]
+            turned = torch.cat([form.gram[:, cell] @ s for cell, (_, s) in zip(own, parts, strict=True)], dim=1)
+            system = torch.cat([s.T @ turned[cell] for cell, (_, s) in zip(own, parts, strict=True)])
+            values = [right[0, 0, cell, places, output] for cell, (places, _) in enumerate(parts)]
+            solved = _solve(self.step * 0.5 * (system + system.T).unsqueeze(0), torch.cat(values).view(1, -1, 1))
+            pieces = torch.split(solved.flatten(), [len(places) for places, _ in parts])
+            for cell, ((places, _), piece) in enumerate(zip(parts, pieces, strict=True)):
+                found[0, 0, cell, places, output] = piece
+
+        map_items(work, range(outputs), form.gram.device)
         return found
 
 
