@@ -47,9 +47,9 @@ LARGE: dict[str, Any] = {
     "pricing": PricingOptions(starts=0),
 }  # fmt: skip
 SMALL_PIXELS = 256
-# The path of reg: points in a decade, and the smallest share of reg_max; paths of priced filters take minutes beyond.
+# The path of reg: points in a decade, and the smallest share of reg_max. Paths of priced filters take minutes beyond.
 POINTS = 2
-SMALLEST, SMALLEST_PRICED = 1e-5, 1e-3
+SMALLEST, SMALLEST_PRICED, SMALLEST_LARGE = 1e-5, 1e-3, 1e-4
 # Images that principal directions are computed from.
 PCA_IMAGES = 1000
 # Beside the mean variance: what keeps noise from being made as large as what patches show.
@@ -90,7 +90,7 @@ class Setting:
         settings = KINDS[name]
         self.projects = large and name == "quadratic"
         priced = not large and settings is not None and settings["activation"] == "relu"
-        self.smallest = SMALLEST_PRICED if priced else SMALLEST
+        self.smallest = SMALLEST_PRICED if priced else SMALLEST_LARGE if large else SMALLEST
         self.points = round(1 - POINTS * math.log10(self.smallest))
         self.block = None if settings is None else ConvexConvBlock(**settings, **(LARGE if large else SMALL))
         if self.block is not None and large and settings and settings["activation"] == "relu":

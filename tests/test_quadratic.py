@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cvxcnn import ConvexCNNClassifier, ConvexConvBlock, LayerwiseCNN, PricingOptions, nonconvex_objective, reg_path
 from cvxcnn.activations.quadratic import Square
 from cvxcnn.core.symmetric import packed, unpacked
+from cvxcnn.data import held_out
 from cvxcnn.errors import InputError
 from cvxcnn.explain import attribute
 from cvxcnn.losses import get_loss
@@ -363,6 +364,22 @@ def test_stacks_estimators_and_paths(settings: dict[str, Any]) -> None:
     labels = targets.argmax(dim=1).numpy()
     classifier = ConvexCNNClassifier(layers=1, block=ConvexConvBlock(loss="softmax", **settings))
     assert classifier.fit(images.numpy(), labels).score(images.numpy(), labels) > 0.6
+
+
+@pytest.mark.parametrize("settings", BLOCKS[:2])
+def test_a_stack_chooses_the_reg_of_the_lowest_error_on_held_out_images(settings: dict[str, Any]) -> None:
+    images, targets = two_digits(60)
+    block = ConvexConvBlock(**settings)
+    stack = LayerwiseCNN(layers=1, block=block, standardize=False, validation=0.25).fit(images, targets)
+    fitted = stack.blocks_[0]
+    inputs, expected = torch.as_tensor(images).view(60, 1, 8, 8), torch.as_tensor(targets).view(60, 1)
+    held = held_out(inputs, expected, 0.25, 0)
+    path = reg_path(
+        inputs[~held], expected[~held], block=block, points=10, smallest=1e-3, validation=(inputs[held], expected[held])
+    )
+    assert fitted.reg_ == pytest.approx(path.regs[path.validation_error.argmin()])
+    assert fitted.certificate_.kind == "proved"
+    assert fitted.result_.relative_gap <= 1e-6
 
 
 @pytest.mark.parametrize("settings", BLOCKS[:2])

@@ -287,7 +287,7 @@ def choose_reg(
         # From below reg_max, where weights are zero: a layer that does nothing is never chosen.
         for fraction in smallest ** (np.arange(1, points) / (points - 1)):
             point = replace(program, reg=float(largest * fraction))
-            weights = solver.run(point.unweighted(), weights, lambda *_: None).weights
+            weights = solver.passed(point.unweighted(), weights)
             prediction = program.design.on(held_problem.patches).predict(weights)
             residual = prediction + solver.intercepts(program, weights) - held_problem.targets
             square = residual.double().square().sum(dim=1)

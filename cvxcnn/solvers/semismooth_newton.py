@@ -260,11 +260,14 @@ class _ProximalStep:
     def _conjugate(self, slope: ProxSlope, right: Tensor, enough: Tensor) -> Tensor:
         found, rest = torch.zeros_like(right), right
         along, square = rest, self.inner(rest[0], rest[0])
+        kept, worth = None, float(_CONJUGATE)
         for count in range(_CONJUGATE):
             if count == _PLAIN:
-                factored = self._factored(slope, right)
-                if factored is not None:
-                    return factored
+                kept = self._kept(slope)
+                # Whoever changes over when both have cost the same pays at most twice what the better one takes.
+                worth = float(_CONJUGATE) if kept is None else self._operations(kept)
+            if kept is not None and count >= worth:
+                return self._factored(kept, right)
             turned = along + self.step * slope.down(self.product(slope.up(along)[0]).unsqueeze(0))
             length = square / self.inner(along[0], turned[0]).clamp_min(1e-300)
             found, rest = found + length * along, rest - length * turned
@@ -274,23 +277,33 @@ class _ProximalStep:
             along = rest + square / before.clamp_min(1e-300) * along
         return found
 
-    def _factored(self, slope: ProxSlope, right: Tensor) -> Tensor | None:
-        """Return c by a factor for each output, of the coordinates that S doesn't drop; None if that takes longer."""
-        form, (_, cells, rows, outputs) = self.form, self.form.shape
-        if not (self.apart and isinstance(form, GramForm)):
+    def _kept(self, slope: ProxSlope) -> list[list[tuple[Tensor, Tensor]]] | None:
+        """Return ``slope.columns`` of each output and its cells; None where a factor can't use them."""
+        _, cells, _, outputs = self.form.shape
+        if not (self.apart and isinstance(self.form, GramForm)):
             return None
         kept = [[slope.columns(cell, output) for cell in range(cells)] for output in range(outputs)]
-        own = [slice(cell * rows, (cell + 1) * rows) for cell in range(cells)]
         known = [[part for part in parts if part is not None] for parts in kept]
-        counts = [sum(len(places) for places, _ in parts) for parts in known]
-        operations = sum(2.0 * len(form.gram) * rows * count + count**3 / 3 for count in counts)
-        if min(map(len, known)) < cells or operations > 2.0 * (_CONJUGATE - _PLAIN) * outputs * len(form.gram) ** 2:
-            return None
+        return known if all(len(parts) == cells for parts in known) else None
+
+    def _operations(self, kept: list[list[tuple[Tensor, Tensor]]]) -> float:
+        """Return what the factors cost, in steps of conjugate gradients."""
+        form = self.form
+        counts = [sum(len(places) for places, _ in parts) for parts in kept]
+        operations = sum(2.0 * len(form.linear) * form.shape[2] * count + count**3 / 3 for count in counts)
+        # Products with a few vectors wait for memory, and take about twice as long for their operations.
+        return operations / (4.0 * form.shape[3] * len(form.linear) ** 2)
+
+    def _factored(self, kept: list[list[tuple[Tensor, Tensor]]], right: Tensor) -> Tensor:
+        """Return c by a factor for each output, of the coordinates that S doesn't drop."""
+        form, (_, cells, rows, outputs) = self.form, self.form.shape
+        gram = form.gram if isinstance(form, GramForm) else form.features.T @ form.features
+        own = [slice(cell * rows, (cell + 1) * rows) for cell in range(cells)]
         found = torch.zeros_like(right)
 
         def work(output: int) -> None:
-            parts = known[output]
-            turned = torch.cat([form.gram[:, cell] @ s for cell, (_, s) in zip(own, parts, strict=True)], dim=1)
+            parts = kept[output]
+            turned = torch.cat([gram[:, cell] @ s for cell, (_, s) in zip(own, parts, strict=True)], dim=1)
             system = torch.cat([s.T @ turned[cell] for cell, (_, s) in zip(own, parts, strict=True)])
             values = [right[0, 0, cell, places, output] for cell, (places, _) in enumerate(parts)]
             solved = _solve(self.step * 0.5 * (system + system.T).unsqueeze(0), torch.cat(values).view(1, -1, 1))
@@ -298,7 +311,7 @@ class _ProximalStep:
             for cell, ((places, _), piece) in enumerate(zip(parts, pieces, strict=True)):
                 found[0, 0, cell, places, output] = piece
 
-        map_items(work, range(outputs), form.gram.device)
+        map_items(work, range(outputs), gram.device)
         return found
 
 

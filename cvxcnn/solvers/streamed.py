@@ -89,6 +89,11 @@ class Streamed(Solver):
             start = weights
         return Outcome(weights, iteration)
 
+    def passed(self, program: Program, start: Tensor | None) -> Tensor:
+        self.form = GramForm.of(program) if self.form is None else self.form
+        limit = self.max_iter or _ROUNDS
+        return solve_form(self.form, program.penalty, program.reg, self.tol, start, limit).to(program.targets)
+
     def judge(self, program: Program, weights: Tensor) -> Evaluation:
         if self._judged is not None and torch.equal(self._judged[0], weights):
             return self._judged[1]
