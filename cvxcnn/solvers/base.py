@@ -189,7 +189,10 @@ class Solver(ABC):
         """Solve; call ``report(iteration, objective, dual_bound)`` now and then."""
 
     def passed(self, program: Program, start: Tensor | None) -> Tensor:
-        """Return weights of a point that a path only passes: to the tolerance by the method's own word."""
+        """Return weights of a point that a path only passes: to the tolerance by the method's own word.
+
+        The solver may keep what doesn't depend on reg: all programs that it is asked for are those of one path.
+        """
         return self.run(program, start, lambda *_: None).weights
 
     def judge(self, program: Program, weights: Tensor) -> Evaluation:

@@ -92,7 +92,8 @@ class Streamed(Solver):
     def passed(self, program: Program, start: Tensor | None) -> Tensor:
         self.form = GramForm.of(program) if self.form is None else self.form
         limit = self.max_iter or _ROUNDS
-        return solve_form(self.form, program.penalty, program.reg, self.tol, start, limit).to(program.targets)
+        weights = solve_form(self.form, program.penalty, program.reg, 0.5 * self.tol, start, limit)
+        return broadcast(weights.to(program.targets))
 
     def judge(self, program: Program, weights: Tensor) -> Evaluation:
         if self._judged is not None and torch.equal(self._judged[0], weights):
