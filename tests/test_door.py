@@ -470,6 +470,18 @@ def test_a_fit_says_how_far_it_is_if_it_is_asked(name: str, capsys: pytest.Captu
     assert f"{name}: objective" in ends and "from optimal over its own gates" in ends
 
 
+def test_a_path_says_each_point_if_it_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    reg_path(IMAGES, TARGETS, block=BLOCK, points=2)
+    assert capsys.readouterr().err == ""
+    path = reg_path(IMAGES, TARGETS, block=BLOCK, points=2, verbose=True)
+    begins, *points = capsys.readouterr().err.splitlines()
+    assert "path: 20 images of 48 patches" in begins
+    for index, (line, block) in enumerate(zip(points[1::2], path.blocks, strict=True), start=1):
+        assert f"point {index} of 2, reg {block.reg:.4g}: {block.certificate_}" in line
+    with pytest.raises(InputError, match="verbose must be"):
+        reg_path(IMAGES, TARGETS, verbose="loud")  # type: ignore[arg-type]
+
+
 def test_estimators_say_it_too(capsys: pytest.CaptureFixture[str]) -> None:
     ConvexCNNRegressor(block=BLOCK).fit(IMAGES, TARGETS, verbose=True)
     ConvexCNNClassifier(block=BLOCK).fit(IMAGES, LABELS, verbose=True)

@@ -241,7 +241,7 @@ def test_without_matplotlib_there_are_the_numbers_and_a_page(
     monkeypatch.setattr("cvxcnn.drawing.style.import_matplotlib", failing(ImportError("no matplotlib")))
     assert train_quickly() == 0
     shown = capsys.readouterr().out
-    assert shown.count("ImportError: no matplotlib") == 7  # three figures, and four parts of the page
+    assert shown.count("ImportError: no matplotlib") == 8  # four figures, and four parts of the page
     assert "report.html is without the figures of convergence" in shown
     assert "These figures could not be drawn: ImportError" in Path("out/report.html").read_text()
     assert {"metrics.csv", "report.html", "summary.json"} < set(os.listdir("out"))

@@ -6,23 +6,30 @@ import csv
 import html
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from problems import noise_problem
 from safetensors.torch import load_file
 from sklearn.linear_model import Ridge
 
+from cvxcnn.commands.diagnose import main as diagnose_main
+from cvxcnn.commands.explain import sparsity_table
 from cvxcnn.commands.train import build_parser, main, settings_of
+from cvxcnn.data import load_data
 from cvxcnn.errors import InputError
 from cvxcnn.models.recipes import RECIPES
 from cvxcnn.patches import Patches
 from cvxcnn.reports.figures import plot_accuracy, plot_objective
+from cvxcnn.reports.predictions import read_predictions
 from cvxcnn.reports.summary import LayerSummary, RunSummary
 from cvxcnn.reports.table import render_text, results_table
 from cvxcnn.runs.checkpoint import read_state
+from cvxcnn.runs.explaining import explain_run, load_networks
 from cvxcnn.runs.memory import predict_run_memory
 from cvxcnn.runs.rivals import RIDGES, RIVALS, _least_alpha, check_rivals, kernel_bytes, train_kernel
 from cvxcnn.runs.run import run
@@ -87,10 +94,81 @@ def test_table_page_and_figures_name_them(folder: Path, summary: dict[str, Any])
 
 def test_what_is_kept_can_be_gone_on_with(folder: Path, summary: dict[str, Any]) -> None:
     state = read_state(folder)
-    assert len(state.rivals) == 2 and state.summary == summary
+    assert list(state.rivals) == ["nonconvex", "adam", "two-phase", "softplus"] and state.summary == summary
+    assert {len(found) for found in state.rivals.values()} == {2}
     assert [LayerSummary.from_json(entry).to_json() for entry in summary["layers"]] == summary["layers"]
     with pytest.raises(ValueError, match="the rivals of a layer must be an object"):
         LayerSummary.from_json({**summary["layers"][0], "rivals": ["adam"]})
+
+
+def test_each_network_is_diagnosed_by_its_name(
+    folder: Path, summary: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "run"))
+    assert diagnose_main([str(copy)]) == 0
+    said = capsys.readouterr().out
+    found = json.loads((copy / "diagnosis.json").read_text())
+    methods = ["convex", "nonconvex", "adam", "two-phase", "softplus"]
+    assert [(block["layer"], block["method"]) for block in found["blocks"]] == [(j, m) for j in (1, 2) for m in methods]
+    assert "kernel: not diagnosed, for it is infinitely wide" in said and list(found["left_out"]) == ["kernel"]
+    page = html.unescape((copy / "report.html").read_text())
+    for block in found["blocks"]:
+        entry = summary["layers"][block["layer"] - 1]
+        own = entry.get(block["method"]) or entry["rivals"][block["method"]]
+        assert block["objective"] == pytest.approx(own["objective"], rel=1e-6)
+        name = {"nonconvex": "SGD", "adam": "Adam"}.get(block["method"], block["method"])
+        assert f"layer {block['layer']}, {name}: {block['verdict']}." in said
+        assert f"Layer {block['layer']}, {name}: {block['verdict']}." in page
+        smooth = block["method"] == "softplus"
+        assert (block["above_bound"] is None) == smooth == (block["tangent"]["ridge_error"] is None)
+        assert smooth == (block["measured"][0] == "Its neurons are smooth: no bound is of them.")
+        assert smooth == ("activation" not in block["theory"][2])
+    assert "kernel: not diagnosed" in re.sub("<[^>]*>", "", page)
+
+
+def test_each_network_is_explained_by_its_name(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "run"))
+    said: list[str] = []
+    found = explain_run(copy, methods=["gradcam", "guided_backprop"], n_images=1, say=said.append)
+    assert found["labels"] == {
+        "convex": "convex", "nonconvex": "SGD", "adam": "Adam", "two-phase": "two-phase", "softplus": "softplus"
+    }  # fmt: skip
+    assert "kernel: left out, for it is infinitely wide, and has no maps" in said
+    assert "Left out: kernel, for it is infinitely wide" in (copy / "report.html").read_text()
+    assert "softplus network: maps of 360 test images, none of guided_backprop" in said
+    rows = {(row["method"], row["network"]) for row in found["sparsity"]}
+    differences = {"difference", "difference adam", "difference two-phase"}
+    everywhere = {*found["labels"], *differences}
+    assert {network for method, network in rows if method == "gradcam"} == everywhere | {"difference softplus"}
+    assert {network for method, network in rows if method == "guided_backprop"} == everywhere - {"softplus"}
+    table = render_text(sparsity_table(found), 100)
+    for name in ("SGD", "vs Adam", "vs SGD", "vs softplus"):
+        assert f" {name} " in table
+
+
+@pytest.mark.parametrize("added", [{"layers": 1}, {"residual": True, "augment": ("mirror",)}])
+def test_networks_of_a_run_with_an_intercept_predict_as_in_training(added: dict[str, Any], tmp_path: Path) -> None:
+    settings = {
+        **vars(QUICK),
+        "intercept": True,
+        "rivals": ("adam", "softplus"),
+        "output": str(tmp_path / "run"),
+        **added,
+    }
+    run(Settings(**settings))
+    networks, _, _ = load_networks(tmp_path / "run", alone=False)
+    _, test = load_data("digits")
+    predictions = read_predictions(tmp_path / "run" / "predictions.csv", 10)
+    last = json.loads((tmp_path / "run" / "summary.json").read_text())["layers"][-1]
+    for name, network in networks.items():
+        guesses = network(torch.as_tensor(test.images)).argmax(dim=1).numpy()
+        expected = last.get(name) or last["rivals"][name]
+        assert (guesses == test.labels).mean() == pytest.approx(expected["test_accuracy"])
+        if name != "softplus":
+            np.testing.assert_array_equal(guesses, predictions.predicted[name])
+    for image in explain_run(tmp_path / "run", methods=["cam"], n_images=2)["images"]:
+        for name in ("convex", "nonconvex"):
+            assert image[name] == str(predictions.predicted[name][image["index"]])
 
 
 def test_the_kernel_alone_leaves_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

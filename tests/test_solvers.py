@@ -273,7 +273,12 @@ def test_unknown_solver() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "expected"),
-    [("gated", "working_set"), ("dense", "working_set"), ("relu", "cone_working_set"), ("nuclear", "fista")],
+    [
+        ("gated", "working_set"),
+        ("dense", "working_set"),
+        ("relu", "cone_working_set"),
+        ("nuclear", "semismooth_newton"),
+    ],
 )
 def test_auto_chooses_our_own(kind: str, expected: str) -> None:
     assert get_solver("auto", program(kind)).name == expected

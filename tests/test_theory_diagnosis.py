@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,12 +39,16 @@ UNBOUNDED = ConvexConvBlock(gates=10, pricing=PricingOptions(starts=0))
 def eq1(point: BlockPoint, vector: Tensor) -> Tensor:
     """Return Eq. 1 as autograd sees it."""
     filters, readout = point.unflatten(vector)
-    outputs = torch.einsum("ck,nki,ico->no", point.pool, (point.patches.unfold() @ filters.T).relu(), readout)
+    responses = point.patches.unfold() @ filters.T
+    found = responses.relu()
+    if point.softplus is not None:
+        found = torch.logaddexp(point.softplus * responses, torch.zeros_like(responses)) / point.softplus
+    outputs = torch.einsum("ck,nki,ico->no", point.pool, found, readout)
     squares = filters.square().sum() + readout.square().sum()
     return point.loss.tensor(outputs + point.intercept, point.targets) + 0.5 * point.reg * squares
 
 
-def random_point(loss: str = "squared", seed: int = 0) -> BlockPoint:
+def random_point(loss: str = "squared", seed: int = 0, softplus: float | None = None) -> BlockPoint:
     patches, targets = noise_problem(7, 4, outputs=3, seed=seed, kernel_size=2, bias=True, pool_cells=2, pooling="mean")
     if loss == "logistic":
         targets = targets.sign()
@@ -51,12 +56,14 @@ def random_point(loss: str = "squared", seed: int = 0) -> BlockPoint:
         targets = torch.nn.functional.one_hot(targets.argmax(dim=1), 3).double()
     generator = seeded(seed + 1)
     filters, readout = normal(4, 5, seed=generator), normal(4, 4, 3, seed=generator)
-    return BlockPoint(patches, targets, filters, readout, 0.3, get_loss(loss))
+    return BlockPoint(patches, targets, filters, readout, 0.3, get_loss(loss), softplus=softplus)
 
 
-@pytest.mark.parametrize("loss", ["squared", "logistic", "softmax"])
-def test_gradient_and_curvature_are_those_of_autograd(loss: str) -> None:
-    point = random_point(loss)
+@pytest.mark.parametrize(
+    ("loss", "softplus"), [("squared", None), ("logistic", None), ("softmax", None), ("squared", 2.0), ("softmax", 5.0)]
+)
+def test_gradient_and_curvature_are_those_of_autograd(loss: str, softplus: float | None) -> None:
+    point = random_point(loss, softplus=softplus)
     vector = point.flatten(point.weights)
     value, gradient = point.value_and_gradient(*point.weights)
     assert math.isclose(value, float(eq1(point, vector)), rel_tol=1e-12)
@@ -66,6 +73,12 @@ def test_gradient_and_curvature_are_those_of_autograd(loss: str) -> None:
     torch.testing.assert_close(point.flatten(point.gradient), expected)
     hessian = torch.autograd.functional.hessian(lambda v: eq1(point, v), vector)
     direction = normal(len(vector), seed=5)
+    single, rough = point.value_and_gradient(*point.weights, single=True)
+    assert math.isclose(single, value, rel_tol=1e-6)
+    torch.testing.assert_close(point.flatten(rough), expected, rtol=1e-5, atol=1e-4)
+    steps = (-0.3, 0.0, 0.2)
+    along = [float(eq1(point, vector + step * direction)) for step in steps]
+    assert point.values_along(point.unflatten(direction), steps) == pytest.approx(along, rel=1e-12)
     product = point.flatten(point.curvature(point.unflatten(direction)))
     torch.testing.assert_close(product, hessian @ direction, rtol=1e-4, atol=1e-4)
     found = curvature(point)
@@ -73,6 +86,7 @@ def test_gradient_and_curvature_are_those_of_autograd(loss: str) -> None:
     assert float(values[0]) * 1.001 - 1e-3 <= found.smallest <= float(values[0]) + 0.05 * float(values[-1] - values[0])
     assert math.isclose(found.largest, float(values[-1]), rel_tol=1e-3)
     assert (found.fall > 0) or found.smallest > 0
+    assert math.isnan(found.clarke_after)
 
 
 def test_jacobian_products_are_those_of_the_kernel() -> None:
@@ -80,9 +94,8 @@ def test_jacobian_products_are_those_of_the_kernel() -> None:
     kernel = torch.as_tensor(block_ntk(point.patches.unfold(), point.filters, point.readout, point.pool))
     upstream = normal(7, 3, seed=9)
     torch.testing.assert_close(point.push(point.pull(upstream)).flatten(), kernel @ upstream.flatten())
-    jacobian = point.jacobian(7)
-    torch.testing.assert_close(jacobian @ jacobian.T, kernel)
-    assert jacobian.shape == (21, point.n_weights)
+    torch.testing.assert_close(point.kernel(7), kernel)
+    torch.testing.assert_close(point.kernel(5), kernel[:15, :15])
 
 
 def test_weights_that_a_group_network_lacks_are_in_no_direction() -> None:
@@ -93,7 +106,9 @@ def test_weights_that_a_group_network_lacks_are_in_no_direction() -> None:
     assert sparse.n_weights == 4 * 5 + 4
     for direction in (sparse.gradient, sparse.curvature((point.filters, point.readout))):
         assert not bool(direction[1][readout == 0].any())
-    assert sparse.jacobian(7).shape == (21, 24)
+    units = torch.eye(21, dtype=torch.float64).view(21, 7, 3)
+    expected = torch.stack([sparse.push(sparse.pull(unit)).flatten() for unit in units])
+    torch.testing.assert_close(sparse.kernel(7), expected)
 
 
 def test_tangent_kernel_of_a_fitted_block_is_kernel_ridge() -> None:
@@ -167,6 +182,11 @@ def test_verdicts_of_an_optimal_a_random_and_a_small_network() -> None:
     assert optimal.stationarity.clarke < 1e-2
     _, small = diagnose(block, images, targets, rivals=[half]).blocks
     assert small.above_best > 0
+    # A solved program whose filters are moved off: descent brings them back, which is the reason that is given.
+    block.neurons_ = replace(own, filters=own.filters + 0.02 * normal(*own.filters.shape, seed=3) * own.filters.norm())
+    (moved,) = diagnose(block, images, targets).blocks
+    assert moved.verdict == "not stationary" and moved.curvature.clarke_after < 0.2 * moved.stationarity.clarke
+    assert any("Some steps of descent bring it to" in words for words in moved.measured)
     text = json.dumps(optimal.to_json(), allow_nan=False)
     assert "lam" not in text and json.loads(text)["method"] == "convex"
 
@@ -262,6 +282,6 @@ def test_what_cant_be_diagnosed_is_refused_in_words(tmp_path: Path) -> None:
         diagnose(block, images, np.eye(2)[labels])
     with pytest.raises(InputError, match="layer 1 needs about"):
         diagnose(block, images, labels, memory=1e-6)
-    with pytest.raises(InputError, match=r"the rival of layer 1 must have filters \(m, 10\)"):
+    with pytest.raises(InputError, match=r"the rival 'nonconvex' of layer 1 must have filters \(m, 10\)"):
         diagnose(block, images, labels, rivals=[(torch.ones(2, 3), torch.ones(2, 4, 1))])
     assert main([str(tmp_path)]) == 2

@@ -39,8 +39,9 @@ from cvxcnn.runs.settings import Settings, build_stack
 
 QUICK = ["--layers", "1", "--limit-train", "40", "--reg", "10", "--gates", "8"]
 FILES = [
-    "accuracy.png", "config.json", "explanations_quick.png", "history.csv", "metrics.csv", "mistakes.png",
-    "model.safetensors", "objective.png", "predictions.csv", "report.html", "summary.json",
+    "accuracy.png", "config.json", "exciting_patches.png", "explanations_quick.png", "history.csv",
+    "metrics.csv", "mistakes.png", "model.safetensors", "objective.png", "predictions.csv",
+    "report.html", "summary.json",
 ]  # fmt: skip
 CONVEX = {
     "objective", "dual_bound", "relative_gap", "status", "solver", "n_neurons", "train_loss", "train_accuracy",

@@ -509,8 +509,10 @@ def test_a_run_weighs_its_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     )
     layer = summary["layers"][0]
     assert layer["convex"]["objective"] == pytest.approx(eq1, rel=1e-9)
-    filters, readout = (part.double() for part in read_state(out).rivals[0])
-    rival = Neurons(filters, readout, filters.new_zeros(3)).predict(Patches(inputs, stack.blocks_[0].geometry_))
+    neurons = read_state(out).rivals["nonconvex"][0].double()
+    filters, readout = neurons.filters, neurons.readout
+    assert not bool(neurons.intercept.any())
+    rival = neurons.predict(Patches(inputs, stack.blocks_[0].geometry_))
     loss = Weighted(SquaredLoss(), torch.from_numpy(weights)).value(rival, torch.eye(3).double()[labels[rare]])
     decay = 0.5 * float(stack.blocks_[0].reg_ * (filters.square().sum() + readout.square().sum()))
     assert layer["nonconvex"]["objective"] == pytest.approx(loss + decay, rel=1e-5)

@@ -9,8 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ..core.text import printable
-from ..drawing.style import LABELS
+from ..core.text import in_percent, printable
 from ..reports.html import DIAGNOSIS_FILE, REPORT_FILE
 from ..runs.diagnosing import diagnose_run
 from .cli import Parser, positive, run_command
@@ -22,9 +21,9 @@ def build_parser(prog: str = PROGRAM) -> Parser:
     """Return the command's parser."""
     parser = Parser(
         prog,
-        "Say of each layer of a training run, convex and in torch, whether it is a stationary point, a saddle, a "
-        f"spurious minimum, or optimal within its certificate, and what theorems say of it. Writes {DIAGNOSIS_FILE} "
-        f"into the folder, and {REPORT_FILE} anew.",
+        "Say of each layer of a training run, convex and of each rival that is a network, whether it is a stationary "
+        "point, a saddle, a spurious minimum, or optimal within its certificate, and what theorems say of it. Writes "
+        f"{DIAGNOSIS_FILE} into the folder, and {REPORT_FILE} anew.",
     )
     parser.add_argument("folder", metavar="DIR", help="folder of a finished run")
     other = parser.add_argument_group("machine and messages")
@@ -43,8 +42,8 @@ def diagnosis_table(found: Mapping[str, Any]) -> Table:
     for block in found["blocks"]:
         steady, bent = block["stationarity"], block["curvature"]
         shares = (block["above_bound"], steady["plain"], steady["clarke"], bent["descent"])
-        cells = ["-" if share is None else f"{100 * share:.2g} %" for share in shares]
-        table.add_row(str(block["layer"]), LABELS[block["method"]], block["verdict"], *cells)
+        cells = ["-" if share is None else in_percent(share) for share in shares]
+        table.add_row(str(block["layer"]), found["labels"][block["method"]], block["verdict"], *cells)
     return table
 
 
@@ -72,9 +71,11 @@ def main(argv: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
         found = diagnose_run(**options, say=say)
         console.print(diagnosis_table(found))
         for block in found["blocks"]:
-            say(f"layer {block['layer']}, {LABELS[block['method']]}: {block['verdict']}.")
+            say(f"layer {block['layer']}, {found['labels'][block['method']]}: {block['verdict']}.")
             say(f"  Measured: {' '.join(block['measured'])}")
             say(f"  Theory: {' '.join(block['theory'])}")
+        for method, why in found["left_out"].items():
+            say(f"{found['labels'][method]}: not diagnosed, for {why}.")
         say(f"Written to {options['folder']}: {DIAGNOSIS_FILE}, {REPORT_FILE}")
 
     return run_command(

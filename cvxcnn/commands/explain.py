@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from ..core.text import printable
-from ..drawing.style import LABELS
 from ..explain.attribution import METHODS
 from ..explain.figures import METHOD_NAMES
 from ..reports.html import EXPLANATION_FILES, REPORT_FILE
@@ -18,7 +17,6 @@ from ..runs.explaining import explain_run
 from .cli import Parser, integer, one_of, run_command
 
 PROGRAM = "python -m cvxcnn.explain"
-NAMES = {**LABELS, "difference": "difference"}
 MEASURES = {"gini": "Gini index", "half_mass_share": "half-mass share"}
 
 
@@ -26,7 +24,7 @@ def build_parser(prog: str = PROGRAM) -> Parser:
     """Return the command's parser."""
     parser = Parser(
         prog,
-        "Show what the predictions of a training run rest on: maps of the convex and the non-convex network side by "
+        "Show what the predictions of a training run rest on: maps of the convex network and its rivals side by "
         f"side, how sparse they are, and a sanity check. Writes {', '.join(EXPLANATION_FILES)} into the folder, and "
         f"{REPORT_FILE} anew.",
     )
@@ -53,8 +51,9 @@ def build_parser(prog: str = PROGRAM) -> Parser:
 
 def sparsity_table(found: Mapping[str, Any]) -> Table:
     """Return the sparsity numbers of ``explain_run`` as a table."""
+    versus = "; vs: convex minus" if len(found["labels"]) > 2 else ""
     table = Table(
-        title=f"layer {found['layer']}, {found['n_test']} test images: mean [95 % interval]",
+        title=f"layer {found['layer']}, {found['n_test']} test images: mean [95 % interval]{versus}",
         box=box.SIMPLE_HEAD,
         padding=0,
     )
@@ -64,8 +63,16 @@ def sparsity_table(found: Mapping[str, Any]) -> Table:
     for method, network in dict.fromkeys((method, network) for method, network, _ in rows):
         cells = [_cell(rows[method, network, measure]) for measure in MEASURES]
         first = network == "convex"
-        table.add_row(METHOD_NAMES[method] if first else "", NAMES[network], *cells)
+        table.add_row(METHOD_NAMES[method] if first else "", _name(network, found["labels"]), *cells)
     return table
+
+
+def _name(network: str, labels: Mapping[str, str]) -> str:
+    """Return what a row's network, or its difference from the convex one, is called."""
+    if not network.startswith("difference"):
+        return labels[network]
+    rival = network.removeprefix("difference").strip() or "nonconvex"
+    return "difference" if len(labels) == 2 else f"vs {labels[rival]}"
 
 
 def _cell(row: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from ..errors import CvxcnnError
 
-__all__ = ["brief", "did_you_mean", "one_line", "printable"]
+__all__ = ["brief", "did_you_mean", "in_percent", "one_line", "printable"]
 
 _NAME_WIDTH = 40
 
@@ -59,3 +59,15 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     """
     near = difflib.get_close_matches(given.casefold(), list(known), 1)
     return f": did you mean {near[0]}?" if near else ""
+
+
+def in_percent(share: float) -> str:
+    """Return a share in per cent, in two digits.
+
+    Examples
+    --------
+    >>> in_percent(0.01262), in_percent(13.62), in_percent(2e-8)
+    ('1.3 %', '1,400 %', '2e-06 %')
+    """
+    rounded = float(f"{100 * share:.2g}")
+    return f"{rounded:,.0f} %" if rounded >= 100 else f"{rounded:g} %"

@@ -19,18 +19,22 @@ gradient, so those two methods and Guided Grad-CAM refuse them.
 """
 
 from .attribution import METHODS, attribute
-from .figures import plot_explanations, plot_sanity
+from .exciting import Exciting, exciting_patches
+from .figures import plot_exciting, plot_explanations, plot_sanity
 from .sanity import SanityStep, rank_correlation, sanity_check
 from .sparsity import Interval, bootstrap_interval, gini, half_mass_share
 
 __all__ = [
     "METHODS",
+    "Exciting",
     "Interval",
     "SanityStep",
     "attribute",
     "bootstrap_interval",
+    "exciting_patches",
     "gini",
     "half_mass_share",
+    "plot_exciting",
     "plot_explanations",
     "plot_sanity",
     "rank_correlation",

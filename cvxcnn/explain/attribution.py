@@ -34,11 +34,12 @@ __all__ = ["METHODS", "attribute", "attributes"]
 METHODS = ("cam", "gradcam", "guided_gradcam", "gradient", "deconvolution", "guided_backprop")
 # Those that change what ReLUs do to the gradient, and are the plain gradient where they find none.
 GUIDED = ("guided_gradcam", "deconvolution", "guided_backprop")
-# Modules of our own that give maps and are no ReLUs.
+# Modules that give maps and are no ReLUs.
 _NO_RELUS: dict[type[nn.Module], str] = {
     GatedConv: "a gated convolution",
     Square: "a square",
     LinearMaps: "a linear layer of maps",
+    nn.Softplus: "a softplus",
 }
 
 # Images that go through a network together: few enough for the maps of wide layers.

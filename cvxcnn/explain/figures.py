@@ -1,4 +1,4 @@
-"""explanations.png and sanity.png: maps of the convex and the non-convex network side by side, and their check."""
+"""Figures: maps of the convex network and its rivals side by side, their check, and what excites deep filters."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..drawing.style import COLOURS, LABELS, MARKERS, literal, new_figure, save_png, tidy
 from ..errors import InputError
+from .exciting import Exciting
 from .sanity import SanityStep
 from .sparsity import bootstrap_interval
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["METHOD_NAMES", "plot_explanations", "plot_sanity"]
+__all__ = ["METHOD_NAMES", "plot_exciting", "plot_explanations", "plot_sanity"]
 
 METHOD_NAMES = {
     "cam": "CAM",
@@ -37,6 +38,9 @@ _CELL = 1.05
 _TEXT = 1.15
 _HEAD, _FOOT = 0.95, 0.75
 _NAME_LENGTH = 12
+# Patches of a neuron that are beside one another, and the colour of what is no image.
+_ABREAST = 3
+_BEYOND = np.array([0.80, 0.87, 0.95])
 
 
 def _picture(image: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -60,6 +64,7 @@ def plot_explanations(
     *,
     title: str = "",
     resolution: tuple[int, int] | None = None,
+    names: Mapping[str, str] = LABELS,
 ) -> None:
     """Draw images in rows, and beside each the maps of every method, networks side by side on one colour scale.
 
@@ -76,7 +81,7 @@ def plot_explanations(
     classes : sequence of str
         Their names.
     maps : mapping
-        ``maps[method][network]``, each (n, h, w), with the same networks for every method: "convex", "nonconvex".
+        ``maps[method][network]``, each (n, h, w), of networks that have predictions: "convex", "nonconvex".
     predictions : mapping
         ``predictions[network]``, classes as ints, length n.
     path : str or binary file
@@ -84,6 +89,8 @@ def plot_explanations(
     title : str
     resolution : (int, int), optional
         Height and width of the feature maps that CAM and Grad-CAM are enlarged from, to be said beside their names.
+    names : mapping
+        What networks are called.
 
     Raises
     ------
@@ -93,17 +100,15 @@ def plot_explanations(
         If the file can't be written.
     """
     count = len(images)
-    networks = list(predictions)
-    every = [(method, network) for method in maps for network in networks]
+    every = [(method, network) for method in maps for network in predictions if network in maps[method]]
     if not count or not every:
         raise InputError("there is nothing to draw: give at least one image, one method and one network.")
     shape = (count, *images.shape[2:])
     for method, network in every:
-        given = maps[method].get(network)
-        if given is None or given.shape != shape:
+        given = maps[method][network]
+        if given.shape != shape:
             raise InputError(
-                f"maps[{method!r}][{network!r}] must have shape {shape}, a map an image; "
-                f"got {None if given is None else given.shape}."
+                f"maps[{method!r}][{network!r}] must have shape {shape}, a map an image; got {given.shape}."
             )
     columns = 1 + len(every)
     figure = new_figure(_TEXT + _CELL * columns, _HEAD + _FOOT + _CELL * count)
@@ -114,15 +119,16 @@ def plot_explanations(
     grid[0, 0].set_title("image", fontsize=9)
     for row, axes in enumerate(grid[:, 0]):
         drawn = axes.imshow(_picture(images[row]), cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
-        _label_row(axes, int(labels[row]), {name: int(predictions[name][row]) for name in networks}, classes)
+        _label_row(axes, int(labels[row]), {names.get(n, n): int(predictions[n][row]) for n in predictions}, classes)
     # Colour images have no scale, but a column without a bar would not be level with the others.
     _bar(figure, drawn, grid[:, 0], [0.0, 1.0]).set_visible(images.shape[1] != 3)
     for number, (method, network) in enumerate(every):
         shown = maps[method]
+        networks = [name for name in predictions if name in shown]
         largest = max(float(np.abs(shown[name]).max()) for name in networks) or 1.0
         signed = any(bool((shown[name] < 0).any()) for name in networks)
         column = grid[:, 1 + number]
-        label, name = LABELS.get(network, network), METHOD_NAMES.get(method, method)
+        label, name = names.get(network, network), METHOD_NAMES.get(method, method)
         if method in COARSE and resolution is not None:
             name += f" ({resolution[0]} x {resolution[1]})"
         # An empty line leaves room for the method's name, which stands above all its columns.
@@ -143,7 +149,8 @@ def plot_explanations(
             ticks = [-largest, 0.0, largest] if signed else [0.0, largest]
             _bar(figure, drawn, grid[:, first : first + len(networks)], ticks)
     if title:
-        figure.suptitle(literal(title), fontsize=11)
+        # At the left, where a page begins to show a wide figure.
+        figure.suptitle(literal(title), fontsize=11, x=0.01, ha="left")
     save_png(figure, path)
 
 
@@ -167,18 +174,22 @@ def _label_row(axes: Axes, label: int, found: Mapping[str, int], classes: Sequen
     """Write the true class of an image, and each network's, at its left."""
     lines = [(f"true: {_short(classes[label])}", "black")]
     lines += [
-        (f"{LABELS.get(name, name)}: {_short(classes[guess])}", "black" if guess == label else "#C00000")
-        for name, guess in found.items()
+        (f"{name}: {_short(classes[guess])}", "black" if guess == label else "#C00000") for name, guess in found.items()
     ]
     for number, (text, colour) in enumerate(lines):
-        height = 0.5 + 0.22 * ((len(lines) - 1) / 2 - number)
+        height = 0.5 + min(0.22, 0.95 / len(lines)) * ((len(lines) - 1) / 2 - number)
         axes.text(
             -0.08, height, text, transform=axes.transAxes, ha="right", va="center", fontsize=8, color=colour
         )  # fmt: skip
 
 
 def plot_sanity(
-    steps: Mapping[str, Mapping[str, Sequence[SanityStep]]], path: str | IO[bytes], *, title: str = "", seed: int = 0
+    steps: Mapping[str, Mapping[str, Sequence[SanityStep]]],
+    path: str | IO[bytes],
+    *,
+    title: str = "",
+    seed: int = 0,
+    names: Mapping[str, str] = LABELS,
 ) -> None:
     """Draw how alike maps stay while layers become random, a panel a method.
 
@@ -191,6 +202,8 @@ def plot_sanity(
     title : str
     seed : int
         Of the bootstrap intervals (95 %).
+    names : mapping
+        What networks are called.
 
     Raises
     ------
@@ -214,7 +227,7 @@ def plot_sanity(
             mean, low, high = (np.array([getattr(i, name) for i in intervals]) for name in ("mean", "low", "high"))
             lowest = min([lowest, *(value - 0.05 for value in low if np.isfinite(value))])
             axes.errorbar(
-                np.arange(len(found)) + 0.08 * (shift - 0.5),
+                np.arange(len(found)) + 0.08 * (shift - (len(networks) - 1) / 2),
                 mean,
                 [mean - low, high - mean],
                 color=COLOURS.get(network),
@@ -222,11 +235,11 @@ def plot_sanity(
                 markersize=5,
                 linewidth=1,
                 capsize=2,
-                label=LABELS.get(network, network),
+                label=names.get(network, network),
             )
-        names = {tuple(step.randomised for step in found) for found in networks.values()}
+        modules = {tuple(step.randomised for step in found) for found in networks.values()}
         # Networks of different kinds have different modules: then steps are counted.
-        labels = next(iter(names)) if len(names) == 1 else range(max(map(len, names)))
+        labels = next(iter(modules)) if len(modules) == 1 else range(max(map(len, modules)))
         ticks = [str(label) or "none" for label in labels]
         axes.set_xticks(range(len(ticks)), ["none", *(f"+ {tick}" for tick in ticks[1:])], rotation=30, fontsize=8)
         axes.set_title(METHOD_NAMES.get(method, method), fontsize=10)
@@ -236,8 +249,69 @@ def plot_sanity(
             axes.set_ylabel("rank correlation\nwith the trained map", fontsize=9)
     panels[0].set_ylim(lowest, 1.08)
     figure.supxlabel("layers made random, from the top", fontsize=10)
-    handles, labels_ = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels_, loc="outside upper right", ncols=2, frameon=False, fontsize=9)
+    # Not every network may have the maps of the first panel.
+    known: dict[str, Any] = {}
+    for axes in panels[: len(steps)]:
+        handles, labels_ = axes.get_legend_handles_labels()
+        known |= dict(zip(labels_, handles, strict=True))
+    figure.legend(
+        list(known.values()), list(known), loc="outside upper right", ncols=len(known), frameon=False, fontsize=9
+    )
     if title:
         figure.suptitle(literal(title), fontsize=11, x=0.01, ha="left")
     save_png(figure, path)
+
+
+def plot_exciting(
+    found: Mapping[str, Exciting], classes: Sequence[str], path: str | IO[bytes], *, title: str = ""
+) -> None:
+    """Draw the patches that excite neurons most, a row a layer of a network, the strongest neuron at the left.
+
+    Parameters
+    ----------
+    found : mapping
+        By what the row is called.
+    classes : sequence of str
+        Names of the outputs.
+    path : str or binary file
+        A PNG, written over if it is there.
+    title : str
+
+    Raises
+    ------
+    InputError
+        If there is no row, or no neuron.
+    OSError
+        If the file can't be written.
+    """
+    across = max((len(one.neurons) for one in found.values()), default=0)
+    if not across:
+        raise InputError("there is nothing to draw: no layer has a neuron.")
+    figure = new_figure(0.5 + 1.1 * across, 0.8 + 1.35 * len(found))
+    grid: NDArray[Any] = figure.subplots(len(found), across, squeeze=False)
+    for row, (name, one) in zip(grid, found.items(), strict=True):
+        for axes in row[len(one.neurons) :]:
+            axes.remove()
+        for place, axes in enumerate(row[: len(one.neurons)]):
+            axes.imshow(_mosaic(one.patches[place]), interpolation="nearest")
+            axes.set_axis_off()
+            what = "raises" if one.signs[place] > 0 else "lowers"
+            axes.set_title(f"{what} {_short(classes[one.outputs[place]])}\n{100 * one.shares[place]:.2g} %", fontsize=8)
+        if len(one.neurons):
+            row[0].text(-0.12, 0.5, literal(name), transform=row[0].transAxes, rotation=90, ha="right", va="center")
+    if title:
+        figure.suptitle(literal(title), fontsize=11)
+    save_png(figure, path)
+
+
+def _mosaic(patches: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return patches (count, C, h, w) as one picture, beside and below one another."""
+    count, channels, height, width = patches.shape
+    down = -(-count // _ABREAST)
+    picture = np.tile(_BEYOND, (down * (height + 1) - 1, _ABREAST * (width + 1) - 1, 1))
+    for number, patch in enumerate(patches):
+        top, left = (number // _ABREAST) * (height + 1), (number % _ABREAST) * (width + 1)
+        colours = np.clip(patch if channels == 3 else patch.mean(axis=0, keepdims=True).repeat(3, axis=0), 0.0, 1.0)
+        seen = np.where(np.isnan(colours), _BEYOND[:, None, None], colours)
+        picture[top : top + height, left : left + width] = seen.transpose(1, 2, 0)
+    return picture

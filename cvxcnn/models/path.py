@@ -14,7 +14,7 @@ import torch
 from sklearn.base import clone
 from torch import Tensor
 
-from ..core.checks import as_int, as_number
+from ..core.checks import as_flag, as_int, as_number
 from ..core.distributed import all_sum
 from ..core.plainly import plainly
 from ..core.threads import coarse_threads
@@ -27,6 +27,7 @@ from ..program.problem import Problem
 from ..solvers import Callback
 from .block import ConvexConvBlock
 from .door import check_given
+from .telling import Telling
 
 __all__ = ["RegPath", "reg_path"]
 
@@ -151,6 +152,7 @@ def reg_path(
     between: PricingOptions | None = None,
     sample_weight: Any = None,
     callback: Callable[[int, ConvexConvBlock], None] | None = None,
+    verbose: bool = False,
 ) -> RegPath:
     """Fit a block for a geometric grid of ``reg`` from reg_max, where the solution is zero, down.
 
@@ -177,6 +179,8 @@ def reg_path(
         As for ``ConvexConvBlock.fit``.
     callback : callable, optional
         Called with the index and the block after each point; may raise to stop.
+    verbose : bool
+        Say on standard error how far the path is.
 
     Returns
     -------
@@ -203,7 +207,8 @@ def reg_path(
     settings = clone(block) if block is not None else ConvexConvBlock()
     check_given(images, targets, settings.loss)
     training = images, targets, sample_weight
-    return _reg_path(training, settings, points, smallest, validation, between, callback)
+    telling = Telling(as_flag("verbose", verbose))
+    return _reg_path(training, settings, points, smallest, validation, between, callback, telling)
 
 
 def _reg_path(
@@ -214,10 +219,12 @@ def _reg_path(
     validation: tuple[Any, ...] | None = None,
     between: PricingOptions | None = None,
     callback: Callable[[int, ConvexConvBlock], None] | None = None,
+    telling: Telling | None = None,
 ) -> RegPath:
     """Return ``reg_path`` of what has been checked at the door, or comes from a stack."""
     began = time.perf_counter()
-    task = settings.task(*training)
+    task, telling = settings.task(*training), telling or Telling(False)
+    telling.begin("path", task)
     held_out = None if validation is None else _held_out(settings, task.problem, validation)
     flat, middle = are_flat(training[1]), _middle(task.problem.targets)
     blocks: list[ConvexConvBlock] = []
@@ -230,13 +237,16 @@ def _reg_path(
         raise InputError("reg_max is zero: targets (or images) are zero, so there is no path. Check the targets.")
     grid = largest * smallest ** (np.arange(points) / (points - 1))
     for index, reg in enumerate(grid.tolist()):
+        name = f"point {index + 1} of {points}, reg {reg:.4g}"
         with torch.no_grad(), coarse_threads():
-            point = clone(settings).set_params(reg=reg).keep(points_at.fit(reg, index == points - 1), flat)
+            found = points_at.fit(reg, index == points - 1, telling.hears(name, None))
+            point = clone(settings).set_params(reg=reg).keep(found, flat)
             seconds.append(time.perf_counter() - began)
             own = _scores(point, task.problem, middle)
             scores.append((*own, *(_scores(point, held_out, middle) if held_out else (float("nan"),) * 2)))
         blocks.append(point)
-        logger.info("point %d of %d, reg %.4g: %s", index + 1, points, reg, point.certificate_)
+        logger.info("%s: %s", name, point.certificate_)
+        telling.end(name, point.certificate_)
         if callback is not None:
             callback(index, point)
         began = time.perf_counter()
@@ -307,7 +317,7 @@ class _Points(Protocol):
 
     def reg_max(self) -> float: ...
 
-    def fit(self, reg: float, last: bool) -> Fit: ...
+    def fit(self, reg: float, last: bool, callback: Callback) -> Fit: ...
 
 
 def _points(task: Task, between: PricingOptions | None) -> _Points:
@@ -327,8 +337,9 @@ class _Started:
     def reg_max(self) -> float:
         return self.fits.reg_max()
 
-    def fit(self, reg: float, last: bool) -> Fit:
-        found = self.fits.fit(reg, start=self.weights, search=None if last else self.unsearched)
+    def fit(self, reg: float, last: bool, callback: Callback) -> Fit:
+        search = None if last else self.unsearched
+        found = self.fits.fit(reg, start=self.weights, search=search, callback=callback)
         self.weights = found.result.weights
         return found
 
@@ -345,12 +356,12 @@ class _Priced:
         self.largest = self.fits.reg_max()
         return self.largest
 
-    def fit(self, reg: float, last: bool) -> Fit:
+    def fit(self, reg: float, last: bool, callback: Callback) -> Fit:
         search = None if last else self.light
         if reg == self.largest:
             # Zero by the definition of reg_max; should this search find more, the bound says so.
             search = replace(self.light, gap=float("inf"))
-        found = self.fits.fit(reg, start=self.filters, search=search)
+        found = self.fits.fit(reg, start=self.filters, search=search, callback=callback)
         filters = found.neurons.filters
         self.filters = filters[filters.any(dim=1)]
         return found

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..core.arrays import Array, as_double, as_given
 from ..core.checks import as_flag, as_number
@@ -81,11 +82,31 @@ def expressivity(features: Any, bias: bool = True) -> Expressivity:
     """
     sides = tuple(f"side {axis}" for axis in range(1, max(2, np.ndim(features))))
     h = as_double("features", features, ("n", *sides)).flatten(1)
-    n = len(h)
-    columns = torch.cat([h, h.new_ones(n, 1)], dim=1) if as_flag("bias", bias) else h
-    p = columns.shape[1]
-    # Of the matrix itself: its Gram matrix has the squares, and half of the digits.
-    values = torch.linalg.svdvals(columns) if min(n, p) else h.new_zeros(0)
+    columns = torch.cat([h, h.new_ones(len(h), 1)], dim=1) if as_flag("bias", bias) else h
+    return decided(columns, singular_values(columns), bias=bool(bias))
+
+
+def singular_values(matrix: Tensor) -> Tensor:
+    """Return the singular values of a matrix, the largest first.
+
+    Of the triangle of its QR decomposition, which has the same: several times as fast for matrices that are far from
+    square, and as exact. Its Gram matrix would have the squares, and half of the digits.
+
+    Examples
+    --------
+    >>> singular_values(torch.tensor([[3.0, 0.0, 4.0]]))
+    tensor([5.])
+    """
+    if not min(matrix.shape):
+        return matrix.new_zeros(0)
+    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
+    values: Tensor = torch.linalg.svdvals(torch.linalg.qr(tall, mode="r").R)
+    return values
+
+
+def decided(columns: Tensor, values: Tensor, *, bias: bool) -> Expressivity:
+    """Return ``expressivity`` of all columns (n, p), the constant's too, whose singular values are known."""
+    n, p = columns.shape
     largest = float(values.max()) if len(values) else 0.0
     smallest = float(values.min()) if p >= n and n else 0.0
     threshold = 10 * (n + p) * torch.finfo(torch.float64).eps * float(columns.norm())

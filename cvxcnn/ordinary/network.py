@@ -13,7 +13,7 @@ from ..losses import Loss
 from ..patches.patches import CACHE_BYTES, CHUNK_ENTRIES_CPU, CHUNK_ENTRIES_GPU, Patches
 from ..patches.poolers import Pooler
 
-__all__ = ["Network", "block_features", "rebalance"]
+__all__ = ["Network", "block_features", "rebalance", "rectified"]
 
 # Of the targets' norm, that of the outputs at the start; how it was chosen: see the notes of train_baseline.
 START_SHARE = 0.1
@@ -79,7 +79,7 @@ class Network:
                 fresh = self.patches.subset(rows).unfold() if fresh is None else fresh
                 own = fresh if part.places is None else fresh[:, part.places]
             flat = own.flatten(0, 1)
-            maps = _rectified(flat @ filters[part.neurons].T, self.softplus).view(len(rows), own.shape[1], -1)
+            maps = rectified(flat @ filters[part.neurons].T, self.softplus).view(len(rows), own.shape[1], -1)
             found.append((flat, maps, *part.pooler.pool(maps)))
         return found
 
@@ -163,7 +163,7 @@ class Network:
         return 8.0 * scale**2 / mean_square if mean_square > 0 else 0.1
 
 
-def _rectified(responses: Tensor, softplus: float | None) -> Tensor:
+def rectified(responses: Tensor, softplus: float | None) -> Tensor:
     """Return the ReLU of responses, in their place, or their softplus log(1 + exp(zeta t)) / zeta."""
     if softplus is None:
         return responses.relu_()
@@ -185,7 +185,7 @@ def block_features(patches: Patches, filters: Tensor, softplus: float | None = N
         return patches.relu_features(filters)
     features = filters.new_empty(patches.n_images, patches.n_cells, len(filters))
     for rows, chunk in patches.chunks(len(filters)):
-        features[rows] = patches.pooler.pool(_rectified(chunk @ filters.T, softplus))[0]
+        features[rows] = patches.pooler.pool(rectified(chunk @ filters.T, softplus))[0]
     return features
 
 

@@ -14,6 +14,9 @@ __all__ = ["LargestReLU", "PooledReLU"]
 
 # Responses up to this many bytes are kept for the backward pass; larger ones are computed again.
 KEPT_BYTES = 1 << 28
+# Those to patches of so few numbers only up to this many: from there on memory is taken afresh each time, which costs
+# more than their products.
+_FEW_NUMBERS, _KEPT_OF_FEW = 32, 1 << 24
 
 
 class PooledReLU(torch.autograd.Function):
@@ -26,7 +29,8 @@ class PooledReLU(torch.autograd.Function):
     def forward(ctx: Any, filters: Tensor, patches: Patches) -> Tensor:
         count = len(filters)
         entries = patches.n_images * patches.n_patches * count
-        keep = ctx.needs_input_grad[0] and entries * filters.element_size() <= KEPT_BYTES
+        most = KEPT_BYTES if patches.dim > _FEW_NUMBERS else min(KEPT_BYTES, _KEPT_OF_FEW)
+        keep = ctx.needs_input_grad[0] and entries * filters.element_size() <= most
         ctx.save_for_backward(filters)
         ctx.patches = patches
         pooled = patches.like.new_empty(patches.n_images, patches.n_cells, count)
@@ -54,15 +58,15 @@ class PooledReLU(torch.autograd.Function):
         kept: Tensor = ctx.kept
         count = len(filters)
         weights = filters.detach().T.contiguous()
-        spread = patches.pool.T.contiguous()
+        # Sums over (cell, output) hand down slopes whose filters lie far apart.
+        upstream = upstreams[0].contiguous()
 
         def work(share: slice) -> Tensor:
             gradient = torch.zeros_like(weights)
             for rows, chunk in patches.chunks(count, share):
-                flat = chunk.reshape(-1, patches.dim)
-                incoming = torch.matmul(spread, upstreams[0][rows]).reshape(-1, count)
-                responses = kept[rows].view(-1, count) if kept.numel() else flat @ weights
-                gradient.addmm_(flat.T, torch.ops.aten.threshold_backward(incoming, responses, 0))
+                responses = kept[rows] if kept.numel() else chunk @ weights
+                slopes = patches.pooler.spread(upstream[rows], responses)
+                gradient.addmm_(chunk.flatten(0, 1).T, slopes.flatten(0, 1))
             return gradient
 
         return sum(patches.map_shares(work), torch.zeros_like(weights)).T, None

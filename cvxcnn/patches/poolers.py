@@ -16,7 +16,7 @@ from torch import Tensor
 from .activity import active, winning
 from .cells import cell_bounds
 
-__all__ = ["LargestPooler", "Pooler", "WeightedPooler"]
+__all__ = ["LargestPooler", "Pooler", "TiledPooler", "WeightedPooler"]
 
 
 class Pooler(ABC):
@@ -102,6 +102,38 @@ class WeightedPooler(Pooler):
 
     def boundaries(self, chunk: Tensor) -> Tensor:
         return chunk.flatten(0, 1)
+
+
+class TiledPooler(WeightedPooler):
+    """Sums over cells of one size that don't overlap, all places with the same weight.
+
+    Parameters
+    ----------
+    weights : Tensor, shape (cells * cells, K)
+    map_shape : (int, int)
+        H' and W', multiples of ``cells``.
+    cells : int
+        The grid is ``cells`` x ``cells``.
+
+    Examples
+    --------
+    >>> pooler = TiledPooler(torch.tensor([[2.0, 2.0]]), (1, 2), 1)
+    >>> pooler.spread(torch.tensor([[[3.0]]]), torch.tensor([[[1.0], [0.0]]])).flatten().tolist()
+    [6.0, 0.0]
+    """
+
+    def __init__(self, weights: Tensor, map_shape: tuple[int, int], cells: int) -> None:
+        super().__init__(weights)
+        self.tiles = (cells, map_shape[0] // cells, cells, map_shape[1] // cells)
+        self.weight = weights.amax()
+
+    def spread(self, slopes: Tensor, trace: Tensor) -> Tensor:
+        # Places read the slope of their cell where it lies: a product with the weights costs as much as all the rest.
+        cells, count = self.tiles[0], slopes.shape[2]
+        inside = trace.view(-1, *self.tiles, count)
+        of_cells = (slopes * self.weight).view(-1, cells, 1, cells, 1, count).expand_as(inside)
+        passed: Tensor = torch.ops.aten.threshold_backward(of_cells, inside, 0)
+        return passed.view_as(trace)
 
 
 class LargestPooler(Pooler):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .cells import cell_bounds
-from .poolers import LargestPooler, Pooler, WeightedPooler
+from .poolers import LargestPooler, Pooler, TiledPooler, WeightedPooler
 
 if TYPE_CHECKING:
     from .geometry import PatchGeometry
@@ -91,7 +91,11 @@ class Pooling(ABC):
         self, map_shape: tuple[int, int], cells: int, scale: float, dtype: torch.dtype, device: torch.device
     ) -> Pooler:
         """Return what pools responses, in the dtype and on the device of theirs, and multiplies them by a scale."""
-        return WeightedPooler((scale * self.weights(map_shape, cells)).to(device, dtype))
+        weights = (scale * self.weights(map_shape, cells)).to(device, dtype)
+        size = _even(map_shape, cells)
+        if size is None or self.constant(size[0] * size[1]) is None:
+            return WeightedPooler(weights)
+        return TiledPooler(weights, map_shape, cells)
 
     def constant(self, places: int) -> float | None:
         """Return the weight that every place has in a cell of so many; None if they differ in theirs."""

@@ -75,10 +75,15 @@ def maxima(n_distinct: int, expected_unseen: float) -> str:
     --------
     >>> maxima(4, 0.2083), maxima(90, float("inf"))
     ('4 distinct maxima; more expected: 0.21', '90 distinct maxima; more expected: too many to tell')
+    >>> maxima(90, 1873.2), maxima(2, 3e-5)
+    ('90 distinct maxima; more expected: 1,900', '2 distinct maxima; more expected: under 0.01')
     """
     if not n_distinct:
         return ""
-    more = f"{expected_unseen:.2g}" if math.isfinite(expected_unseen) else "too many to tell"
+    more = "too many to tell"
+    if math.isfinite(expected_unseen):
+        rounded = float(f"{expected_unseen:.2g}")
+        more = "under 0.01" if 0 < rounded < 0.01 else f"{rounded:,.0f}" if rounded >= 10 else f"{rounded:g}"
     return f"{n_distinct} distinct {'maximum' if n_distinct == 1 else 'maxima'}; more expected: {more}"
 
 

@@ -131,7 +131,9 @@ def worst_direction(
             break
         if enough is not None and separation.bound() < enough:
             break
-        found = torch.cat([found, separation.look(min(left, 2 * options.starts), steps)])
+        # As many as there were: a start costs less the more there are. Those for gates begin near what was found.
+        more = 2 * options.starts if separation.gated else max(2 * options.starts, separation.n_searched)
+        found = torch.cat([found, separation.look(min(left, more), steps)])
     if climbs and not each:
         separation.climb(found)
     result = separation.result()

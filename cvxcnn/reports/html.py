@@ -24,7 +24,7 @@ from .rivals import BASELINE_FILE, read_rivals
 from .summary import SUMMARY_FILE, RunSummary
 from .words import headline
 
-__all__ = ["DIAGNOSIS_FILE", "FINDINGS", "QUICK_FILE", "REPORT_FILE", "headline", "write_report"]
+__all__ = ["DIAGNOSIS_FILE", "EXCITING_FILE", "FINDINGS", "QUICK_FILE", "REPORT_FILE", "headline", "write_report"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,14 @@ EXPLANATION_FILES = ("explanations.png", "sparsity.csv", "sanity.png", "explanat
 FINDINGS = (*EXPLANATION_FILES, DIAGNOSIS_FILE)
 # The small figure that a training run draws itself.
 QUICK_FILE = "explanations_quick.png"
-PICTURES = {"explanations": "explanations.png", "sanity": "sanity.png", "quick": QUICK_FILE, "mistakes": MISTAKES_FILE}
+EXCITING_FILE = "exciting_patches.png"
+PICTURES = {
+    "explanations": "explanations.png",
+    "sanity": "sanity.png",
+    "quick": QUICK_FILE,
+    "exciting": EXCITING_FILE,
+    "mistakes": MISTAKES_FILE,
+}
 
 
 def write_report(folder: str | os.PathLike[str]) -> None:
@@ -106,7 +113,8 @@ def _page(
         table=page.results(summary),
         overview=_drawn("objective and accuracy", lambda: page.overview(summary)),
         convergence=_drawn("convergence", lambda: page.convergence(history)),
-        filters=_drawn("filters", lambda: page.filters(model, _rivals(source, model))),
+        filters=_drawn("filters", lambda: page.filters(model, _rivals(source, model), summary.labels())),
+        exciting=_drawn("exciting patches", lambda: page.exciting(pictures.get("exciting"))),
         explanations=_drawn("explanations", lambda: page.explanations(pictures, found)),
         settings=page.settings(summary),
         footer=page.text(f"Written by cvxcnn {summary.version} from the files beside it."),
@@ -123,12 +131,9 @@ def _tested(tested: Predictions | None, mistakes: bytes | None, classes: list[st
     )
 
 
-def _rivals(source: Path, model: LayerwiseCNN) -> list[Neurons]:
+def _rivals(source: Path, model: LayerwiseCNN) -> dict[str, list[Neurons]]:
     """Return what ordinary training made of each layer; nothing if it was left out."""
-    if not (source / BASELINE_FILE).is_file():
-        return []
-    found = read_rivals(source, len(model.blocks_))
-    return [Neurons(filters, readout, filters.new_zeros(readout.shape[-1])) for filters, readout in found]
+    return read_rivals(source, len(model.blocks_)) if (source / BASELINE_FILE).is_file() else {}
 
 
 def _drawn(name: str, draw: Callable[[], str]) -> str:

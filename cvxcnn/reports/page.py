@@ -26,7 +26,7 @@ from .page_figures import WIDTH, Tile, filter_tiles, gaps, input_norms, plot_gap
 from .summary import UNJUDGED, RunSummary
 from .words import percent
 
-__all__ = ["convergence", "explanations", "filters", "limits", "overview", "results", "settings"]
+__all__ = ["convergence", "exciting", "explanations", "filters", "limits", "overview", "results", "settings"]
 
 # Filters that are shown of a layer.
 MOST_FILTERS = 18
@@ -143,23 +143,27 @@ def _gap_words(layer: int, points: Sequence[Point]) -> str:
     return " ".join(said)
 
 
-def filters(model: LayerwiseCNN, rivals: Sequence[Neurons] = ()) -> str:
-    """Return the filters of every layer as pictures, those that contribute most first, beside those of its rival.
+def filters(model: LayerwiseCNN, rivals: Mapping[str, Sequence[Neurons]], labels: Mapping[str, str]) -> str:
+    """Return the filters of every layer as pictures, those that contribute most first, beside those of its rivals.
 
     Parameters
     ----------
     model : LayerwiseCNN
-    rivals : sequence of Neurons
+    rivals : mapping of str to sequence of Neurons
         What ordinary training made of each layer; none if it was left out.
+    labels : mapping
+        What each training is called.
     """
     classes = [str(name) for name in getattr(model, "extra_", {}).get("classes", ())]
     parts, above = [], np.arange(model.image_shape_[0])
     for layer, block in enumerate(model.blocks_, start=1):
         if layer > 1 and model.project is not None:
             above = np.arange(block.image_shape_[0])
-        columns = [f"<div>{_tiles('convex', block, block.neurons_, classes, above)}</div>"]
-        if len(rivals) >= layer:
-            columns.append(f"<div>{_tiles('nonconvex', block, rivals[layer - 1], classes, above)}</div>")
+        networks = {"convex": block.neurons_, **{name: found[layer - 1] for name, found in rivals.items()}}
+        columns = [
+            f"<div>{_tiles(labels.get(name, name), block, neurons, classes, above)}</div>"
+            for name, neurons in networks.items()
+        ]
         parts.append(f'<h3>Layer {layer}</h3>\n<div class="pair">{"".join(columns)}</div>')
         # The channels of the next layer, as the filters that hand their maps on are sorted here.
         order = np.argsort(-shares(block.neurons_), kind="stable")
@@ -178,19 +182,19 @@ def filters(model: LayerwiseCNN, rivals: Sequence[Neurons] = ()) -> str:
 
 
 def _tiles(
-    method: str, block: ConvexConvBlock, neurons: Neurons, classes: Sequence[str], above: NDArray[np.int64]
+    label: str, block: ConvexConvBlock, neurons: Neurons, classes: Sequence[str], above: NDArray[np.int64]
 ) -> str:
     """Return the filters of a training of a layer, and below them how strongly they read each map."""
     order = np.argsort(-shares(neurons), kind="stable")
     order = order[shares(neurons)[order] > 0]
     shown = order[:MOST_FILTERS]
     tiles = [_tile(tile, number, classes, above) for number, tile in enumerate(filter_tiles(block, shown, neurons), 1)]
-    heading = f"<h4>{LABELS[method].capitalize()}: {len(shown)} of {len(order)}</h4>"
+    heading = f"<h4>{text(label[:1].upper() + label[1:])}: {len(shown)} of {len(order)}</h4>"
     listed = f'{heading}\n<ul class="tiles">{"".join(tiles)}</ul>'
     channels = block.image_shape_[0]
     if channels in (1, 3) or not len(shown):
         return listed
-    alt = f"Strength with which {len(shown)} {LABELS[method]} filters read {channels} input maps"
+    alt = f"Strength with which {len(shown)} {label} filters read {channels} input maps"
     return listed + image(input_norms(block, shown, above, neurons), alt, ' class="heat"')
 
 
@@ -204,6 +208,18 @@ def _tile(tile: Tile, number: int, classes: Sequence[str], above: np.ndarray) ->
     picture = image(tile.png, f"{alt}, {name}" if name else alt)
     lines = [part for part in (name, percent(tile.share), source.strip()) if part]
     return f"<li>{picture}{'<br>'.join(map(text, lines))}</li>"
+
+
+def exciting(png: bytes | None) -> str:
+    """Return the figure of the patches that excite neurons most; nothing in the folders of older versions."""
+    if png is None:
+        return ""
+    said = (
+        "Patches of training images that excite a neuron most, each from another image: all that it sees there. "
+        "Of each layer the neurons that contribute most, with their share and the class that they move most; "
+        "pale blue is beyond the edge of an image."
+    )
+    return f"<h3>What excites them</h3>\n{_wide(png, said, said)}"
 
 
 def explanations(pictures: Mapping[str, bytes], found: Mapping[str, Any] | None) -> str:
@@ -224,6 +240,8 @@ def explanations(pictures: Mapping[str, bytes], found: Mapping[str, Any] | None)
         side = found.get("resolution")
         if isinstance(side, list) and len(side) == 2:
             said += f" CAM and Grad-CAM lie over the image and are as fine as this layer's maps: {side[0]} x {side[1]}."
+        for method, why in found.get("left_out", {}).items():
+            said += f" Left out: {LABELS.get(method, method)}, for {why}."
         parts = [_wide(pictures["explanations"], f"Maps. {said}", said)]
         if "sanity" in pictures:
             caption = (

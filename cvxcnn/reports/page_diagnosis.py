@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..core.text import in_percent
 from ..drawing.style import LABELS
 from .page import text
 
@@ -28,8 +29,9 @@ def diagnosis(found: Mapping[str, Any] | None) -> str:
         )
     head = "".join(f'<th scope="col">{text(name)}</th>' for name in ("Layer", "Training", *(n for n, _ in COLUMNS)))
     rows, words = [], []
+    labels = {**LABELS, **found.get("labels", {})}
     for block in found["blocks"]:
-        layer, name = text(block["layer"]), text(LABELS.get(block["method"], block["method"]))
+        layer, name = text(block["layer"]), text(labels.get(block["method"], block["method"]))
         cells = "".join(f"<td>{text(_share(block, path))}</td>" for _, path in COLUMNS)
         rows.append(f'<tr><th scope="row">{layer}</th><th scope="row">{name}</th>{cells}</tr>')
         said = text(" ".join(map(str, block["measured"])))
@@ -38,6 +40,8 @@ def diagnosis(found: Mapping[str, Any] | None) -> str:
             f"<li><strong>Layer {layer}, {name}: {text(block['verdict'])}.</strong> {said}<br>"
             f'<span class="note">What theorems say: {theory}</span></li>'
         )
+    for method, why in found.get("left_out", {}).items():
+        words.append(f"<li><strong>{text(labels.get(method, method))}: not diagnosed</strong>, for {text(why)}.</li>")
     table = (
         '<div class="scroll" role="region" tabindex="0" aria-label="Table of the diagnosis">'
         '<table class="numbers">\n<caption>Gradients are relative to lambda times the norm of the weights, gains and '
@@ -52,4 +56,4 @@ def _share(block: Mapping[str, Any], path: tuple[str, ...]) -> str:
     value: Any = block
     for name in path:
         value = value[name]
-    return "-" if value is None else f"{100 * float(value):.2g} %"
+    return "-" if value is None else in_percent(float(value))

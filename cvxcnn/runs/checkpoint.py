@@ -5,23 +5,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-from torch import Tensor
-
+from ..activations.neurons import Neurons
 from ..errors import ModelFileError
 from ..models.saving import load_model, save_model
 from ..models.stack import LayerwiseCNN
 from ..persistence.files import ENCODING, read_bytes
 from ..reports.history import HISTORY_FILE, Point, read_history, write_history
 from ..reports.predictions import PREDICTIONS_FILE, Predictions, read_predictions
-from ..reports.rivals import BASELINE_FILE, read_rivals
+from ..reports.rivals import read_rivals, write_rivals
 from ..reports.summary import SUMMARY_FILE, LayerSummary
-from .rivals import first_network
+from .rivals import networks_of
 
 __all__ = [
     "State",
@@ -45,8 +43,8 @@ class State:
         As in ``summary.json``; its "layers" are those that are finished.
     stack : LayerwiseCNN or None
         Their blocks; None if there are none.
-    rivals : list of (filters, readout)
-        What the first of the rivals that are networks is at each layer; empty if there is none.
+    rivals : mapping of str to list of Neurons
+        What each of the rivals that are networks is at each layer; empty if there is none.
     history : list of Point
     tested : Predictions or None
         Of the last layer; None in the folders of older versions.
@@ -54,7 +52,7 @@ class State:
 
     summary: dict[str, Any]
     stack: LayerwiseCNN | None = None
-    rivals: Sequence[tuple[Tensor, Tensor]] = ()
+    rivals: Mapping[str, Sequence[Neurons]] = field(default_factory=dict)
     history: list[Point] = field(default_factory=list)
     tested: Predictions | None = None
 
@@ -69,12 +67,7 @@ def write_state(folder: Path, state: State, extra: dict[str, Any]) -> None:
     """
     if state.stack is not None:
         save_model(state.stack, folder, extra=extra)
-    if state.rivals:
-        tensors = {}
-        for layer, (filters, readout) in enumerate(state.rivals):
-            tensors[f"layers.{layer}.filters"] = filters.cpu().contiguous()
-            tensors[f"layers.{layer}.readout"] = readout.cpu().contiguous()
-        save_file(tensors, folder / BASELINE_FILE)
+    write_rivals(folder, state.rivals)
     write_history(state.history, folder / HISTORY_FILE)
     if state.tested is not None:
         state.tested.write(folder / PREDICTIONS_FILE)
@@ -101,9 +94,8 @@ def read_state(folder: Path) -> State:
     if not count:
         return State(summary)
     stack = load_model(folder)
-    rivals = []
-    if settings.get("baseline", True) and first_network(settings.get("rivals", ("adam",))):
-        rivals = read_rivals(folder, count)
+    networks = settings.get("baseline", True) and networks_of(settings.get("rivals", ("adam",)))
+    rivals = read_rivals(folder, count) if networks else {}
     if len(stack.blocks_) != count:
         raise ModelFileError(
             f"{path} has {count} layers and the model beside it {len(stack.blocks_)}. Train the run again."

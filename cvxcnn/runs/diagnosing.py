@@ -18,6 +18,7 @@ from ..models.saving import load_model
 from ..persistence.files import write_atomically
 from ..reports.history import HISTORY_FILE, Point, read_history
 from ..reports.html import DIAGNOSIS_FILE, write_report
+from ..reports.summary import RunSummary
 from ..theory import diagnose
 from .checkpoint import read_state
 from .explaining import read_summary, run_images
@@ -52,7 +53,8 @@ def diagnose_run(
     -------
     dict
         What is in ``diagnosis.json``: ``blocks``, an entry a layer and network (``theory.BlockDiagnosis``), each with
-        ``history_rate``, at which log Eq. 1 fell over the last half of its training, in 1/s.
+        ``history_rate``, at which log Eq. 1 fell over the last half of its training, in 1/s; ``labels``, what each
+        training is called; and ``left_out``, those that can't be diagnosed, with the reason.
 
     Raises
     ------
@@ -77,10 +79,19 @@ def diagnose_run(
     blocks = [
         {**block.to_json(), "history_rate": _rate(history, block.layer, block.method)} for block in diagnosis.blocks
     ]
-    found = {"version": __version__, "blocks": blocks}
+    labels = RunSummary.from_json(summary).labels()
+    left_out = {method: _why(method) for method in labels if method != "convex" and method not in rivals}
+    found = {"version": __version__, "labels": labels, "blocks": blocks, "left_out": left_out}
     write_atomically(source / DIAGNOSIS_FILE, json.dumps(found, indent=2, allow_nan=False).encode() + b"\n")
     write_report(source)
     return found
+
+
+def _why(method: str) -> str:
+    """Return why a rival can't be diagnosed."""
+    if method == "kernel":
+        return "it is infinitely wide, and has no weights that could be a point of Eq. 1"
+    return "its weights aren't in the folder: an older version kept those of the first rival alone"
 
 
 def _rate(history: Sequence[Point], layer: int, method: str) -> float | None:

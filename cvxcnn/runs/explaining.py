@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,17 @@ from ..core.text import brief, did_you_mean, one_line
 from ..core.version import __version__
 from ..data.fingerprint import UNKNOWN, differing, fingerprint, in_words, whereabouts
 from ..data.images import ImageSet
-from ..drawing.style import LABELS
 from ..errors import CvxcnnError, DataError, InputError, ModelFileError
-from ..explain.attribution import METHODS, allowed, attribute, attributes
+from ..explain.attribution import allowed, attribute, attributes
 from ..explain.figures import plot_explanations, plot_sanity
 from ..explain.sanity import SanityStep, sanity_checks
 from ..explain.sparsity import Interval, bootstrap_interval, gini, half_mass_share
 from ..models.saving import load_model
 from ..models.stack import LayerwiseCNN
-from ..persistence.files import ENCODING, read_bytes, read_tensors, write_atomically
+from ..persistence.files import ENCODING, read_bytes, write_atomically
 from ..reports.html import write_report
-from ..reports.rivals import BASELINE_FILE
-from ..reports.summary import SUMMARY_FILE
+from ..reports.rivals import BASELINE_FILE, read_rivals
+from ..reports.summary import SUMMARY_FILE, RunSummary
 from .records import finite
 from .settings import Settings, find_again, full_path, load_sets, resolve_device
 
@@ -52,7 +51,7 @@ Maps = dict[str, dict[str, NDArray[np.float64]]]
 
 
 def load_networks(
-    folder: str | os.PathLike[str], layer: int | None = None, device: str = "cpu"
+    folder: str | os.PathLike[str], layer: int | None = None, device: str = "cpu", *, alone: bool = True
 ) -> tuple[dict[str, nn.Module], int, LayerwiseCNN]:
     """Return the networks of a run that end in a layer's readout.
 
@@ -63,12 +62,14 @@ def load_networks(
     layer : int, optional
         From 1; None for the last one.
     device : str
+    alone : bool
+        The layer's prediction alone; otherwise of a stack with ``residual`` or ``mirror`` all that is added to it.
 
     Returns
     -------
     networks : dict
-        "convex", and "nonconvex" if the run trained its layers in torch too: the same blocks below the layer, and
-        on top of them the one that torch trained on their maps.
+        "convex", and the rivals that are networks by their names, "nonconvex" the first of them: the same blocks below
+        the layer, and on top of them the one that torch trained on their maps.
     layer : int
         From 1.
     model : LayerwiseCNN
@@ -85,22 +86,35 @@ def load_networks(
     layer = count if layer is None else layer
     if not 1 <= layer <= count:
         raise InputError(f"layer must be between 1 and {count}, the layers of the run in {folder}; got {layer}.")
-    networks = {"convex": model.to_torch(layer - 1, alone=True)}
+    networks = {"convex": model.to_torch(layer - 1, alone=alone)}
     path = Path(folder) / BASELINE_FILE
     if path.exists():
-        tensors = read_tensors(path, read_bytes(path))
-        try:
-            filters, readout = (tensors[f"layers.{layer - 1}.{name}"] for name in ("filters", "readout"))
-            like = model.blocks_[layer - 1].neurons_.filters
-            neurons = Neurons(filters.to(like), readout.to(like), like.new_zeros(readout.shape[-1]))
-            if not all(bool(torch.isfinite(values).all()) for values in (filters, readout)):
-                raise InputError("values are not finite.")
-            networks["nonconvex"] = model.to_torch(layer - 1, neurons=neurons, alone=True)
-        except KeyError as error:
-            raise ModelFileError(f"{path} is damaged: it has no {error}. Train the run again.") from error
-        except (InputError, RuntimeError, IndexError) as error:
-            raise ModelFileError(f"{path} doesn't fit the model beside it: {error} Train the run again.") from error
+        like = model.blocks_[layer - 1].neurons_.filters
+        for method, rival in read_rivals(Path(folder), count).items():
+            try:
+                networks[method] = model.to_torch(layer - 1, neurons=_like(rival[layer - 1], like), alone=alone)
+            except (InputError, RuntimeError, IndexError) as error:
+                raise ModelFileError(f"{path} doesn't fit the model beside it: {error} Train the run again.") from error
     return networks, layer, model
+
+
+def _like(neurons: Neurons, like: torch.Tensor) -> Neurons:
+    """Return neurons in the dtype and on the device of others."""
+    found = replace(neurons, **{name: values.to(like) for name, values in neurons.state().items()})
+    if not all(bool(torch.isfinite(values).all()) for values in found.state().values()):
+        raise InputError("values are not finite.")
+    return found
+
+
+def _left_out(labels: Mapping[str, str], networks: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Return why trainings of a run have no maps, by their methods."""
+    return {
+        method: "it is infinitely wide, and has no maps"
+        if method == "kernel"
+        else "its weights aren't in the folder: an older version kept those of the first rival alone"
+        for method in labels
+        if method not in networks and (networks.keys() - {"convex"} or method == "kernel")
+    }
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -110,7 +124,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
         raise ModelFileError(f"{folder} is not a folder. Give the folder of a finished run.")
     try:
         summary = json.loads(read_bytes(path).decode(ENCODING))
-        _ = str(summary["settings"]["data"]), str(summary["data"]["name"])
+        _ = str(summary["settings"]["data"]), str(summary["data"]["name"]), RunSummary.from_json(summary)
         np.random.default_rng(summary["settings"].get("seed", 0))  # by which images may have been chosen
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelFileError(
@@ -175,6 +189,14 @@ def _resolution(model: LayerwiseCNN, layer: int) -> tuple[int, int]:
     return block.geometry_.map_shape(block.image_shape_[1:])
 
 
+def _all_predictions(
+    folder: str | os.PathLike[str], layer: int, images: NDArray[np.float64]
+) -> dict[str, NDArray[np.int64]]:
+    """Return what each network of a run says of images: that of a layer, with all that is added to it."""
+    networks, _, model = load_networks(folder, layer, alone=False)
+    return {name: _predictions(network, images, model) for name, network in networks.items()}
+
+
 def _predictions(network: nn.Module, images: NDArray[np.float64], model: LayerwiseCNN) -> NDArray[np.int64]:
     like = model.blocks_[0].neurons_.filters
     with torch.no_grad():
@@ -187,13 +209,14 @@ def _row(interval: Interval, **names: Any) -> dict[str, Any]:
 
 
 def _sparsity_rows(maps: Maps, layer: int, seed: int) -> list[dict[str, Any]]:
-    """Return the mean of each measure by method and network, and of the difference image by image."""
+    """Return the mean of each measure by method and network, and of differences from the convex one image by image."""
     rows = []
     for method, by_network in maps.items():
         for measure, function in MEASURES.items():
             values = {network: function(found) for network, found in by_network.items()}
-            if len(values) == 2:
-                values["difference"] = values["convex"] - values["nonconvex"]
+            for rival in [name for name in values if name != "convex"]:
+                name = "difference" if rival == "nonconvex" else f"difference {rival}"
+                values[name] = values["convex"] - values[rival]
             rows += [
                 _row(bootstrap_interval(v, seed=seed), layer=layer, method=method, measure=measure, network=network)
                 for network, v in values.items()
@@ -236,10 +259,10 @@ def explain_run(
     """Explain the predictions of a finished run, and write what was found into its folder.
 
     ``explanations.png`` shows test images and their maps; ``sparsity.csv`` has the Gini index and the half-mass share
-    over the whole test set, with 95 % bootstrap intervals, of each network and of their difference image by image
-    (convex minus non-convex); ``sanity.png`` the cascading randomisation on up to 200 of the test images;
-    ``explanations.json`` all numbers. ``report.html`` is written anew with the figures in it. Each file is written
-    whole, over one of its name; no other file is touched.
+    over the whole test set, with 95 % bootstrap intervals, of each network and of the differences image by image
+    ("difference": convex minus non-convex; "difference NAME": convex minus a further rival); ``sanity.png`` the
+    cascading randomisation on up to 200 of the test images; ``explanations.json`` all numbers. ``report.html`` is
+    written anew with the figures in it. Each file is written whole, over one of its name; no other file is touched.
 
     Parameters
     ----------
@@ -248,7 +271,7 @@ def explain_run(
     layer : int, optional
         The layer whose outputs are explained, from 1; None for the last one.
     methods : sequence of str, optional
-        Of ``METHODS``; None for all that the networks allow.
+        Of ``METHODS``; None for all that the convex network allows. A rival that doesn't allow one has no such maps.
     n_images : int
         Rows of the figure, 1 or more.
     target : str, optional
@@ -284,8 +307,8 @@ def explain_run(
     summary = read_summary(source)
     networks, layer, model = load_networks(source, layer, resolve_device(device))
     _, test = run_images(summary, model, data, say)
-    possible = [method for method in METHODS if all(method in allowed(network) for network in networks.values())]
-    methods = possible if methods is None else list(dict.fromkeys(methods))
+    labels = RunSummary.from_json(summary).labels()
+    methods = list(dict.fromkeys(allowed(networks["convex"]) if methods is None else methods))
     targets = test.labels if target is None else np.full(len(test), _class_number(target, test.classes))
     asked = "the true class" if target is None else f"class {test.classes[targets[0]]}"
 
@@ -293,15 +316,20 @@ def explain_run(
     steps: dict[str, dict[str, list[SanityStep]]] = {method: {} for method in methods}
     sample = np.random.default_rng(seed).permutation(len(test))[:SANITY_IMAGES]
     for name, network in networks.items():
-        for method, found_maps in attributes(network, test.images, targets, methods).items():
+        own = methods if name == "convex" else [method for method in methods if method in allowed(network)]
+        for method, found_maps in attributes(network, test.images, targets, own).items():
             maps[method][name] = found_maps
-        say(f"{LABELS[name]} network: maps of {len(test)} test images")
-        checked = sanity_checks(network, test.images[sample], targets[sample], methods, seed=seed)
+        without = "" if own == methods else f", none of {', '.join(method for method in methods if method not in own)}"
+        say(f"{labels[name]} network: maps of {len(test)} test images{without}")
+        checked = sanity_checks(network, test.images[sample], targets[sample], own, seed=seed)
         for method, found_steps in checked.items():
             steps[method][name] = found_steps
-        say(f"{LABELS[name]} network: sanity check on {len(sample)} of them")
+        say(f"{labels[name]} network: sanity check on {len(sample)} of them")
+    left_out = _left_out(labels, networks)
+    for name, why in left_out.items():
+        say(f"{labels[name]}: left out, for {why}")
     rows = _choose(test.labels, n_images, seed)
-    predictions = {name: _predictions(network, test.images[rows], model) for name, network in networks.items()}
+    predictions = _all_predictions(source, layer, test.images[rows])
     sparsity = _sparsity_rows(maps, layer, seed)
     found: dict[str, Any] = {
         "version": __version__,
@@ -310,6 +338,8 @@ def explain_run(
         "methods": list(methods),
         "seed": seed,
         "n_test": len(test),
+        "labels": {name: labels[name] for name in networks},
+        "left_out": left_out,
         "resolution": list(_resolution(model, layer)),
         "images": [
             {"index": int(row), "true": test.classes[test.labels[row]],
@@ -336,9 +366,10 @@ def explain_run(
             predictions,
             title=title,
             resolution=_resolution(model, layer),
+            names=labels,
         ),
         "sparsity.csv": table.getvalue().encode(),
-        "sanity.png": _png(plot_sanity, steps, title=where, seed=seed),
+        "sanity.png": _png(plot_sanity, steps, title=where, seed=seed, names=labels),
         "explanations.json": json.dumps(found, indent=2, allow_nan=False).encode() + b"\n",
     }
     failures = []
@@ -382,7 +413,7 @@ def explain_quickly(folder: str | os.PathLike[str], test: ImageSet, path: str | 
         method: {name: attribute(network, some.images, some.labels, method) for name, network in networks.items()}
         for method in QUICK_METHODS
     }
-    predictions = {name: _predictions(network, some.images, model) for name, network in networks.items()}
+    predictions = _all_predictions(folder, layer, some.images)
     title = f"{brief(test.name)}, layer {layer}"
     plot_explanations(
         some.images,
@@ -393,4 +424,5 @@ def explain_quickly(folder: str | os.PathLike[str], test: ImageSet, path: str | 
         os.fspath(path),
         title=title,
         resolution=_resolution(model, layer),
+        names=RunSummary.from_json(read_summary(Path(folder))).labels(),
     )

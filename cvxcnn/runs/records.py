@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..activations.neurons import Neurons
+from ..activations.softplus import SoftplusNeurons
 from ..core.distributed import all_sum, gather_rows
 from ..core.version import __version__
 from ..data.fingerprint import fingerprint
@@ -46,11 +48,12 @@ _NAMES = {
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """A rival's numbers, its outputs (n, classes) on the test images, and its network, if it is one."""
+    """A rival's numbers, its outputs (n, classes) on the test images, and its training and neurons, if it has any."""
 
     numbers: NonconvexNumbers
     outputs: np.ndarray
     result: BaselineResult | None
+    neurons: Neurons | None
 
 
 @dataclass
@@ -69,7 +72,7 @@ class LayerRecords:
     partial: Path | None
     data: dict[str, Any]
     summaries: list[LayerSummary] = field(default_factory=list)
-    rivals: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    rivals: dict[str, list[Neurons]] = field(default_factory=dict)
     history: list[Point] = field(default_factory=list)
     saved: int = 0
     tested: dict[int, Predictions] = field(default_factory=dict)
@@ -92,8 +95,10 @@ class LayerRecords:
         trained = self._rivals(layer, block, stage, tested) if self.settings.baseline else {}
         numbers = {method: own.numbers for method, own in trained.items()}
         networks = {method: own.result for method, own in trained.items() if own.result is not None}
-        if "nonconvex" in networks:
-            self.rivals.append((networks["nonconvex"].filters, networks["nonconvex"].readout))
+        for method, own in trained.items():
+            # Older versions kept the first rival alone: one whose first layers are lost isn't gone on with.
+            if own.neurons is not None and len(kept := self.rivals.setdefault(method, [])) == layer:
+                kept.append(own.neurons)
         self.history += history_of(layer + 1, block, networks)
         nonconvex = numbers.pop("nonconvex", None)
         self.summaries.append(LayerSummary(layer + 1, float(block.reg_), convex, nonconvex, numbers))
@@ -122,7 +127,8 @@ class LayerRecords:
         if count:
             stack.learn_from(self.stack, count)
         history = [point for point in self.history if point.layer <= count]
-        return State(summarise(self), stack if count else None, self.rivals[:count], history, self.tested.get(count))
+        rivals = {name: found[:count] for name, found in self.rivals.items() if found and len(found) >= count}
+        return State(summarise(self), stack if count else None, rivals, history, self.tested.get(count))
 
     def extra(self) -> dict[str, Any]:
         """Return what the model's configuration says beside the model."""
@@ -184,7 +190,7 @@ class LayerRecords:
             else:
                 result = self.train_rival(layer, block, stage, patches, connect, name)
                 fit = RivalFit.of(result, patches, test_patches)
-            judged = self._judged(name, fit, stage, tested)
+            judged = self._judged(name, fit, stage, tested, mean)
             if name == first and connect == "group":
                 dense = RivalFit.of(
                     self.train_rival(layer, block, stage, patches, "dense", name), patches, test_patches
@@ -196,8 +202,8 @@ class LayerRecords:
             found["nonconvex" if name == first else name] = judged
         return found
 
-    def _judged(self, name: str, fit: RivalFit, stage: Stage, tested: Seen) -> Judged:
-        """Return what a rival comes to, on the images that the block was judged on."""
+    def _judged(self, name: str, fit: RivalFit, stage: Stage, tested: Seen, intercept: Tensor) -> Judged:
+        """Return what a rival with an intercept comes to, on the images that the block was judged on."""
         own = self.stack.averaged(tested.outputs).argmax(axis=1) == self.test.labels
         outputs = self.stack.averaged(tested.offset + fit.tested)
         other = outputs.argmax(axis=1) == self.test.labels
@@ -215,7 +221,7 @@ class LayerRecords:
             optimizer=None if name == "adam" else name,
             remark=fit.remark or None,
         )
-        return Judged(numbers, outputs, result)
+        return Judged(numbers, outputs, result, None if result is None else _neurons(result, intercept))
 
     def train_rival(
         self,
@@ -257,6 +263,13 @@ class LayerRecords:
         )  # fmt: skip
         self.reporter.finish()
         return result
+
+
+def _neurons(result: BaselineResult, intercept: Tensor) -> Neurons:
+    """Return the neurons of a network trained in torch, with the mean that was taken off its targets."""
+    # A copy: tensors that share memory can't be written.
+    own = result.filters, result.readout, intercept.to(result.readout, copy=True)
+    return Neurons(*own) if result.softplus is None else SoftplusNeurons(*own, intercept.new_tensor(result.softplus))
 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:

@@ -20,7 +20,7 @@ from ..ordinary.network import block_features
 from ..patches.patches import Patches
 from ..theory.kernels import infinite_gram, pairs_of_patches
 
-__all__ = ["RIVALS", "RivalFit", "check_rivals", "first_network", "kernel_bytes", "train_kernel"]
+__all__ = ["RIVALS", "RivalFit", "check_rivals", "first_network", "kernel_bytes", "networks_of", "train_kernel"]
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +89,19 @@ def check_rivals(rivals: Sequence[str], penalty: str) -> None:
         )
 
 
+def networks_of(rivals: Sequence[str]) -> list[str]:
+    """Return the rivals that have weights, which a run keeps.
+
+    Examples
+    --------
+    >>> networks_of(["kernel", "sgd", "softplus"])
+    ['sgd', 'softplus']
+    """
+    return [name for name in rivals if name != "kernel"]
+
+
 def first_network(rivals: Sequence[str]) -> str | None:
-    """Return the rival whose weights a run keeps: the first ReLU network, None if there is none.
+    """Return the rival that is "nonconvex" in a run's files: the first ReLU network, None if there is none.
 
     Examples
     --------

@@ -21,7 +21,7 @@ from ..data.images import ImageSet, one_hot
 from ..errors import CvxcnnError, InputError, ModelFileError
 from ..models.telling import slowness
 from ..reports.figures import FIGURES, RunFigure
-from ..reports.html import FINDINGS, QUICK_FILE, REPORT_FILE, write_report
+from ..reports.html import EXCITING_FILE, FINDINGS, QUICK_FILE, REPORT_FILE, write_report
 from ..reports.metrics import write_metrics
 from ..reports.predictions import MISTAKES_FILE, write_mistakes
 from ..reports.summary import LayerSummary, RunSummary
@@ -222,7 +222,7 @@ def _run(settings: Settings, output: OutputFolder, state: State | None, console:
             if records.saved and folder is not None:
                 _keep(folder, records, stop)
             raise
-    _show(output.path, summary, test, reporter)
+    _show(output.path, summary, train, test, reporter)
     return summary
 
 
@@ -231,17 +231,17 @@ def _redraw(settings: Settings, path: Path, summary: dict[str, Any], console: Co
     train, test = load_sets(settings)
     reporter = Reporter(Console(quiet=True) if rank() else console, settings.tol)
     _check_images(summary.get("data"), describe(train, test, settings), reporter)
-    _show(path, summary, test, reporter)
+    _show(path, summary, train, test, reporter)
     return summary
 
 
-def _show(path: Path, summary: dict[str, Any], test: ImageSet, reporter: Reporter) -> None:
+def _show(path: Path, summary: dict[str, Any], train: ImageSet, test: ImageSet, reporter: Reporter) -> None:
     """Draw the results that are in a folder, and say where they are."""
     if rank():
         return
     results = RunSummary.from_json(summary)
     try:
-        _draw(path.expanduser(), results, test)
+        _draw(path.expanduser(), results, train, test)
     except BaseException as stop:
         stop.args = (f"the model and its numbers are in {path}; draw the rest by --resume {path}",)
         raise
@@ -254,7 +254,7 @@ def _take_over(records: LayerRecords, state: State) -> None:
     """Make the layers of a state the first of these records."""
     _check_images(state.summary.get("data"), records.data, records.reporter)
     records.summaries += map(LayerSummary.from_json, state.summary["layers"])
-    records.rivals += state.rivals
+    records.rivals = {name: list(found) for name, found in state.rivals.items()}
     records.history += state.history
     records.saved = len(records.summaries)
     if state.tested is not None:
@@ -294,7 +294,7 @@ def _keep(folder: OutputFolder, records: LayerRecords, stop: BaseException) -> N
         try:
             with suppress(OSError, CvxcnnError):
                 published = RunSummary.from_json(_publish(folder, records))
-                _draw(folder.path.expanduser(), published, records.test)
+                _draw(folder.path.expanduser(), published, records.train, records.test)
         except BaseException as second:  # such as the signal by which torchrun stops the others when one failed
             second.args = (kept,)
             raise
@@ -325,26 +325,34 @@ def _explain(folder: Path, test: ImageSet) -> None:
     explain_quickly(folder, test, folder / QUICK_FILE)
 
 
-Drawing = Callable[[Path, RunSummary, ImageSet], None]
+def _excite(folder: Path, train: ImageSet) -> None:
+    from .exciting import draw_exciting
+
+    draw_exciting(folder, train, folder / EXCITING_FILE)
+
+
+# The folder, its summary, and the training and the test images.
+Drawing = Callable[[Path, RunSummary, ImageSet, ImageSet], None]
 
 
 def drawings() -> dict[str, Drawing]:
     """Return what is drawn of a run, each by itself, by the names of the files; the page shows the others."""
 
     def drawing(figure: RunFigure) -> Drawing:
-        return lambda folder, summary, _: figure.draw(summary, folder / figure.file)
+        return lambda folder, summary, *_: figure.draw(summary, folder / figure.file)
 
     return {
         **{figure.file: drawing(figure) for figure in FIGURES},
-        QUICK_FILE: lambda folder, _, test: _explain(folder, test),
+        QUICK_FILE: lambda folder, _, __, test: _explain(folder, test),
+        EXCITING_FILE: lambda folder, _, train, __: _excite(folder, train),
         REPORT_FILE: lambda folder, *_: write_report(folder),
     }
 
 
-def _draw(folder: Path, summary: RunSummary, test: ImageSet) -> None:
+def _draw(folder: Path, summary: RunSummary, train: ImageSet, test: ImageSet) -> None:
     """Draw the results that are in a folder. A training that is done isn't lost for the lack of a figure."""
     for name, draw in drawings().items():
         try:
-            draw(folder, summary, test)
+            draw(folder, summary, train, test)
         except Exception as error:  # whatever a drawing library raises
             logger.error("%s can't be drawn: %s", name, one_line(error))

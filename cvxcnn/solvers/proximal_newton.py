@@ -17,7 +17,7 @@ from .base import Outcome, Solver, Status
 from .cone_working_set import ConeWorkingSet
 from .fista import Fista, accelerated
 from .needs import Needs
-from .semismooth_newton import SemismoothNewton
+from .semismooth_newton import SemismoothNewton, minimised
 from .working_set import WorkingSet
 
 __all__ = ["ProximalNewton"]
@@ -125,6 +125,8 @@ class ProximalNewton(Solver):
             aim = self._aim(factor, prediction, remainder)
             form = FeatureForm(program.design.matrix(), aim, program.design.shape(program.n_outputs), factor)
             tol = max(gap / form.gap(penalty, program.reg, weights)[0], _FINEST)
+            if penalty.smooth:
+                return minimised(form, penalty, program.reg, tol, weights).weights.to(weights)
             solved = accelerated(form, penalty, program.reg, tol, weights, _PROXIMAL_ITERATIONS)
             return solved.weights.to(weights)
         # Its solver takes one weight an image: the largest of the Hessian's diagonal, or its trace.

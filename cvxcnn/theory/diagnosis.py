@@ -8,15 +8,17 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..activations.neurons import Neurons
+from ..activations.softplus import SoftplusNeurons
 from ..core.arrays import check_bytes
 from ..core.plainly import plainly
+from ..core.text import in_percent
 from ..core.threads import coarse_threads
 from ..data.checks import check_images, check_targets
 from ..errors import InputError
@@ -49,7 +51,8 @@ SAME_OBJECTIVE = 1e-6
 # Images that the premises of the wide-layer theorem are held against.
 _MOST_IMAGES = 3000
 
-Rivals = Sequence[tuple[Tensor, Tensor]]
+Rival = Sequence[Neurons | tuple[Tensor, Tensor]]
+"""What ordinary training has found, an entry a layer."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +63,17 @@ class BlockDiagnosis:
     ----------
     layer : int
         From 1.
-    method : {"convex", "nonconvex"}
+    method : str
+        "convex", or the name of the rival.
     verdict : str
         "optimal within the certificate", "saddle", "not stationary", "spurious local minimum" or "local minimum, not
         known to be optimal".
     measured, theory : tuple of str
         What was measured, and what theorems say, in sentences.
     objective, bound : float
-        Eq. 1, and the lower bound on it of the convex block's certificate.
+        Eq. 1, and the lower bound on it of the convex block's certificate: of ReLU networks, NaN for others.
     above_bound, above_best : float
-        By what share of Eq. 1 it is above the bound, and above the best network that is known.
+        By what share of Eq. 1 it is above the bound, and above the best network that is known; NaN without a bound.
     stationarity, curvature, tangent, features, premises
         The numbers.
     """
@@ -132,7 +136,7 @@ def diagnose(
     images: Any,
     targets: Any,
     *,
-    rivals: Rivals = (),
+    rivals: Mapping[str, Rival] | Rival = (),
     memory: float | None = None,
     sample_weight: Any = None,
 ) -> Diagnosis:
@@ -146,8 +150,9 @@ def diagnose(
         Those that it was trained on.
     targets : array-like, shape (n,) or (n, outputs)
         Those that it was trained on.
-    rivals : sequence of (filters, readout), optional
-        For each layer, weights (m, d) and (m, C, o) that ordinary training has found on the same inputs.
+    rivals : mapping of str to sequence, optional
+        By name, what trainings have made of each layer on the same inputs: ``Neurons``, or weights (m, d) and (m, C, o)
+        beside the intercept of no neurons. A sequence alone is that of "nonconvex".
     memory : float, optional
         GiB that may be used.
     sample_weight : array-like, shape (n,), optional
@@ -178,6 +183,7 @@ def diagnose(
     'optimal within the certificate'
     """
     model = load_model(run_or_stack) if isinstance(run_or_stack, (str, os.PathLike)) else run_or_stack
+    named = rivals if isinstance(rivals, Mapping) else {"nonconvex": rivals} if rivals else {}
     found: list[BlockDiagnosis] = []
     with torch.no_grad(), coarse_threads():
         for number, (block, inputs, expected, weights) in enumerate(_stages(model, images, targets, sample_weight)):
@@ -191,9 +197,9 @@ def diagnose(
                     f"layer {number + 1} has pooling={block.pooling!r}; diagnose knows the landscape of blocks whose "
                     'pooling is linear. Train with pooling="mean" or "sum".'
                 )
-            networks, loss = {"convex": block.neurons_}, get_loss(block.loss, weights)
-            if rivals:
-                networks["nonconvex"] = _rival(rivals, number, block, expected, loss)
+            loss = get_loss(block.loss, weights)
+            others = {name: _rival(name, rival, number, block, expected, loss) for name, rival in named.items()}
+            networks = {"convex": block.neurons_, **others}
             found += _layer(number + 1, block, networks, inputs, expected, loss, memory)
     return Diagnosis(tuple(found))
 
@@ -230,16 +236,19 @@ def _stages(
     return stages
 
 
-def _rival(rivals: Rivals, number: int, block: ConvexConvBlock, targets: Tensor, loss: Loss) -> Neurons:
-    if len(rivals) <= number:
-        raise InputError(f"rivals must be one pair for each layer; got {len(rivals)}.")
-    own = block.neurons_
-    filters, readout = (part.to(own.filters.device, torch.float64) for part in rivals[number])
+def _rival(name: str, rival: Rival, number: int, block: ConvexConvBlock, targets: Tensor, loss: Loss) -> Neurons:
+    if len(rival) <= number:
+        raise InputError(f"the rival {name!r} must have an entry for each layer; got {len(rival)}.")
+    own, given = block.neurons_, rival[number]
+    pair = (given.filters, given.readout) if isinstance(given, Neurons) else given
+    filters, readout = (part.to(own.filters.device, torch.float64) for part in pair)
     if filters.shape[1:] != own.filters.shape[1:] or readout.shape[1:] != own.readout.shape[1:]:
         raise InputError(
-            f"the rival of layer {number + 1} must have filters (m, {own.filters.shape[1]}) and a readout (m, "
+            f"the rival {name!r} of layer {number + 1} must have filters (m, {own.filters.shape[1]}) and a readout (m, "
             f"{own.readout.shape[1]}, {own.readout.shape[2]}); got {tuple(filters.shape)} and {tuple(readout.shape)}."
         )
+    if isinstance(given, Neurons):
+        return replace(given, filters=filters, readout=readout, intercept=given.intercept.to(filters))
     weights = targets.new_ones(len(targets)) if loss.weights is None else loss.weights.to(targets)
     mean = weights @ targets / weights.sum() * float(block.intercept)
     return Neurons(filters, readout, mean)
@@ -264,23 +273,34 @@ def _layer(
         method: BlockPoint(
             patches, targets, neurons.filters, neurons.readout, block.reg_, loss, neurons.intercept,
             sparse=block.penalty == "group",
+            softplus=float(neurons.zeta) if isinstance(neurons, SoftplusNeurons) else None,
         )
         for method, neurons in networks.items()
     }  # fmt: skip
     stored = float(block.result_.objective)
     same = abs(points["convex"].objective - stored) <= SAME_OBJECTIVE * abs(stored)
-    best = min(point.objective for point in points.values())
+    best = min(point.objective for point in points.values() if point.softplus is None)
     bound = float(block.certificate_.global_bound)
+    distinct: Sequence[Premise] = ()
     found = []
-    for method, point in points.items():
-        module = networks[method].to_module(block.geometry_, block.image_shape_, intercept=False).double()
+    for method, neurons in networks.items():
+        point = points.pop(method)  # what it holds goes with it
+        module = neurons.to_module(block.geometry_, block.image_shape_, intercept=False).double()
+        premises: Sequence[Premise] = ()
+        if len(point.filters):
+            premises = wide_layer_report(module, inputs[:_MOST_IMAGES], of_images=distinct).premises
+            distinct = premises[:2]  # those of the images, which the networks share
+        steady = stationarity(point)
+        # Whether a solved program isn't stationary for the want of some steps more.
+        unsettled = method == "convex" and steady.clarke > STATIONARY
         numbers = {
-            "stationarity": stationarity(point),
-            "curvature": curvature(point),
+            "stationarity": steady,
+            "curvature": curvature(point, after=unsettled),
             "features": expressivity(point.features()),
-            "premises": wide_layer_report(module, inputs[:_MOST_IMAGES]).premises if len(point.filters) else (),
+            "premises": premises,
         }
-        found.append(_judged(layer, method, point, bound, best, same, numbers))
+        judges = (bound, best) if point.softplus is None else (math.nan, math.nan)
+        found.append(_judged(layer, method, point, *judges, same, numbers))
     return found
 
 
@@ -295,7 +315,7 @@ def _judged(
     above_best = (objective - best) / objective if objective > 0 else 0.0
     steady, bent = numbers["stationarity"], numbers["curvature"]
     verdict = _verdict(above_bound, above_best, steady, bent)
-    measured = _measurements(above_bound, above_best, steady, bent, of_kernel)
+    measured = _measurements(above_bound, above_best, steady, bent, of_kernel, smooth=point.softplus is not None)
     if not same:
         measured = (
             "Eq. 1 of the convex block isn't the one that was stored: these are not the images that it was trained on "
@@ -322,37 +342,43 @@ def _verdict(above_bound: float, above_best: float, steady: Stationarity, bent: 
 
 
 def _measurements(
-    above_bound: float, above_best: float, steady: Stationarity, bent: Curvature, of_kernel: Tangent
+    above_bound: float, above_best: float, steady: Stationarity, bent: Curvature, of_kernel: Tangent, *, smooth: bool
 ) -> tuple[str, ...]:
     """Return what was measured, in sentences."""
-    said = ["No bound over all networks was searched."]
+    said = ["Its neurons are smooth: no bound is of them." if smooth else "No bound over all networks was searched."]
     if math.isfinite(above_bound):
-        said = [f"Eq. 1 is {_percent(above_bound)} of itself above its bound."]
+        said = [f"Eq. 1 is {in_percent(above_bound)} of itself above its bound."]
     if above_best > 0:
-        said.append(f"A network that is {_percent(above_best)} lower is known.")
+        said.append(f"A network that is {in_percent(above_best)} lower is known.")
     if not math.isfinite(steady.plain):
         return (*said, "It has no neurons.")
-    said.append(
-        f"The gradient is {_percent(steady.plain)} of reg |weights|; with slopes chosen for the {steady.near} distinct "
-        f"patches within {steady.tolerance:g} of a kink it is {_percent(steady.clarke)}."
+    at_kinks = (
+        f"; with slopes chosen for the {steady.near} distinct patches within {steady.tolerance:g} of a kink it is "
+        f"{in_percent(steady.clarke)}"
     )
+    said.append(f"The gradient is {in_percent(steady.plain)} of reg |weights|{'' if smooth else at_kinks}.")
     if steady.clarke > STATIONARY:
-        why = (
-            "the bound leaves so much open that the weights aren't settled"
-            if above_best == 0
-            else "the training ended before its gradient was small"
-        )
-        said.append(f"That is above {_percent(STATIONARY)}: {why}.")
+        why = "the training ended before its gradient was small"
+        if math.isfinite(bent.clarke_after):
+            why = (
+                "the program over the filters at hand is solved (the gradient in the output weights is "
+                f"{in_percent(steady.readout)}), and the filters are as its gates or its search left them. Some steps "
+                f"of descent bring it to {in_percent(bent.clarke_after)}"
+            )
+        said.append(f"That is above {in_percent(STATIONARY)}: {why}.")
     if bent.smallest < 0:
-        falls = f"Eq. 1 falls by {_percent(bent.fall)} along it" if bent.fall > FALL else "kinks hold it: nothing falls"
+        falls = (
+            f"Eq. 1 falls by {in_percent(bent.fall)} along it" if bent.fall > FALL else "kinks hold it: nothing falls"
+        )
         said.append(f"Its piece of Eq. 1 curves downwards ({bent.smallest:.2g} reg), and {falls}.")
     else:
         said.append("No direction in which its piece of Eq. 1 curves downwards was found.")
-    said.append(f"Descent from it gains {_percent(bent.descent)}.")
-    said.append(
-        f"As kernel ridge with its own tangent kernel it is off by {_percent(of_kernel.ridge_error)}, and has "
-        f"{of_kernel.degrees_of_freedom:.4g} degrees of freedom on {of_kernel.images} images."
-    )
+    said.append(f"Descent from it gains {in_percent(bent.descent)}.")
+    if math.isfinite(of_kernel.ridge_error):
+        said.append(
+            f"As kernel ridge with its own tangent kernel it is off by {in_percent(of_kernel.ridge_error)}, and has "
+            f"{of_kernel.degrees_of_freedom:.4g} degrees of freedom on {of_kernel.images} images."
+        )
     if math.isfinite(of_kernel.rate_measured):
         said.append(
             f"Without reg its loss would fall at a rate of {of_kernel.rate:.3g} under gradient flow, by the tangent "
@@ -388,7 +414,3 @@ def _theorems(
     if point.reg > 0:
         said.append("All three are about the loss without reg, and no guarantee for Eq. 1; the certificate is.")
     return tuple(said)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %"

@@ -91,7 +91,7 @@ def block_ntk(
 
     Notes
     -----
-    Cost: m n K d + m (n o)^2 d operations, 8 (n o)^2 bytes and 128 MiB. The rank is at most m (d + C o - 1).
+    Cost: m n K d + m n^2 min(C, o)^2 d operations, 16 (n o)^2 bytes and 128 MiB. The rank is at most m (d + C o - 1).
 
     Examples
     --------
@@ -115,33 +115,41 @@ def block_ntk(
         chosen = some.to(every.device)
         responses = every @ u[chosen].T  # (n, K, b)
         if part != "readout":
-            jacobian = filter_jacobian(every, responses > 0, w[chosen], weights)
-            kernel.addmm_(jacobian, jacobian.T)
+            kernel += filter_kernel(every, responses > 0, w[chosen], weights)
         if part != "filters":
             pooled = (weights @ responses.relu()).flatten(1)
             kernel += torch.kron(pooled @ pooled.T, torch.eye(outputs).to(kernel))
     return as_given(all_sum(kernel), patches, filters, readout)
 
 
-def filter_jacobian(patches: Tensor, active: Tensor, readout: Tensor, pool: Tensor) -> Tensor:
-    """Return df/du, shape (n o, b d), of b neurons.
+def filter_kernel(patches: Tensor, active: Tensor, readout: Tensor, pool: Tensor) -> Tensor:
+    """Return the part (n o, n o) of the tangent kernel that is of the filters of b neurons.
+
+    With phi_ic = sum_k P_ck D_ijk x_jk of an image's cell, D the slopes, sum_i w_i^T (phi_i phi_i^T) w_i: products are
+    as long as images have cells or outputs, whichever are fewer.
 
     Parameters
     ----------
     patches : Tensor, shape (n, K, d)
-    active : Tensor, shape (n, K, b), bool
-        Whether the response is positive.
+    active : Tensor, shape (n, K, b)
+        Slopes of the responses: whether they are positive.
     readout : Tensor, shape (b, C, o)
     pool : Tensor, shape (C, K)
     """
     n, _, count = active.shape
-    outputs, dim = readout.shape[2], patches.shape[2]
-    slopes = torch.einsum("bco,ck->kbo", readout, pool)
-    jacobian = patches.new_empty(n, outputs, count, dim)
+    cells, outputs = readout.shape[1:]
+    kernel = patches.new_zeros(n * outputs, n * outputs)
     for neuron in range(count):
-        masked = active[:, :, neuron, None] * patches  # (n, K, d)
-        jacobian[:, :, neuron] = slopes[:, neuron].T @ masked
-    return jacobian.reshape(n * outputs, count * dim)
+        features = pool @ (active[:, :, neuron, None] * patches)  # (n, C, d)
+        weights = readout[neuron]
+        if outputs <= cells:
+            jacobian = (weights.T @ features).flatten(0, 1)
+            kernel.addmm_(jacobian, jacobian.T)
+            continue
+        flat = features.flatten(0, 1)
+        half = ((flat @ flat.T).view(-1, cells) @ weights).view(n, cells, n * outputs)
+        kernel += (weights.T @ half).view(n * outputs, n * outputs)
+    return kernel
 
 
 @plainly

@@ -1,4 +1,4 @@
-"""A ReLU block at its weights: value, Jacobian products, gradient and curvature of Eq. 1, as sums over patches."""
+"""A trained block at its weights: value, Jacobian products, gradient and curvature of Eq. 1, as sums over patches."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..core.threads import map_items
 from ..losses import Loss
+from ..ordinary.network import rectified
 from ..patches.patches import Patches
-from .kernels import filter_jacobian
+from .kernels import filter_kernel
 
 __all__ = ["BlockPoint", "Direction"]
 
@@ -22,7 +23,10 @@ Direction = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class _Piece:
-    """Some images: their patches (b, K, d), which responses are positive (b, K, m), and pooled responses (b, C, m)."""
+    """Some images: their patches (b, K, d), slopes of the responses (b, K, m), and pooled responses (b, C, m).
+
+    Slopes are of ReLUs whether the response is positive, and of softplus neurons sigmoids.
+    """
 
     rows: slice
     patches: Tensor
@@ -30,15 +34,18 @@ class _Piece:
     pooled: Tensor
 
 
-def _piece(rows: slice, chunk: Tensor, filters: Tensor, pool: Tensor) -> _Piece:
+def _piece(rows: slice, chunk: Tensor, filters: Tensor, pool: Tensor, softplus: float | None) -> _Piece:
     responses = chunk @ filters.T
-    return _Piece(rows, chunk, responses > 0, pool @ responses.relu())
+    active = responses > 0 if softplus is None else torch.sigmoid(softplus * responses)
+    return _Piece(rows, chunk, active, pool @ rectified(responses, softplus))
 
 
 class BlockPoint:
     """Eq. 1 at the neurons of a block that aren't zero, in float64.
 
         loss(f, Y) + reg/2 sum_i (|u_i|^2 + |w_i|^2),   f_jo = sum_ic w_ico sum_k P_ck (x_jk . u_i)_+ + b_o
+
+    or with softplus neurons log(1 + exp(zeta t)) / zeta in the place of ReLUs (t)_+.
 
     Parameters
     ----------
@@ -53,6 +60,8 @@ class BlockPoint:
         b, which is kept as it is.
     sparse : bool
         Whether entries of the readout that are zero are no weights (``penalty="group"``).
+    softplus : float, optional
+        zeta; ReLUs if it is not given.
 
     Attributes
     ----------
@@ -60,6 +69,8 @@ class BlockPoint:
         The gradient of the loss in the outputs: f - Y for the squared loss; minus the dual point nu.
     outputs : Tensor, shape (n, o)
         Without the intercept.
+    pieces : list
+        The images in pieces.
     """
 
     def __init__(
@@ -73,19 +84,28 @@ class BlockPoint:
         intercept: Tensor | None = None,
         *,
         sparse: bool = False,
+        softplus: float | None = None,
     ) -> None:
         alive = filters.any(dim=1) & readout.flatten(1).any(dim=1)
         self.patches = patches.astype(torch.float64)
         self.pool = self.patches.pool
         self.filters, self.readout = filters[alive].double(), readout[alive].double()
         self.targets = targets.double()
-        self.reg, self.loss = float(reg), loss
+        self.reg, self.loss, self.softplus = float(reg), loss, softplus
         self.intercept = self.targets.new_zeros(targets.shape[1]) if intercept is None else intercept.double()
         self.mask = (self.readout != 0).double() if sparse else None
-        self.outputs = self.predict(self.filters, self.readout)
+        parts = self.patches.chunks(max(1, len(self.filters)))
+        self.pieces = [_piece(*part, self.filters, self.pool, softplus) for part in parts]
+        self.outputs = torch.einsum("ncm,mco->no", self.features(), self.readout)
         self.residual = -loss.dual_point(self.outputs + self.intercept, self.targets)
-        self._pieces: list[_Piece] | None = None
         self._roots = loss.model(self.outputs + self.intercept, self.targets)[0]
+
+    def at(self, filters: Tensor, readout: Tensor) -> BlockPoint:
+        """Return the point of other weights of these neurons."""
+        return BlockPoint(
+            self.patches, self.targets, filters, readout, self.reg, self.loss, self.intercept,
+            sparse=self.mask is not None, softplus=self.softplus,
+        )  # fmt: skip
 
     @property
     def n_weights(self) -> int:
@@ -98,32 +118,46 @@ class BlockPoint:
         """The filters and the readout."""
         return self.filters, self.readout
 
-    def pieces(self) -> list[_Piece]:
-        """Return the images in pieces."""
-        if self._pieces is None:
-            parts = self.patches.chunks(len(self.filters))
-            self._pieces = [_piece(*part, self.filters, self.pool) for part in parts]
-        return self._pieces
-
     def predict(self, filters: Tensor, readout: Tensor) -> Tensor:
         """Return the outputs (n, o) of other weights, without the intercept."""
-        features = self.patches.relu_features(filters)
-        return torch.einsum("ncm,mco->no", features, readout)
+
+        def work(piece: _Piece) -> Tensor:
+            pooled = self.pool @ rectified(piece.patches @ filters.T, self.softplus)
+            return torch.einsum("bcm,mco->bo", pooled, readout)
+
+        return torch.cat(map_items(work, self.pieces, self.pool.device))
+
+    def _value(self, outputs: Tensor, filters: Tensor, readout: Tensor) -> float:
+        """Return Eq. 1 of weights whose outputs, without the intercept, are known."""
+        squares = float(filters.square().sum() + readout.square().sum())
+        return float(self.loss.tensor(outputs + self.intercept, self.targets)) + 0.5 * self.reg * squares
 
     def value(self, filters: Tensor, readout: Tensor) -> float:
         """Return Eq. 1 of other weights."""
-        squares = float(filters.square().sum() + readout.square().sum())
-        outputs = self.predict(filters, readout) + self.intercept
-        return float(self.loss.tensor(outputs, self.targets)) + 0.5 * self.reg * squares
+        return self._value(self.predict(filters, readout), filters, readout)
+
+    def values_along(self, direction: Direction, steps: Sequence[float]) -> list[float]:
+        """Return Eq. 1 at some steps along a direction, in two products with the patches, for any number of steps."""
+        moved = [(self.filters + step * direction[0], self.readout + step * direction[1]) for step in steps]
+
+        def work(piece: _Piece) -> Tensor:
+            here, change = (piece.patches @ filters.T for filters in (self.filters, direction[0]))
+            return torch.stack([
+                torch.einsum("bcm,mco->bo", self.pool @ rectified(here + step * change, self.softplus), readout)
+                for step, (_, readout) in zip(steps, moved, strict=True)
+            ])  # fmt: skip
+
+        outputs = torch.cat(map_items(work, self.pieces, self.pool.device), dim=1)
+        return [self._value(found, *weights) for found, weights in zip(outputs, moved, strict=True)]
 
     @cached_property
     def objective(self) -> float:
         """Eq. 1 at the point."""
-        return self.value(self.filters, self.readout)
+        return self._value(self.outputs, self.filters, self.readout)
 
     def features(self) -> Tensor:
         """Return the pooled responses h, shape (n, C, m)."""
-        return torch.cat([piece.pooled for piece in self.pieces()])
+        return torch.cat([piece.pooled for piece in self.pieces])
 
     def _masked(self, readout: Tensor) -> Tensor:
         return readout if self.mask is None else readout * self.mask
@@ -138,31 +172,35 @@ class BlockPoint:
         def work(piece: _Piece) -> Direction:
             return _pulled(piece, self.readout, self.pool, upstream[piece.rows])
 
-        return self.masked(_total(map_items(work, self.pieces(), self.pool.device), self.weights))
+        return self.masked(_total(map_items(work, self.pieces, self.pool.device), self.weights))
 
     def push(self, direction: Direction) -> Tensor:
         """Return J direction, shape (n, o): how the outputs change."""
         filters, readout = self.masked(direction)
 
         def work(piece: _Piece) -> Tensor:
-            return _pushed(piece, self.readout, self.pool, filters, readout)[1]
+            moved = self.pool @ (piece.patches @ filters.T).mul_(piece.active)
+            return _moved_outputs(piece, self.readout, moved, readout)
 
-        parts = map_items(work, self.pieces(), self.pool.device)
+        parts = map_items(work, self.pieces, self.pool.device)
         return torch.cat(parts) if parts else torch.zeros_like(self.outputs)
 
-    def value_and_gradient(self, filters: Tensor, readout: Tensor) -> tuple[float, Direction]:
-        """Return Eq. 1 and its plain gradient at other weights of these neurons."""
+    def value_and_gradient(self, filters: Tensor, readout: Tensor, *, single: bool = False) -> tuple[float, Direction]:
+        """Return Eq. 1 and its plain gradient at other weights of these neurons; ``single``: of products in float32."""
         readout = self._masked(readout)
+        dtype = torch.float32 if single else torch.float64
+        near, far, pool = filters.to(dtype), readout.to(dtype), self.pool.to(dtype)
 
         def work(kept: _Piece) -> tuple[float, Direction]:
-            piece = _piece(kept.rows, kept.patches, filters, self.pool)
-            outputs = torch.einsum("bcm,mco->bo", piece.pooled, readout) + self.intercept
+            piece = _piece(kept.rows, kept.patches, near, pool, self.softplus)
+            outputs = torch.einsum("bcm,mco->bo", piece.pooled, far).double() + self.intercept
             targets = self.targets[piece.rows]
             loss = self.loss.rows(piece.rows)
-            upstream = -loss.dual_point(outputs, targets)
-            return float(loss.tensor(outputs, targets)), _pulled(piece, readout, self.pool, upstream)
+            upstream = -loss.dual_point(outputs, targets).to(dtype)
+            return float(loss.tensor(outputs, targets)), _pulled(piece, far, pool, upstream)
 
-        parts = map_items(work, self.pieces(), self.pool.device)
+        pieces = [piece for piece, *_ in self._single] if single else self.pieces
+        parts = map_items(work, pieces, self.pool.device)
         squares = float(filters.square().sum() + readout.square().sum())
         by_filter, by_readout = _total([part for _, part in parts], (filters, readout))
         value = sum(part for part, _ in parts) + 0.5 * self.reg * squares
@@ -180,7 +218,7 @@ class BlockPoint:
         return [
             (_Piece(p.rows, p.patches.float(), p.active.float(), p.pooled.float()),
              self.residual[p.rows].float(), self._roots[p.rows].float())
-            for p in self.pieces()
+            for p in self.pieces
         ]  # fmt: skip
 
     def curvature(self, direction: Direction) -> Direction:
@@ -190,10 +228,15 @@ class BlockPoint:
 
         def work(part: tuple[_Piece, Tensor, Tensor]) -> Direction:
             piece, residual, roots = part
-            moved, changes = _pushed(piece, weights, pool, filters, readout)
-            bent = _bent(roots, changes)
+            change = piece.patches @ filters.T
+            moved = pool @ (change * piece.active)
+            bent = _bent(roots, _moved_outputs(piece, weights, moved, readout))
             upstream = torch.einsum("mco,bo->bcm", weights, bent) + torch.einsum("mco,bo->bcm", readout, residual)
             incoming = (pool.T @ upstream).mul_(piece.active)
+            if self.softplus is not None:
+                # The slope s of softplus has the slope zeta s (1 - s), and that of ReLUs none.
+                slopes = self.softplus * piece.active * (1 - piece.active)
+                incoming += (pool.T @ torch.einsum("mco,bo->bcm", weights, residual)) * slopes.mul_(change)
             by_readout = torch.einsum("bcm,bo->mco", piece.pooled, bent)
             by_readout += torch.einsum("bcm,bo->mco", moved, residual)
             return incoming.flatten(0, 1).T @ piece.patches.flatten(0, 1), by_readout
@@ -202,22 +245,19 @@ class BlockPoint:
         by_filter, by_readout = by_filter.double(), by_readout.double()
         return self.masked((by_filter + self.reg * direction[0], by_readout + self.reg * direction[1]))
 
-    def jacobian(self, images: int) -> Tensor:
-        """Return J of the first images, shape (images * o, n weights): rows image-major."""
-        parts = []
-        outputs = self.readout.shape[2]
-        for piece in self.pieces():
-            count = min(images - piece.rows.start, len(piece.patches))
-            if count <= 0:
-                break
-            of_filters = filter_jacobian(piece.patches[:count], piece.active[:count], self.readout, self.pool)
-            pooled = piece.pooled[:count].transpose(1, 2).flatten(1)  # (b, m C)
-            of_readout = torch.einsum("bq,op->boqp", pooled, torch.eye(outputs).to(pooled))
-            of_readout = of_readout.reshape(count * outputs, -1)
-            if self.mask is not None:
-                of_readout = of_readout[:, self.mask.flatten() > 0]
-            parts.append(torch.cat([of_filters, of_readout], dim=1))
-        return torch.cat(parts)
+    def kernel(self, images: int) -> Tensor:
+        """Return the tangent kernel J J^T of the first images, shape (images * o, images * o), image-major."""
+        some = self.pieces[: 1 + sum(piece.rows.stop < images for piece in self.pieces)]
+        patches, active, pooled = (
+            torch.cat([getattr(piece, name) for piece in some])[:images] for name in ("patches", "active", "pooled")
+        )
+        kernel = filter_kernel(patches, active, self.readout, self.pool)
+        # Readouts feed one output each: a block on the diagonal for it.
+        blocks = kernel.view(len(patches), -1, len(patches), self.targets.shape[1])
+        for output in range(self.targets.shape[1]):
+            weights = pooled if self.mask is None else pooled * self.mask[:, :, output].T
+            blocks[:, output, :, output] += weights.flatten(1) @ pooled.flatten(1).T
+        return kernel
 
     def flatten(self, direction: Direction) -> Tensor:
         """Return a direction as one vector."""
@@ -244,10 +284,9 @@ def _pulled(piece: _Piece, readout: Tensor, pool: Tensor, upstream: Tensor) -> D
     return by_filter, torch.einsum("bcm,bo->mco", piece.pooled, upstream)
 
 
-def _pushed(piece: _Piece, weights: Tensor, pool: Tensor, filters: Tensor, readout: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how pooled responses (b, C, m) and outputs (b, o) of a piece change with filters and readout."""
-    moved = pool @ (piece.patches @ filters.T).mul_(piece.active)
-    return moved, torch.einsum("bcm,mco->bo", moved, weights) + torch.einsum("bcm,mco->bo", piece.pooled, readout)
+def _moved_outputs(piece: _Piece, weights: Tensor, moved: Tensor, readout: Tensor) -> Tensor:
+    """Return how outputs (b, o) of a piece change with its pooled responses and with the readout."""
+    return torch.einsum("bcm,mco->bo", moved, weights) + torch.einsum("bcm,mco->bo", piece.pooled, readout)
 
 
 def _total(parts: Sequence[Direction], like: Direction) -> Direction:

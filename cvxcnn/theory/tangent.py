@@ -29,12 +29,14 @@ class Tangent:
     rate_measured : float
         The same from one small gradient step; it differs where kinks are crossed.
     rank_bound : int
-        m (d + C o - 1), or less: if it is below n o, the smallest eigenvalue of K is 0, and no rate is guaranteed.
+        m (d + C o - 1), or less; m (d + C o) of softplus neurons, which have no scale to share. If it is below n o, the
+        smallest eigenvalue of K is 0, and no rate is guaranteed.
     rows : int
         n o.
     ridge_error : float
         |K nu - 2 reg f| / |2 reg f|: 0 at a stationary point, where for the squared loss f = K (K + 2 reg)^{-1} Y is
-        kernel ridge with the block's own tangent kernel.
+        kernel ridge with the block's own tangent kernel. NaN for softplus neurons, as the next: f is then no
+        homogeneous function of the weights.
     objective_error : float
         |Eq. 1 - (|Y|^2 - |f|^2) / 2| / Eq. 1, 0 at a stationary point; NaN for other losses than the squared one.
     degrees_of_freedom : float
@@ -78,20 +80,25 @@ def tangent(point: BlockPoint, largest: float = math.nan) -> Tangent:
     rate = measured = objective_error = math.nan
     # The loss at its kernel ridge has no intercept: it is taken off the targets.
     targets = point.targets - point.intercept
+    homogeneous = point.softplus is None
     if point.loss.quadratic and bool(residual.any()):
         square = 2 * point.loss.value(f + point.intercept, point.targets)
         rate = 2 * float(sum(part.square().sum() for part in by_residual)) / square
         measured = _measured(point, by_residual, square, largest)
-        ridge = 0.5 * float((root * targets).square().sum() - (root * f).square().sum())
-        objective_error = abs(point.objective - ridge) / point.objective
+        if homogeneous:
+            ridge = 0.5 * float((root * targets).square().sum() - (root * f).square().sum())
+            objective_error = abs(point.objective - ridge) / point.objective
     sizes = 2 * point.reg * f
+    ridge_error = math.nan
+    if homogeneous and bool(sizes.any()):
+        ridge_error = float((root * (image - sizes)).norm() / (root * sizes).norm())
     degrees_of_freedom, condition = _spectrum(point, images)
     return Tangent(
         rate=rate,
         rate_measured=measured,
-        rank_bound=min(point.n_weights - count, residual.numel()),
+        rank_bound=min(point.n_weights - (count if homogeneous else 0), residual.numel()),
         rows=residual.numel(),
-        ridge_error=float((root * (image - sizes)).norm() / (root * sizes).norm()) if bool(sizes.any()) else math.nan,
+        ridge_error=ridge_error,
         objective_error=objective_error,
         degrees_of_freedom=degrees_of_freedom,
         condition=condition,
@@ -119,13 +126,10 @@ def _spectrum(point: BlockPoint, images: int) -> tuple[float, float]:
     """Return the degrees of freedom and the condition number of the kernel of the first images."""
     if not point.reg > 0 or not len(point.filters):
         return math.nan, math.nan
-    jacobian = point.jacobian(images)
-    jacobian = jacobian * _root(point)[:images].repeat_interleave(len(jacobian) // images, dim=0)
-    # The smaller of K and J^T J, which have the same eigenvalues but for zeros.
-    gram = jacobian @ jacobian.T if len(jacobian) <= jacobian.shape[1] else jacobian.T @ jacobian
-    values = torch.linalg.eigvalsh(gram).clamp_min(0.0)
+    root = _root(point)[:images].repeat_interleave(point.targets.shape[1], dim=0)
+    values = torch.linalg.eigvalsh(root * point.kernel(images) * root.T).clamp_min(0.0)
     # Eigenvalues of products are known to so much alone.
-    rounding = 10 * len(jacobian) * torch.finfo(torch.float64).eps * float(values.max())
-    hidden = len(jacobian) > jacobian.shape[1] or float(values.min()) <= rounding
+    rounding = 10 * len(values) * torch.finfo(torch.float64).eps * float(values.max())
+    hidden = len(values) > point.n_weights or float(values.min()) <= rounding
     condition = math.inf if hidden else float(values.max() / values.min())
     return float((values / (values + 2 * point.reg)).sum()), condition

@@ -19,7 +19,7 @@ from ..core.plainly import plainly
 from ..core.text import one_line
 from ..data.checks import check_images
 from ..errors import InputError
-from ..ordinary.expressivity import expressivity
+from ..ordinary.expressivity import decided, singular_values
 
 __all__ = ["Premise", "WideLayerReport", "full_weight_adjoint", "full_weight_matrix", "wide_layer_report"]
 
@@ -228,7 +228,7 @@ def _trace(module: nn.Module, images: Tensor) -> list[_Layer]:
 
 
 @plainly
-def wide_layer_report(module: nn.Module, images: Any) -> WideLayerReport:
+def wide_layer_report(module: nn.Module, images: Any, *, of_images: Sequence[Premise] = ()) -> WideLayerReport:
     """Hold the premises of the wide-layer theorem against a network and its training images.
 
     The theorem: if a hidden layer k is as wide as there are images, n_k >= n, its features have rank n, the layers
@@ -245,6 +245,8 @@ def wide_layer_report(module: nn.Module, images: Any) -> WideLayerReport:
         Flat, of Conv2d, Linear, activations, pooling and Flatten; left unchanged. Layers whose weights ask for no
         gradient (``standardize``) belong to the input.
     images : array-like, shape (n, C, H, W) or (n, H, W)
+    of_images : sequence of Premise, optional
+        The first two premises, of images and patches, if another network with the first layer's geometry has them.
 
     Returns
     -------
@@ -286,8 +288,7 @@ def wide_layer_report(module: nn.Module, images: Any) -> WideLayerReport:
     wide = next((number for number, layer in enumerate(hidden) if widths[number] >= n), None)
     rank = _rank(hidden, wide, widths)
     premises = [
-        _distinct_images(inputs),
-        _distinct_patches(layers[0]),
+        *(of_images or (_distinct_images(inputs), _distinct_patches(layers[0]))),
         _biases(hidden),
         _width(hidden, widths, n, wide),
         _pyramid(widths, wide),
@@ -388,14 +389,17 @@ def _rank(hidden: Sequence[_Layer], wide: int | None, widths: Sequence[int]) -> 
     if not hidden:
         return Premise("rank", "fails", "there is no hidden layer", 0.0)
     chosen = max(range(len(hidden)), key=lambda number: widths[number]) if wide is None else wide
-    found = expressivity(hidden[chosen].outputs, bias=False)
-    count = float(torch.linalg.matrix_rank(hidden[chosen].outputs.flatten(1)))
+    columns = hidden[chosen].outputs.flatten(1)
+    values = singular_values(columns)
+    found = decided(columns, values, bias=False)
+    # As torch.linalg.matrix_rank does, which would take them once more.
+    count = float((values > max(columns.shape) * torch.finfo(columns.dtype).eps * values.max()).sum())
     return Premise("rank", "measured", f"features of {hidden[chosen].name}: {found.decision}, {found.reason}", count)
 
 
 def _factors(layers: Sequence[_Layer], wide: int) -> dict[str, float]:
     """Return the factors of the lower bound on the gradient of the layer above the wide one."""
-    values = torch.linalg.svdvals(layers[wide].outputs.flatten(1))
+    values = singular_values(layers[wide].outputs.flatten(1))
     factors = {f"s_min of the features of {layers[wide].name}": float(values[len(layers[wide].outputs) - 1])}
     for layer in layers[wide + 2 :]:
         factors[f"s_min of the weights of {layer.name}"] = _smallest_value(layer)
