@@ -10,8 +10,11 @@ import torch
 
 from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.penalties import DensePenalty
+from cvxcnn.penalties.symmetric import SymmetricPenalty
 from cvxcnn.program import filter_program, gated_program
 from cvxcnn.program.design import PART_BYTES_CPU
+from cvxcnn.program.lifts import QuadraticDesign
+from cvxcnn.program.program import Program
 from cvxcnn.solvers import cost, get_solver
 from cvxcnn.solvers.cost import Size, matmul_rate, predict_memory, prefers_streamed
 
@@ -49,6 +52,21 @@ def test_operations_by_hand() -> None:
     algebra = 2 * 20 * (4000**3 / 3 + 8 * 10 * 4000**2)
     assert LARGE.streamed().operations == pytest.approx(3 * features + 1e5 * 4000 * (4000 + 1024) + algebra)
     assert LARGE.working_set().operations == pytest.approx(28 * features + 2 * 1e5 * 4000**2 + algebra)
+
+
+def test_programs_without_gates_look_at_many_images_as_seldom_as_can_be() -> None:
+    geometry = PatchGeometry(1, 1, 0, "mean", 3, bias=True)
+    patches = Patches(torch.zeros(2, 40, 32, 32), geometry)
+    targets, penalty = torch.zeros(2, 10), SymmetricPenalty()
+    size = Size.of(Program(QuadraticDesign(patches), targets, 1.0, penalty))
+    assert (size.columns, size.whole, size.separable) == (9 * 861, True, True)
+    many, few = replace(size, images=50_000), replace(size, images=3000)
+    features = 2.0 * 50_000 * 1024 * 861
+    algebra = 2 * 2 * 500 * 10 * 7749**2
+    assert many.streamed().operations == pytest.approx(3 * features + 5e4 * 7749 * (7749 + 1024) + algebra)
+    assert many.working_set().operations == pytest.approx(many.streamed().operations + 3 * features)
+    assert prefers_streamed(many)
+    assert not prefers_streamed(few)  # their features are a smaller matrix than the Gram matrix
 
 
 def test_small_programs_stay_with_the_working_set(monkeypatch: pytest.MonkeyPatch) -> None:

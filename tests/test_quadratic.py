@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cvxcnn import ConvexCNNClassifier, ConvexConvBlock, LayerwiseCNN, PricingOptions, nonconvex_objective, reg_path
 from cvxcnn.activations.quadratic import Square
 from cvxcnn.core.symmetric import packed, unpacked
+from cvxcnn.data import held_out
 from cvxcnn.errors import InputError
 from cvxcnn.explain import attribute
 from cvxcnn.losses import get_loss
@@ -115,6 +116,24 @@ def test_a_slope_is_the_derivative_of_the_proximal_map(penalty: Penalty, shape: 
     )
 
 
+def test_columns_of_a_slope_are_what_it_does_to_each_coordinate() -> None:
+    weights = normal(1, 3, 10, 2, seed=4)
+    _, slope = SymmetricPenalty().linearised(weights, 0.7)
+    each = torch.eye(10, dtype=torch.float64)
+    dropped = 0
+    for cell, output in itertools.product(range(3), range(2)):
+        found = slope.columns(cell, output)
+        assert found is not None
+        expected = torch.zeros(10, 1, 3, 10, 2, dtype=torch.float64)
+        expected[:, 0, cell, :, output] = each
+        matrix = torch.zeros(10, 10, dtype=torch.float64)
+        matrix[:, found[0]] = found[1]
+        torch.testing.assert_close(matrix, slope.up(expected)[:, 0, cell, :, output].T)
+        dropped += 10 - len(found[0])
+    assert dropped > 0
+    assert NuclearPenalty().linearised(weights, 0.1)[1].columns(0, 0) is None
+
+
 def test_the_symmetric_penalty_is_absolute_eigenvalues_and_its_prox_solves_its_problem() -> None:
     penalty, weights = SymmetricPenalty(), normal(1, 2, 6, 3)
     values = torch.linalg.eigvalsh(unpacked(weights.transpose(2, 3)))
@@ -151,13 +170,15 @@ def test_newton_reaches_what_fista_reaches(kind: type[WholeDesign], penalty: Pen
     assert streamed.objective == pytest.approx(ours.objective, rel=1e-6)
 
 
+@pytest.mark.parametrize("plain", [0, 1000])
 @pytest.mark.parametrize(("kind", "penalty"), SMOOTH)
-def test_conjugate_gradients_reach_the_same(
-    kind: type[WholeDesign], penalty: Penalty, monkeypatch: pytest.MonkeyPatch
+def test_conjugate_gradients_and_factors_of_what_is_kept_reach_the_same(
+    kind: type[WholeDesign], penalty: Penalty, plain: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = program(kind, penalty, n=200)
     direct = get_solver("semismooth_newton", problem, tol=1e-7).solve(problem)
     monkeypatch.setattr("cvxcnn.solvers.semismooth_newton._FACTORED", 0)
+    monkeypatch.setattr("cvxcnn.solvers.semismooth_newton._PLAIN", plain)
     iterated = get_solver("semismooth_newton", problem, tol=1e-7).solve(problem)
     assert (direct.status, iterated.status) == ("optimal", "optimal")
     assert iterated.objective == pytest.approx(direct.objective, rel=1e-7)
@@ -343,6 +364,22 @@ def test_stacks_estimators_and_paths(settings: dict[str, Any]) -> None:
     labels = targets.argmax(dim=1).numpy()
     classifier = ConvexCNNClassifier(layers=1, block=ConvexConvBlock(loss="softmax", **settings))
     assert classifier.fit(images.numpy(), labels).score(images.numpy(), labels) > 0.6
+
+
+@pytest.mark.parametrize("settings", BLOCKS[:2])
+def test_a_stack_chooses_the_reg_of_the_lowest_error_on_held_out_images(settings: dict[str, Any]) -> None:
+    images, targets = two_digits(60)
+    block = ConvexConvBlock(**settings)
+    stack = LayerwiseCNN(layers=1, block=block, standardize=False, validation=0.25).fit(images, targets)
+    fitted = stack.blocks_[0]
+    inputs, expected = torch.as_tensor(images).view(60, 1, 8, 8), torch.as_tensor(targets).view(60, 1)
+    held = held_out(inputs, expected, 0.25, 0)
+    path = reg_path(
+        inputs[~held], expected[~held], block=block, points=10, smallest=1e-3, validation=(inputs[held], expected[held])
+    )
+    assert fitted.reg_ == pytest.approx(path.regs[path.validation_error.argmin()])
+    assert fitted.certificate_.kind == "proved"
+    assert fitted.result_.relative_gap <= 1e-6
 
 
 @pytest.mark.parametrize("settings", BLOCKS[:2])

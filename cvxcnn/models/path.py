@@ -266,7 +266,8 @@ def choose_reg(
 ) -> ConvexConvBlock:
     """Return the block fitted with the ``reg`` of the lowest error on held-out images, along a path that falls.
 
-    Over fixed gates the path ends early, when the error has risen twice in a row, and only its best point is judged.
+    Unless gates are priced the path ends early, when the error has risen twice in a row, and only its best point is
+    judged.
 
     Parameters
     ----------
@@ -282,7 +283,7 @@ def choose_reg(
         Of the last solve.
     """
     task = block.task(*training)
-    if task.priced:
+    if task.priced and not task.activation.whole:
         own, held = ((x, y[:, 0] if flat else y, weights) for x, y, weights in (training, held_out))
         path = _reg_path(own, clone(block), points, smallest, held)
         return path.blocks[int(np.argmin(path.validation_error))]
@@ -290,13 +291,13 @@ def choose_reg(
     best: tuple[float, float, Tensor | None] = (float("inf"), 1.0, None)
     weights: Tensor | None = None
     with torch.no_grad(), coarse_threads():
-        fits = OverFixedGates(task)
+        fits = OverAllNeurons(task) if task.activation.whole else OverFixedGates(task)
         program, solver = fits.program, fits.solver
         largest, worse = fits.reg_max(), 0
         # From below reg_max, where weights are zero: a layer that does nothing is never chosen.
         for fraction in smallest ** (np.arange(1, points) / (points - 1)):
             point = replace(program, reg=float(largest * fraction))
-            weights = solver.run(point.unweighted(), weights, lambda *_: None).weights
+            weights = solver.passed(point.unweighted(), weights)
             prediction = program.design.on(held_problem.patches).predict(weights)
             residual = prediction + solver.intercepts(program, weights) - held_problem.targets
             square = residual.double().square().sum(dim=1)

@@ -135,7 +135,12 @@ class Patches:
         return part
 
     def _unfold(self, images: Tensor) -> Tensor:
-        columns = F.unfold(images.to(self.dtype), self.kernel, padding=self.padding, stride=self.stride).transpose(1, 2)
+        images = images.to(self.dtype)
+        if self.kernel == self.stride == (1, 1) and self.padding == (0, 0):
+            # Each pixel is a patch, so nothing is copied yet.
+            columns = images.flatten(2).transpose(1, 2)
+        else:
+            columns = F.unfold(images, self.kernel, padding=self.padding, stride=self.stride).transpose(1, 2)
         if self.geometry.bias:
             columns = F.pad(columns, (0, 1), value=1.0)
         return columns.contiguous()

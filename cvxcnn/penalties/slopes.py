@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -33,6 +34,10 @@ class ProxSlope(ABC):
     @abstractmethod
     def down(self, weights: Tensor) -> Tensor:
         """Return S^T w."""
+
+    def columns(self, cell: int, output: int) -> tuple[Tensor, Tensor] | None:
+        """Return which coordinates (a,) of a cell and output count, and their S, (rows, a); None if cells are mixed."""
+        return None
 
 
 def _divided(values: Tensor, after: Tensor) -> Tensor:
@@ -67,6 +72,17 @@ class SymmetricSlope(ProxSlope):
     def down(self, weights: Tensor) -> Tensor:
         inner = self.vectors.mT @ unpacked(weights.transpose(-1, -2)) @ self.vectors
         return packed(self.roots * inner).transpose(-1, -2)
+
+    def columns(self, cell: int, output: int) -> tuple[Tensor, Tensor] | None:
+        vectors, roots = self.vectors[0, cell, output], self.roots[0, cell, output]
+        rows, columns = torch.triu_indices(len(roots), len(roots), device=roots.device)
+        places = roots[rows, columns].nonzero().flatten()
+        left, right = vectors.T[rows[places]], vectors.T[columns[places]]
+        # A packed entry beyond the diagonal is of a matrix with two entries of 1 / sqrt(2).
+        scale = roots[rows, columns][places]
+        scale = torch.where((rows == columns)[places], 0.5 * scale, math.sqrt(0.5) * scale)
+        products = left[:, :, None] * right[:, None, :]
+        return places, packed(scale[:, None, None] * (products + products.mT)).T
 
 
 class SingularSlope(ProxSlope):

@@ -96,7 +96,7 @@ class QuadraticDesign(WholeDesign):
         cells = []
         for weights in self.patches.pool:
             places = weights.nonzero().flatten()
-            own = chunk[:, places]
+            own = chunk.index_select(1, places)
             cells.append(packed((own * weights[places][:, None]).transpose(1, 2) @ own))
         return torch.stack(cells, dim=1)
 

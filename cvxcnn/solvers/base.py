@@ -188,6 +188,13 @@ class Solver(ABC):
     def run(self, program: Program, start: Tensor | None, report: Callable[[int, float, float], None]) -> Outcome:
         """Solve; call ``report(iteration, objective, dual_bound)`` now and then."""
 
+    def passed(self, program: Program, start: Tensor | None) -> Tensor:
+        """Return weights of a point that a path only passes: to the tolerance by the method's own word.
+
+        The solver may keep what doesn't depend on reg: all programs that it is asked for are those of one path.
+        """
+        return self.run(program, start, lambda *_: None).weights
+
     def judge(self, program: Program, weights: Tensor) -> Evaluation:
         """Return what is true of weights, in float64, whatever the method believes."""
         return program.double().evaluate(weights.double())

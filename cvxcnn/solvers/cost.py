@@ -6,13 +6,16 @@ gates), o outputs, q = P c r columns, and p processes that share the images, a p
 ============  ================================================  ===================================================
 what          operations                                        bytes beside the images
 ============  ================================================  ===================================================
-features F    2 n/p K P d; for gates 2 n/p K P c d more         2^27 at a time (2^30 on a GPU)
+features F    2 n/p K P d; for gates 2 n/p K P c d more;        2^27 at a time (2^30 on a GPU)
+              2 n/p K r without gates
 streamed      F + n/p q (q + 1024) + algebra, F in float64      8 q^2 for the Gram matrix, 8 q^2 for a factor, and
                                                                 8 q^2 more where p > 1
 working set   24 F, 2 F in float64, and algebra or, where       n/p q numbers, twice
               outputs are solved apart, 2400 o n/p q
 algebra       20 (q^3 / 3 + 8 o q^2) in float64; o times        included above
-              20 (q^3 / 3 + 8 q^2) where outputs are apart
+              20 (q^3 / 3 + 8 q^2) where outputs are apart;
+              1000 o q^2 without gates
+semismooth    streamed, and F, and F in float64                 those of streamed
 ============  ================================================  ===================================================
 
 An operation in float64 counts for two. The working set is taken to end with all groups in it, after 12 rounds; the
@@ -35,6 +38,7 @@ from ..core.threads import map_items
 from ..patches.geometry import PatchGeometry
 from ..patches.patches import CACHE_BYTES
 from ..program.design import PART_BYTES_CPU, PART_BYTES_GPU, GatedDesign
+from ..program.lifts import WholeDesign
 from ..program.program import Program
 
 __all__ = ["Cost", "Size", "matmul_rate", "memory_here", "predict_memory", "prefers_streamed"]
@@ -44,6 +48,8 @@ logger = logging.getLogger(__name__)
 _ROUNDS_WORKING_SET = 12
 _ROUNDS_STREAMED = 20
 _GRAM_ROWS = 1024
+# Products with the Gram matrix, of programs without gates.
+_PRODUCTS = 500
 # Below so many operations, some seconds, the working set is not worth leaving: it may need far fewer than all groups.
 _LEAST_OPERATIONS = 1e12
 _PROBE_SIDE = 1024
@@ -73,6 +79,9 @@ class Size:
         Whether features are gated patches rather than ReLU responses.
     separable : bool
         Whether outputs are solved apart, as for penalty="group".
+    whole : bool
+        Whether there are no gates. ``semismooth_newton`` is then what ``streamed`` is compared with: it solves the same
+        Gram matrix, but looks at the images twice more.
     itemsize, image_itemsize : int
         Bytes of a number in features and in images.
     processes : int
@@ -96,6 +105,7 @@ class Size:
     outputs: int
     gated: bool
     separable: bool
+    whole: bool = False
     itemsize: int = 4
     image_itemsize: int = 4
     processes: int = 1
@@ -122,6 +132,7 @@ class Size:
             outputs=program.n_outputs,
             gated=isinstance(design, GatedDesign),
             separable=program.penalty.separable,
+            whole=isinstance(design, WholeDesign),
             itemsize=patches.like.element_size(),
             image_itemsize=patches.images.element_size(),
             processes=distributed.size(),
@@ -168,6 +179,8 @@ class Size:
 
     def _features(self) -> float:
         """Operations for the features of a process's images once."""
+        if self.whole:
+            return 2.0 * self.images / self.processes * self.patches * self.rows
         responses = 2.0 * self.images / self.processes * self.patches * self.blocks * self.dim
         return responses * (1 + self.cells) if self.gated else responses
 
@@ -183,7 +196,9 @@ class Size:
         return 2.0 if self.itemsize < 8 else 1.0
 
     def _algebra(self) -> float:
-        """Operations of the group lasso on a Gram matrix, all groups active."""
+        """Operations of the group lasso on a Gram matrix, all groups active, or of Newton's method without gates."""
+        if self.whole:
+            return 2.0 * self._double() * _PRODUCTS * self.outputs * self.columns**2
         q, right = float(self.columns), 1 if self.separable else self.outputs
         solves = self.outputs if self.separable else 1
         return self._double() * solves * _ROUNDS_STREAMED * (q**3 / 3 + 8 * right * q**2)
@@ -201,7 +216,10 @@ class Size:
         return Cost(operations, int(matrices * 8 * q**2) + self._images() + self._part())
 
     def working_set(self) -> Cost:
-        """Return the cost of a working set whose groups are all active in the end."""
+        """Return the cost of a working set whose groups are all active in the end, or of semismooth Newton."""
+        if self.whole:
+            streamed = self.streamed()
+            return Cost(streamed.operations + self._features() * (1 + self._double()), streamed.bytes)
         numbers = float(self.images) / self.processes * self.columns
         algebra = 200.0 * _ROUNDS_WORKING_SET * self.outputs * numbers
         if not self.separable:
@@ -238,6 +256,8 @@ def prefers_streamed(size: Size) -> bool:
     streamed, working_set = size.streamed(), size.working_set()
     if working_set.operations < _LEAST_OPERATIONS or streamed.bytes > memory_here(size.device):
         return False
+    if size.whole and 2 * size.images <= size.columns:
+        return False  # features are the smaller matrix
     return streamed.operations < working_set.operations or working_set.bytes > memory_here(size.device)
 
 

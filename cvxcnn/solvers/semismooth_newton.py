@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.distributed import broadcast
+from ..core.threads import map_items
 from ..penalties import Penalty
 from ..penalties.slopes import ProxSlope
 from ..program.program import Program, relative_gap
@@ -25,15 +26,19 @@ logger = logging.getLogger(__name__)
 # which it multiplies, is more than what a step gains. Chosen on the digits, quadratic neurons, lam 1e-3 and 2e-4 of
 # lam_max.
 _FIRST, _GROWTH, _LARGEST = 3e3, 4.0, 1e7
+# Products with A^T A that tell its steepness.
+_POWERS = 10
 # Newton steps at most for each proximal step; how small the gradient must be, squared, beside the step's own length.
 _NEWTON, _EXACT = 25, 1e-2
 _ARMIJO, _HALVINGS = 1e-4, 40
 # Newton steps that don't halve it before it is taken for rounding.
 _STALLED = 6
-# Systems of so many unknowns are solved by a factor, larger ones by conjugate gradients, in so many steps at most:
-# of 220 unknowns (3 x 3 digits) both take as long, of 612 (4 x 4) these are three to five times as fast.
-_FACTORED, _CONJUGATE, _FORCING = 300, 500, 0.05
+# Systems are solved by a factor up to so many operations, and beyond by conjugate gradients, in so many steps at most:
+# of ten systems of 220 unknowns (3 x 3 digits) both take as long, of 612 (4 x 4) these are three to five times as fast.
+_FACTORED, _CONJUGATE, _FORCING = 10 * 300**3, 500, 0.05
 _FACTORED_NUMBERS = 1 << 26
+# Steps of conjugate gradients before a factor may take their place.
+_PLAIN = 20
 # Proximal steps without progress of the gap before the end.
 _PATIENCE = 8
 # Changes of nu that are too small to see, beside the targets.
@@ -60,7 +65,7 @@ class SemismoothNewton(Solver):
 
     Notes
     -----
-    Memory q^2 for q = blocks * cells * rows, and as much for each output while q is at most 300; of larger q the
+    Memory q^2 for q = blocks * cells * rows, and as much for each output while q is a few hundred; of larger q the
     Newton systems are solved by conjugate gradients. Of few images, features take the place of the Gram matrix then.
     Sources: Li, Sun & Toh 2018, A highly efficient semismooth Newton augmented Lagrangian method for solving Lasso
     problems; Jiang, Sun & Toh 2014, a partial proximal point algorithm for nuclear norms.
@@ -70,10 +75,24 @@ class SemismoothNewton(Solver):
     needs = Needs(quadratic=True, cones=False, smooth=True)
     shares_images = True
 
+    def __init__(self, tol: float = 1e-6, max_iter: int | None = None) -> None:
+        super().__init__(tol, max_iter)
+        self._form: GramForm | FeatureForm | None = None
+
+    def passed(self, program: Program, start: Tensor | None) -> Tensor:
+        # One form for the whole path, over which the program but for reg is the same.
+        self._form = _form_of(program) if self._form is None else self._form
+        outcome = minimised(self._form, program.penalty, program.reg, 0.5 * self.tol, start, self.max_iter)
+        return broadcast(outcome.weights.to(program.targets))
+
     def run(self, program: Program, start: Tensor | None, report: Callable[[int, float, float], None]) -> Outcome:
-        form = FeatureForm.of(program) if FeatureForm.suits(program) else GramForm.of(program)
+        form = _form_of(program)
         outcome = minimised(form, program.penalty, program.reg, 0.5 * self.tol, start, self.max_iter, report)
         return replace(outcome, weights=broadcast(outcome.weights.to(program.targets)))
+
+
+def _form_of(program: Program) -> GramForm | FeatureForm:
+    return FeatureForm.of(program) if FeatureForm.suits(program) else GramForm.of(program)
 
 
 def minimised(
@@ -87,11 +106,12 @@ def minimised(
 ) -> Outcome:
     """Minimise 1/2 ||A W - Y||^2 + reg * penalty(W) over a form, to a relative gap of ``tol``."""
     weights = form.linear.new_zeros(form.shape) if start is None else start.to(form.linear)
-    steepness = form.steepness()
+    steepness = _steepness(form)
     if steepness <= 0:
         return Outcome(torch.zeros_like(weights), 0)
     step, limit = _FIRST / steepness, max_iter or 100
     best, best_gap, since, newton, reached = weights, float("inf"), 0, 0, True
+    least, highest, known = float("inf"), -float("inf"), float("inf")
     dual = weights
     for iteration in range(limit + 1):
         objective, bound, _ = form.gap(penalty, reg, weights)
@@ -99,7 +119,10 @@ def minimised(
         if report is not None:
             report(iteration, objective, bound)
         logger.debug("step %d, %d Newton steps: objective %.9g, gap %.2e", iteration, newton, objective, gap)
-        since = 0 if gap < 0.9 * best_gap else since + 1
+        # A bound holds whichever point it comes from, and one point's own may be far off while objectives still fall.
+        least, highest = min(least, objective), max(highest, bound)
+        between = relative_gap(least, highest, form.rounding)
+        known, since = (between, 0) if between < 0.9 * known else (known, since + 1)
         if gap < best_gap:
             best, best_gap = weights, gap
         if gap <= tol:
@@ -115,6 +138,19 @@ def minimised(
             # Where rounding keeps Newton's method from the minimum, a shorter step is what it can do.
             step = min(step * _GROWTH, _LARGEST / steepness) if proximal.reached else step / _GROWTH
     return Outcome(best, limit, Status.ITERATION_LIMIT)
+
+
+def _steepness(form: GramForm | FeatureForm) -> float:
+    """Return the largest eigenvalue of A^T A, or a little less: steps are a choice, and all of them converge.
+
+    Eigenvalues of a matrix of thousands of columns take longer than the whole solve.
+    """
+    along = torch.randn(form.linear.shape, generator=torch.Generator().manual_seed(0), dtype=form.linear.dtype)
+    along, size = along.to(form.linear.device), 0.0
+    for _ in range(_POWERS):
+        along = form.product(along / torch.linalg.vector_norm(along).clamp_min(1e-300))
+        size = float(torch.linalg.vector_norm(along))
+    return size
 
 
 class _ProximalStep:
@@ -198,7 +234,8 @@ class _ProximalStep:
         given = form.gram if isinstance(form, GramForm) else form.features
         count, width = len(given), given[0].numel()
         unknowns, systems = (count, outputs) if self.apart else (count * outputs, 1)
-        if unknowns > _FACTORED or unknowns * (width if self.apart else width * outputs) * systems > _FACTORED_NUMBERS:
+        numbers = unknowns * (width if self.apart else width * outputs) * systems
+        if systems * unknowns**3 > _FACTORED or numbers > _FACTORED_NUMBERS:
             enough = (_FORCING / self.step) ** 2 * self.inner(rest, rest)
             return self._conjugate(slope, right, enough)
         # Rows of A or G, one for each output unless those are apart, turned by S.
@@ -231,10 +268,16 @@ class _ProximalStep:
         return weights.flatten(1, 3).permute(2, 0, 1) if self.apart else weights.flatten(1).unsqueeze(0)
 
     def _conjugate(self, slope: ProxSlope, right: Tensor, enough: Tensor) -> Tensor:
-        found = torch.zeros_like(right)
-        rest, along = right.clone(), right.clone()
-        square = self.inner(rest[0], rest[0])
-        for _ in range(_CONJUGATE):
+        found, rest = torch.zeros_like(right), right
+        along, square = rest, self.inner(rest[0], rest[0])
+        kept, worth = None, float(_CONJUGATE)
+        for count in range(_CONJUGATE):
+            if count == _PLAIN:
+                kept = self._kept(slope)
+                # Whoever changes over when both have cost the same pays at most twice what the better one takes.
+                worth = float(_CONJUGATE) if kept is None else self._operations(kept)
+            if kept is not None and count >= worth:
+                return self._factored(kept, right)
             turned = along + self.step * slope.down(self.product(slope.up(along)[0]).unsqueeze(0))
             length = square / self.inner(along[0], turned[0]).clamp_min(1e-300)
             found, rest = found + length * along, rest - length * turned
@@ -242,6 +285,43 @@ class _ProximalStep:
             if bool((square <= enough).all()):
                 break
             along = rest + square / before.clamp_min(1e-300) * along
+        return found
+
+    def _kept(self, slope: ProxSlope) -> list[list[tuple[Tensor, Tensor]]] | None:
+        """Return ``slope.columns`` of each output and its cells; None where a factor can't use them."""
+        blocks, cells, _, outputs = self.form.shape
+        if not (self.apart and blocks == 1 and isinstance(self.form, GramForm)):
+            return None
+        kept = [[slope.columns(cell, output) for cell in range(cells)] for output in range(outputs)]
+        known = [[part for part in parts if part is not None] for parts in kept]
+        return known if all(len(parts) == cells for parts in known) else None
+
+    def _operations(self, kept: list[list[tuple[Tensor, Tensor]]]) -> float:
+        """Return what the factors cost, in steps of conjugate gradients."""
+        form = self.form
+        counts = [sum(len(places) for places, _ in parts) for parts in kept]
+        operations = sum(2.0 * len(form.linear) * form.shape[2] * count + count**3 / 3 for count in counts)
+        # Products with a few vectors wait for memory, and take about twice as long for their operations.
+        return operations / (4.0 * form.shape[3] * len(form.linear) ** 2)
+
+    def _factored(self, kept: list[list[tuple[Tensor, Tensor]]], right: Tensor) -> Tensor:
+        """Return c by a factor for each output, of the coordinates that S doesn't drop."""
+        form, (_, cells, rows, outputs) = self.form, self.form.shape
+        gram = form.gram if isinstance(form, GramForm) else form.features.T @ form.features
+        own = [slice(cell * rows, (cell + 1) * rows) for cell in range(cells)]
+        found = torch.zeros_like(right)
+
+        def work(output: int) -> None:
+            parts = kept[output]
+            turned = torch.cat([gram[:, cell] @ s for cell, (_, s) in zip(own, parts, strict=True)], dim=1)
+            system = torch.cat([s.T @ turned[cell] for cell, (_, s) in zip(own, parts, strict=True)])
+            values = [right[0, 0, cell, places, output] for cell, (places, _) in enumerate(parts)]
+            solved = _solve(self.step * 0.5 * (system + system.T).unsqueeze(0), torch.cat(values).view(1, -1, 1))
+            pieces = torch.split(solved.flatten(), [len(places) for places, _ in parts])
+            for cell, ((places, _), piece) in enumerate(zip(parts, pieces, strict=True)):
+                found[0, 0, cell, places, output] = piece
+
+        map_items(work, range(outputs), gram.device)
         return found
 
 
