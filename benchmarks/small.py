@@ -153,32 +153,38 @@ def group(scale: Scale) -> Iterator[Entry]:
         yield Entry(f'penalty="group", {scale.gates} gates, {count} digits', fit, 3 if count < 1000 else 1)
 
 
-def planted(n: int, dim: int, gates: int, kind: str) -> Program:
-    """Return a fully connected program over Gaussian gates, for a planted network of ten neurons plus noise."""
+def planted(n: int, dim: int, gates: int, kind: str) -> Callable[[], Program]:
+    """Return what builds a fully connected program over Gaussian gates, for ten planted neurons plus noise.
+
+    It is built anew for each solve: what a program keeps for the next one would be a present.
+    """
     random = np.random.default_rng(0)
     inputs = random.normal(size=(n, dim))
     outputs = np.maximum(inputs @ random.normal(size=(10, dim)).T / np.sqrt(dim), 0) @ random.normal(size=10)
     targets = torch.from_numpy(outputs + 0.1 * outputs.std() * random.normal(size=n))[:, None]
-    patches = Patches(torch.from_numpy(inputs).view(n, 1, 1, dim), PatchGeometry(kernel_size=(1, dim)))
-    drawn = distinct(patches, torch.from_numpy(random.normal(size=(gates, dim)))).vectors
+    images, geometry = torch.from_numpy(inputs).view(n, 1, 1, dim), PatchGeometry(kernel_size=(1, dim))
+    drawn = distinct(Patches(images, geometry), torch.from_numpy(random.normal(size=(gates, dim)))).vectors
     build = {"relu": relu_program, "gated": gated_program}[kind]
-    return build(patches, drawn, targets, 0.15 * build(patches, drawn, targets, 1.0).reg_max())
+    reg = 0.15 * build(Patches(images, geometry), drawn, targets, 1.0).reg_max()
+    return lambda: build(Patches(images, geometry), drawn, targets, reg)
 
 
-def solved(program: Program, name: str, tol: float) -> Callable[[], str]:
+def solved(build: Callable[[], Program], name: str, tol: float) -> Callable[[], str]:
     """Return the work of solving a program to a gap."""
 
     def solve() -> str:
+        program = build()
         found = get_solver(name, program, tol=tol).solve(program)
         return f"gap {found.relative_gap:.1e}"
 
     return solve
 
 
-def by_adelie(program: Program, tol: float) -> Callable[[], str]:
+def by_adelie(build: Callable[[], Program], tol: float) -> Callable[[], str]:
     """Return the work of solving a gated program by adelie, whose matrix of features is given; judged by us."""
     import adelie
 
+    program = build()
     count, dim = program.design.vectors.shape
     features = np.asfortranarray(program.columns(torch.arange(count)).flatten(1).numpy())
     targets = np.ascontiguousarray(program.targets[:, 0].numpy())
@@ -321,12 +327,12 @@ def measured(name: str, scale: Scale) -> list[Line]:
 
 def growth(scale: Scale) -> dict[str, dict[str, list[tuple[int, float]]]]:
     """Return the seconds of gated programs by their number of images, and of gates, for ours and for each rival."""
-    solvers: dict[str, Callable[[Program], Callable[[], str]]] = {
-        "cvxcnn": lambda program: solved(program, "auto", 1e-6),
-        "Clarabel": lambda program: solved(program, "cvxpy:CLARABEL", 1e-6),
+    solvers: dict[str, Callable[[Callable[[], Program]], Callable[[], str]]] = {
+        "cvxcnn": lambda build: solved(build, "auto", 1e-6),
+        "Clarabel": lambda build: solved(build, "cvxpy:CLARABEL", 1e-6),
     }
     if find_spec("adelie"):
-        solvers["adelie"] = lambda program: by_adelie(program, 1e-12)
+        solvers["adelie"] = lambda build: by_adelie(build, 1e-12)
     n, gates = scale.n, scale.gates
     axes: dict[str, list[tuple[int, int, int]]] = {
         "images n": [(n * factor // 4, n * factor // 4, gates) for factor in (1, 2, 4, 8, 16)],
