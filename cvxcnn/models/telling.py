@@ -30,8 +30,8 @@ def slowness(activation: str, penalty: str, priced: bool) -> str:
     if activation != "relu" or penalty != "group" or priced:
         return ""
     return (
-        "every gate brings a cone with a row a patch: this takes minutes where gates times patches are more than some "
-        'hundred thousand. Filters, penalty="dense", take seconds'
+        "every gate brings a cone with a row a patch: of ten million gates times patches that takes about half a "
+        'minute, of more it takes minutes. Filters, penalty="dense", take seconds'
     )
 
 

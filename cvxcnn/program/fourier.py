@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..patches.geometry import PatchGeometry
 from ..patches.patches import Patches
+from .cones import Cones
 from .design import Design, SignedGatedDesign
 from .multipliers import shortest
 from .program import Program
@@ -176,3 +177,9 @@ class CircularReluProgram(Program):
         gate = block % len(cones.gates) if cones is not None else 0
         normals = vector[None, :0] if cones is None else cones.signs(gate)[:, None] * cones.rows
         return shortest(vector, normals, self.penalty.n_frequencies or 1, ceiling)
+
+    def _along_cones(self, cones: Cones, values: np.ndarray, norms: Tensor, floor: float) -> Tensor:
+        # Projections shorten Euclidean norms alone.
+        for block, cell, output in (norms >= floor).nonzero().tolist():
+            norms[block, cell, output] = self.cone_norm(block, values[block, cell, :, output], floor)
+        return norms

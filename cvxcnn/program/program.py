@@ -255,10 +255,13 @@ class Program:
         norms = self.penalty.group_norms(correlation)
         if self.cones is None:
             return norms
-        values = correlation.cpu().numpy()
-        norms = torch.from_numpy(self.cones.lengths_up_to(values, floor)).to(norms)
+        return self._along_cones(self.cones, correlation.cpu().numpy(), norms, floor)
+
+    def _along_cones(self, cones: Cones, values: np.ndarray, norms: Tensor, floor: float) -> Tensor:
+        """Return ``cone_norms`` of columns ``values``, whose norms without cones are given."""
+        norms = torch.from_numpy(cones.lengths_up_to(values, floor)).to(norms)
         for place in (norms >= floor).nonzero().tolist():
-            point, _ = self.cones.project_column(values, tuple(place), floor)
+            point, _ = cones.project_column(values, tuple(place), floor)
             norms[tuple(place)] = float(np.linalg.norm(point))
         return norms
 
