@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 from problems import noise_patches, normal, seeded
 from scipy.optimize import nnls
 
+from cvxcnn.arrangements import GaussianGates
 from cvxcnn.errors import InputError
 from cvxcnn.patches import Patches, PatchGeometry
+from cvxcnn.program import relu_program
 from cvxcnn.program.cones import Cones
+from cvxcnn.solvers import get_solver
 
 Array = np.ndarray
 
@@ -163,3 +166,18 @@ def test_bounds_of_lengths_are_above_them(problem: tuple[Cones, Array], near: in
     ])  # fmt: skip
     for floor in (0.0, float(np.median(exact))):
         assert (cones.lengths_up_to(columns, floor) >= exact * (1 - 1e-12) - 1e-12).all()
+
+
+def test_a_norm_just_below_reg_is_exact() -> None:
+    # Its upper bound, 2e-5 above it, had kept the bound of the program 3e-6 below its objective for ever.
+    generator = torch.Generator().manual_seed(29)
+    torch.rand(6, generator=generator)
+    images = torch.randn(8, 2, 5, 5, generator=generator, dtype=torch.float64)
+    targets = torch.randn(8, 3, generator=generator, dtype=torch.float64)
+    patches = Patches(images, PatchGeometry(kernel_size=3, bias=True, pool_cells=2, pooling="mean"))
+    gates = GaussianGates(9).draw(patches, generator).vectors
+    program = relu_program(patches, gates, targets, 1.0, intercept=True)
+    share = 10 ** (-2.5 * float(torch.rand(1, generator=generator)) - 0.05)
+    program = relu_program(patches, gates, targets, share * program.reg_max(), intercept=True)
+    solved = get_solver("auto", program, tol=1e-7).solve(program)
+    assert solved.status == "optimal" and solved.relative_gap <= 1e-7

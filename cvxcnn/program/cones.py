@@ -19,12 +19,14 @@ from ..patches.activity import active, on_hyperplane, winning
 from ..patches.patches import Patches
 from .units import power_of_two
 
-__all__ = ["Cones", "WinnerCones", "cones_of"]
+__all__ = ["NEARLY", "Cones", "WinnerCones", "cones_of"]
 
 Array = np.ndarray
 
 # What is kept of patterns that were computed.
 _SIGN_BYTES = 1 << 27
+NEARLY = 1 - 1e-3
+"""Of reg: longer projections are found exactly, for near an optimum the longest decides the multiple of nu."""
 # What is taken away of a vector is remembered if it is more than this share of it, and so known to 14 digits.
 _LEAST_AWAY = 1e-2
 # Vectors of a gate from which it pays to shorten them together, and the rows that are visited for each.

@@ -22,7 +22,7 @@ from ..errors import InputError
 from ..losses import Loss, SquaredLoss, Weighted
 from ..patches.patches import Patches
 from ..penalties import GroupPenalty, Penalty
-from .cones import Cones, cones_of
+from .cones import NEARLY, Cones, cones_of
 from .design import Design, FilterDesign, GatedDesign, ScaledDesign, SignedGatedDesign
 
 __all__ = [
@@ -34,8 +34,6 @@ __all__ = [
     "relu_program",
 ]
 
-# A projection stops once it is known to be shorter than this share of reg.
-_CEILING = 1.0 - 1e-12
 _EPSILON = torch.finfo(torch.float64).eps
 # Half a machine epsilon, six times.
 _ROUNDING = 6 * 0.5 * _EPSILON
@@ -276,8 +274,8 @@ class Program:
         if self.cones is None:
             largest = self.penalty.largest_scale(correlation, self.reg, rounding)
         else:
-            # A norm known to be below reg need not be exact: it only keeps the multiple of nu a little smaller.
-            norms = self.cone_norms(correlation, self.reg * _CEILING) + rounding.to(correlation)
+            # A norm known to be well below reg need not be exact: it only keeps the multiple of nu smaller.
+            norms = self.cone_norms(correlation, self.reg * NEARLY) + rounding.to(correlation)
             largest = self.reg / norms.amax(dim=(0, 1)).clamp_min(torch.finfo(norms.dtype).tiny)
         return self.loss.dual_value(dual, self.centre(self.targets), largest)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SolverError
-from ..program.cones import Cones
+from ..program.cones import NEARLY, Cones
 from ..program.program import Program
 from .algebra.cone_lasso import ConeLasso
 from .base import Outcome, Solver, Status
@@ -105,15 +105,15 @@ class _Part:
         The longest columns first, and no more of them than are wanted.
         """
         reg, wanted = self.program.reg, max(_ENTERING, sum(bool(group.weights.any()) for group in self.groups.values()))
-        order = np.argwhere(lengths > reg)
+        order = np.argwhere(lengths > NEARLY * reg)
         order = order[np.argsort(-lengths[tuple(order.T)])]
-        peak = min(reg, float(lengths.max(initial=0.0)))
+        peak = min(NEARLY * reg, float(lengths.max(initial=0.0)))
         broken: list[tuple[float, Key, Array]] = []
         for block, cell in order.tolist():
             if len(broken) == 2 * wanted:
                 peak = max(peak, float(lengths[block, cell]))
                 break
-            point, touched = self.cones.project_column(values, (block, cell, output), reg)
+            point, touched = self.cones.project_column(values, (block, cell, output), NEARLY * reg)
             length = float(np.linalg.norm(point))
             peak = max(peak, length)
             if length > reg:
@@ -247,7 +247,7 @@ class ConeWorkingSet(Solver):
         duals = np.stack([part.target - part.prediction for part in parts], axis=1)
         correlation = program.correlate(torch.from_numpy(duals).to(program.targets))
         values = correlation.cpu().double().numpy()
-        lengths = cones.lengths_up_to(values, program.reg, ~np.array([part.done for part in parts]))
+        lengths = cones.lengths_up_to(values, NEARLY * program.reg, ~np.array([part.done for part in parts]))
         for output, part in enumerate(parts):
             if not part.done:
                 part.judge(duals[:, output], output, values, lengths[..., output])
