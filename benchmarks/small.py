@@ -7,7 +7,7 @@
 Everything runs with one thread (but for ``busy``, whose subject is threads), ours and the rivals in turn, so that both
 meet the same load; medians over the repetitions. "times" is the time of the row's first entry over the entry's own:
 above 1 the entry is faster. adelie is compared where it is installed (benchmarks/rivals.txt). ``--json FILE`` keeps the
-table; the figure is benchmarks/figures/growth.png.
+table; the figure is docs/images/growth.png.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from rich.table import Table
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import cross_val_score
+from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_limits
 
@@ -46,7 +46,7 @@ from cvxcnn.patches import Patches, PatchGeometry
 from cvxcnn.program import Program, gated_program, relu_program
 from cvxcnn.solvers import get_solver
 
-FIGURE = Path(__file__).parent / "figures" / "growth.png"
+FIGURE = Path(__file__).parents[1] / "docs" / "images" / "growth.png"
 NO_SEARCH = PricingOptions(starts=0)
 # A rival that took so many seconds isn't asked for larger problems.
 PATIENCE = 20.0
@@ -132,8 +132,10 @@ def cross_validation(scale: Scale) -> Iterator[Entry]:
     images, labels = digits(scale.many)
     flat = images.reshape(len(images), -1)
 
+    folds = StratifiedKFold(3, shuffle=True, random_state=0)  # the file is ordered by who wrote the digits
+
     def scored(model: Any, shaped: np.ndarray) -> Callable[[], str]:
-        return lambda: f"{cross_val_score(model, shaped, labels, cv=3).mean():.1%}"
+        return lambda: f"{cross_val_score(model, shaped, labels, cv=folds).mean():.1%}"
 
     repetitions = min(3, scale.repetitions)
     yield Entry("ConvexCNNClassifier(), 3 folds", scored(ConvexCNNClassifier(), images), repetitions)
@@ -365,6 +367,9 @@ def draw(found: dict[str, dict[str, list[tuple[int, float]]]], file: Path) -> No
                 sizes, seconds = np.array(points).T
                 slope = np.polyfit(np.log(sizes), np.log(np.maximum(seconds, 1e-6)), 1)[0] if len(points) > 1 else 0.0
                 axes.loglog(sizes, seconds, marker=marker, label=f"{name}, slope {slope:.1f}")
+            ticks = sorted({size for points in lines.values() for size, _ in points})
+            axes.set_xticks(ticks, [str(size) for size in ticks])
+            axes.set_xticks([], minor=True)
             axes.set_xlabel(f"Number of {axis}")
             axes.set_ylabel("Processor time [s]")
             axes.grid(alpha=0.3, which="both")

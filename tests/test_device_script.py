@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from scripts import script as loaded
 
 from cvxcnn.errors import SolverError
-
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "device.py"
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("device_script", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return loaded("benchmarks/device.py")
 
 
 @pytest.mark.parametrize(
