@@ -133,7 +133,7 @@ class TiledPooler(WeightedPooler):
         inside = trace.view(-1, *self.tiles, count)
         of_cells = (slopes * self.weight).view(-1, cells, 1, cells, 1, count).expand_as(inside)
         passed: Tensor = torch.ops.aten.threshold_backward(of_cells, inside, 0)
-        return passed.view_as(trace)
+        return passed.reshape(trace.shape)
 
 
 class LargestPooler(Pooler):
