@@ -22,8 +22,8 @@ from nbconvert import MarkdownExporter
 ROOT = Path(__file__).parent.parent
 HOME = "README.md"
 ELSEWHERE = (HOME, "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/RESULTS.md")
-# What the pages elsewhere show.
-PICTURES = ("benchmarks/figures/*.png",)
+# What the pages elsewhere show, or link to.
+BESIDE = ("benchmarks/figures/*.png", "benchmarks/profiles/*.txt")
 # The page of a room: its heading is the page's title, and its modules follow, each name where it is written.
 ROOM = """# `cvxcnn.{name}`
 
@@ -117,10 +117,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add what lies elsewhere, and a page of the API for each room."""
     for path in ELSEWHERE:
         files.append(File.generated(config, site_path(path), content=(ROOT / path).read_text(encoding="utf-8")))
-    for pattern in PICTURES:
-        for picture in sorted(ROOT.glob(pattern)):
-            place = picture.relative_to(ROOT).as_posix()
-            files.append(File.generated(config, place, content=picture.read_bytes()))
+    for pattern in BESIDE:
+        for path in sorted(ROOT.glob(pattern)):
+            place = path.relative_to(ROOT).as_posix()
+            files.append(File.generated(config, place, content=path.read_bytes()))
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         for file in notebook_files(path, config):
             files.append(file)
