@@ -25,9 +25,9 @@ logger = logging.getLogger(__name__)
 
 # Float64 passes at most: a judge, and one more for each correction of the Gram form.
 _PASSES = 3
-# The tolerance is relative to an objective that the start may be far from.
+# Exact steps end at a gap relative to an objective that they may begin far from.
 _ATTEMPTS = 4
-# Rounds of sweeps and a Newton step.
+# Rounds of splitting and Newton steps.
 _ROUNDS = 100
 
 
@@ -117,7 +117,7 @@ def solve_form(
     start : Tensor, shape (blocks, cells, rows, outputs), optional
         A point to start from, the solution of a neighbouring reg for one.
     rounds : int
-        Limit; a round is a few sweeps over the groups and a truncated Newton step, or, for a penalty
+        Limit; a round is dozens of splitting steps on one factor and a few Newton steps, or, for a penalty
         without fixed groups, a proximal step or an iteration of FISTA.
     """
     if penalty.smooth and form.shape[0] == 1:
@@ -127,20 +127,16 @@ def solve_form(
     _, cells, rows, outputs = form.shape
     solution = torch.zeros_like(form.linear) if start is None else start.to(form.linear).reshape(form.linear.shape)
     size = rows if "cell" in penalty.group_axes else cells * rows
-    spectra = None
     parts = [[output] for output in range(outputs)] if penalty.separable else [list(range(outputs))]
     for _ in range(_ATTEMPTS):
         objective, bound, _ = form.gap(penalty, reg, solution.view(form.shape))
-        # Absolute, and divided among the outputs that are solved apart.
-        accuracy = tol * max(objective, form.rounding)
-        if objective - bound <= accuracy:
+        if objective - bound <= tol * max(objective, form.rounding):
             break
         fresh = []
         for part in parts:
             squared_norm = float(form.squared_norm[part].sum())
-            lasso = GramLasso(form.gram, form.linear[:, part], squared_norm, size, reg, spectra)
-            spectra = lasso.spectra
-            fresh.append(lasso.minimise(solution[:, part], 0.9 * accuracy / len(parts), rounds))
+            lasso = GramLasso(form.gram, form.linear[:, part], squared_norm, size, reg)
+            fresh.append(lasso.minimise(solution[:, part], 0.9 * tol, rounds))
         solution = torch.cat(fresh, dim=1)
     return solution.view(form.shape)
 
