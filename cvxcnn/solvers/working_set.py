@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..program.design import GatedDesign
 from ..program.program import Program
+from .algebra.gram_newton import GramLasso
 from .algebra.newton import GramQuadratic, Quadratic, group_lasso
 from .algebra.newton_cg import DenseFeatures, FeatureQuadratic, Features, MaskedFeatures
 from .base import Outcome, Solver, Status
@@ -25,6 +26,9 @@ _GRAM_COLUMNS_MASKED = 300
 # Groups that enter at once, at least (twice the active ones, if that is more), and the share of the gap that a working
 # set is solved to: the fastest of some pairs at 1,000 images and 100 gates, and at 10,000 and 500.
 _ENTERING, _SHARE = 20, 0.03
+# Columns from which splitting on one factor takes less time than sweeps and inverses, which groups with several outputs
+# need, and its rounds at most.
+_SPLIT_COLUMNS, _SPLIT_ROUNDS = 160, 20
 
 
 class _Columns:
@@ -117,6 +121,21 @@ class _Columns:
         return GramQuadratic(gram, linear, squared_norm, self.size, spectra)
 
 
+def _minimum(quadratic: Quadratic, reg: float, tol: float) -> np.ndarray:
+    """Return the minimum of a quadratic plus reg sum_g ||W_g||, from where it is, to an absolute gap of ``tol``."""
+    if (
+        not isinstance(quadratic, GramQuadratic)
+        or min(quadratic.linear.shape) == 1
+        or len(quadratic.gram) < _SPLIT_COLUMNS
+    ):
+        return group_lasso(quadratic, reg, tol=tol)
+    gram, linear, start = (torch.from_numpy(part) for part in (quadratic.gram, quadratic.linear, quadratic.weights))
+    lasso = GramLasso(gram, linear, quadratic.squared_norm, quadratic.size, reg)
+    lasso.move_to(start)
+    # The objective falls from here, so that what is allowed relative to it does too.
+    return lasso.minimise(start, tol / max(lasso.objective, 1e-300), _SPLIT_ROUNDS).numpy()
+
+
 class WorkingSet(Solver):
     """Active sets over groups, each small group lasso solved to machine precision by Newton steps.
 
@@ -190,7 +209,7 @@ class WorkingSet(Solver):
         index = torch.as_tensor(groups, device=weights.device)
         if active.any():
             quadratic.move_to(groups_view[index].reshape(-1, len(outputs)).cpu().double().numpy())
-        solution = group_lasso(quadratic, program.reg, tol=tol)
+        solution = _minimum(quadratic, program.reg, tol)
         fresh = torch.from_numpy(solution).to(weights).view(len(groups), *groups_view.shape[1:])
         places = (index // columns.cells, index % columns.cells) if columns.cell_groups else (index,)
         if program.penalty.separable:
