@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -229,11 +230,15 @@ class ConvexConvBlock(BlockState):
         telling.end("block", self.certificate_)
         return self
 
-    def fit_task(self, task: Task, flat: bool, fraction: float, callback: Callback | None = None) -> ConvexConvBlock:
-        """Fit this block's ``task``; without a ``reg`` of the block's own, at this share of ``reg_max``."""
-        self.keep(fit(task, fraction, callback), flat)
+    def fit_task(self, task: Task, flat: bool, fraction: float, callback: Callback | None = None) -> Tensor | None:
+        """Fit this block's ``task``; without a ``reg`` of the block's own, at this share of ``reg_max``.
+
+        Return what it predicts for the images that it was fitted on, (n, outputs), if that is known.
+        """
+        fitted = fit(task, fraction, callback)
+        self.keep(fitted, flat)
         warn_of_gap(self.result_, task.tol, task.max_iter)
-        return self
+        return fitted.result.prediction
 
     def task(self, images: Any, targets: Any, sample_weight: Any = None) -> Task:
         """Return what is to be fitted to images, targets and weights of images, every setting checked."""
@@ -338,7 +343,9 @@ class ConvexConvBlock(BlockState):
     def keep(self, fitted: Fit, flat: bool) -> ConvexConvBlock:
         """Take what was fitted with this block's settings; ``flat`` says that predictions are to be (n,)."""
         program, design = fitted.program, fitted.program.design
-        self.result_, self.certificate_, self.neurons_ = fitted.result, fitted.certificate, fitted.neurons
+        # A block is of a size that doesn't depend on the number of images.
+        self.result_ = replace(fitted.result, prediction=None)
+        self.certificate_, self.neurons_ = fitted.certificate, fitted.neurons
         self.reg_ = program.reg
         self.geometry_ = design.patches.geometry
         _, channels, height, width = design.patches.images.shape

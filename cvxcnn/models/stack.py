@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from sklearn.base import clone
-from torch import nn
+from torch import Tensor, nn
 
 from ..activations import Neurons
 from ..core.checks import as_flag, as_int_or_none, is_int, is_number
@@ -318,12 +318,14 @@ class LayerwiseCNN(StackState):
             training = replace(training, inputs=self._inputs(layer, training.inputs))
             if judging is not None:
                 judging = replace(judging, inputs=self._inputs(layer, judging.inputs))
-            block = (
-                kept[layer][0] if known else self._fit_block(layer, block, training, judging, flat, callback, telling)
+            block, prediction = (
+                (kept[layer][0], None)
+                if known
+                else self._fit_block(layer, block, training, judging, flat, callback, telling)
             )
             self.blocks_.append(block)
             if self.residual or on_layer is not None:
-                training = training.after(block)
+                training = training.after(block, prediction)
             if not known:
                 logger.info("layer %d: %s", layer + 1, block.certificate_)
                 if on_layer is not None:
@@ -348,8 +350,11 @@ class LayerwiseCNN(StackState):
         flat: bool,
         callback: Callable[[int, Progress], None] | None,
         telling: Telling,
-    ) -> ConvexConvBlock:
-        """Return the block of a layer, fitted; its reg is chosen here if that is asked for."""
+    ) -> tuple[ConvexConvBlock, Tensor | None]:
+        """Return the block of a layer, fitted, and what it predicts for what it was fitted on, if that is known.
+
+        Its reg is chosen here if that is asked for.
+        """
 
         def report(progress: Progress) -> None:
             if callback is not None:
@@ -362,13 +367,14 @@ class LayerwiseCNN(StackState):
         if judging is not None:
             smallest = _SMALLEST_FRACTION if self.reg_fraction is None else fraction
             own, held = ((stage.inputs, stage.targets, stage.weights) for stage in (training, judging))
-            return choose_reg(block, own, held, points=_PATH_POINTS, smallest=smallest, flat=flat, callback=hears)
+            chosen = choose_reg(block, own, held, points=_PATH_POINTS, smallest=smallest, flat=flat, callback=hears)
+            return chosen, None
         task = block.task(training.inputs, targets, training.weights)
         telling.begin(name, task)
-        block.fit_task(task, flat, fraction, hears)
+        prediction = block.fit_task(task, flat, fraction, hears)
         telling.end(name, block.certificate_)
         block.reg = block.reg_
-        return block
+        return block, prediction
 
     @plainly
     def to_torch(self, layer: int = -1, *, neurons: Neurons | None = None, alone: bool = False) -> nn.Module:

@@ -55,9 +55,10 @@ class Stage:
         zero = torch.zeros_like(targets)
         return cls(images, targets, zero, zero, weights)
 
-    def after(self, block: ConvexConvBlock) -> Stage:
-        """Return the stage with the prediction of its block."""
-        return replace(self, prediction=block.outputs(self.inputs).to(self.targets))
+    def after(self, block: ConvexConvBlock, prediction: Tensor | None = None) -> Stage:
+        """Return the stage with the prediction of its block, which is made here if it isn't known."""
+        found = block.outputs(self.inputs) if prediction is None else prediction
+        return replace(self, prediction=found.to(self.targets))
 
     def remainder(self) -> Stage:
         """Return what the block leaves to fit."""

@@ -134,13 +134,14 @@ class Patches:
             part._cached = None if self._cached is None else self._cached[rows]
         return part
 
-    def _unfold(self, images: Tensor) -> Tensor:
-        images = images.to(self.dtype)
+    def _columns(self, images: Tensor) -> Tensor:
+        """Return the patches of images without the bias, shape (b, d, K)."""
         if self.kernel == self.stride == (1, 1) and self.padding == (0, 0):
-            # Each pixel is a patch, so nothing is copied yet.
-            columns = images.flatten(2).transpose(1, 2)
-        else:
-            columns = F.unfold(images, self.kernel, padding=self.padding, stride=self.stride).transpose(1, 2)
+            return images.flatten(2)  # each pixel is a patch, so nothing is copied
+        return F.unfold(images, self.kernel, padding=self.padding, stride=self.stride)
+
+    def _unfold(self, images: Tensor) -> Tensor:
+        columns = self._columns(images.to(self.dtype)).transpose(1, 2)
         if self.geometry.bias:
             columns = F.pad(columns, (0, 1), value=1.0)
         return columns.contiguous()
@@ -254,7 +255,7 @@ class Patches:
             if self.dtype == torch.float32:
                 responses = F.conv2d(images, kernels, bias, self.stride, self.padding)
                 return responses.relu_() if rectify else responses
-            products = flat @ F.unfold(images, self.kernel, padding=self.padding, stride=self.stride)
+            products = flat @ self._columns(images)
             products = products if bias is None else products.add_(bias[:, None])
             return products.relu_() if rectify else products
 

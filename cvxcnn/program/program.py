@@ -80,6 +80,8 @@ class Evaluation:
     """The optimal intercept (outputs,) for the weights."""
     rounding: float = 0.0
     """``Program.rounding``."""
+    prediction: Tensor | None = field(default=None, compare=False)
+    """What the weights and the intercept predict for this process's images, where the judge has it; (n, outputs)."""
 
     @property
     def relative_gap(self) -> float:

@@ -124,6 +124,8 @@ class SolveResult:
         What the callback saw.
     intercepts : Tensor or None, shape (outputs,)
         The optimal intercept for ``weights``, zero if the program has none; float64.
+    prediction : Tensor or None, shape (n, outputs)
+        For the images that were fitted, float64, where it came for nothing and they have no weights of their own.
     """
 
     weights: Tensor
@@ -137,6 +139,7 @@ class SolveResult:
     seconds: float
     history: list[Progress] = field(default_factory=list)
     intercepts: Tensor | None = field(default=None, compare=False)
+    prediction: Tensor | None = field(default=None, compare=False)
 
 
 class Solver(ABC):
@@ -217,7 +220,7 @@ class Solver(ABC):
         SolverUnavailableError, SolverError
             If the solver is missing here, or ended without a point.
         """
-        program = program.unweighted()
+        given, program = program, program.unweighted()
         objection = self.objection(program)
         if objection is not None:
             raise InputError(f"solver {self.name!r} can't solve this program: {objection}")
@@ -249,8 +252,8 @@ class Solver(ABC):
         if gap > self.tol:
             status = Status.INACCURATE if outcome.stopped is Status.OPTIMAL else outcome.stopped
             # A limit that nobody gave can't be raised: a priced block has none, for one.
-            given = status is Status.ITERATION_LIMIT and self.max_iter is not None
-            remedy = "Raise max_iter, or tol." if given else "Ask for a larger tol."
+            limited = status is Status.ITERATION_LIMIT and self.max_iter is not None
+            remedy = "Raise max_iter, or tol." if limited else "Ask for a larger tol."
             logger.warning("%s: %s Relative gap %.2e, tol %.2e. %s", self.name, status.message, gap, self.tol, remedy)
         return SolveResult(
             weights=weights,
@@ -264,4 +267,5 @@ class Solver(ABC):
             seconds=seconds,
             history=history,
             intercepts=final.intercepts,
+            prediction=final.prediction if program is given else None,
         )

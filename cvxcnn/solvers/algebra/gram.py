@@ -237,8 +237,9 @@ def _check_precision(design: Design) -> None:
         return
     part = design.subset(images)
     single, double = part.matrix(), part.double().matrix()
-    exact = double.T @ double
-    difference = float(((single.T @ single).double() - exact).norm() / exact.norm().clamp_min(1e-300))
+    # Some columns against all: a second matrix of the size of the Gram matrix would double the memory.
+    exact = double[:, :_GRAM_ROWS].T @ double
+    difference = float(((single[:, :_GRAM_ROWS].T @ single).double() - exact).norm() / exact.norm().clamp_min(1e-300))
     logger.info("products of %d images differ from float64 by %.1e, relative", images.stop, difference)
     if not difference <= _MOST_DIFFERENCE:
         raise SolverError(
@@ -267,9 +268,11 @@ def judge(program: Program, weights: Tensor) -> tuple[Evaluation, Tensor]:
     moments, mass = flat.new_zeros(5, program.n_outputs), flat.new_zeros(program.design.n_cells, program.n_outputs)
     design = program.design.double()
     constant = design.constant().double()
+    prediction = flat.new_empty(len(program.targets), program.n_outputs)
     for rows, part in design.parts():
         features, targets, along = part.matrix(), program.targets[rows].double(), constant[rows, None]
-        dual = targets - features @ flat
+        prediction[rows] = features @ flat
+        dual = targets - prediction[rows]
         if program.intercept:
             if first is None:
                 first = all_sum((dual * along).sum(dim=0)) / all_sum(along.square().sum())
@@ -293,5 +296,7 @@ def judge(program: Program, weights: Tensor) -> tuple[Evaluation, Tensor]:
     rounding = program.correlation_rounding(all_sum(mass))
     largest = program.penalty.largest_scale(correlation.view(weights.shape), program.reg, rounding)
     objective = 0.5 * float(square.sum()) + program.reg * program.penalty.value(weights.double())
-    evaluation = Evaluation(objective, parabola(linear, terms, square, largest), 0.0, intercepts, program.rounding)
+    prediction += constant[:, None] * intercepts
+    bound = parabola(linear, terms, square, largest)
+    evaluation = Evaluation(objective, bound, 0.0, intercepts, program.rounding, prediction)
     return evaluation, correlation.view(weights.shape)
