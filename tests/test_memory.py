@@ -13,7 +13,7 @@ from cvxcnn.models.recipes import RECIPES
 from cvxcnn.runs.memory import check_run_memory, predict_run_memory
 from cvxcnn.runs.settings import Settings, build_stack
 
-LARGE = replace(Settings(), recipe="large", **RECIPES["large"])
+LARGE = replace(Settings(), recipe="large", augment=("mirror",), **RECIPES["large"])
 CIFAR10 = (50_000, 10_000, (3, 32, 32), 10)
 
 
@@ -59,9 +59,10 @@ def test_a_recipe_changes_the_defaults_and_not_what_is_asked_for() -> None:
         return settings_of(options)
 
     assert parsed() == Settings()
-    assert parsed("--recipe", "large") == LARGE
+    assert parsed("--recipe", "large", "--augment", "mirror") == replace(LARGE, asked=("augment", "recipe"))
     own = parsed("--layers", "3", "--recipe", "large", "--kernel-size", "3", "--baseline", "--padding", "1")
-    assert own == replace(LARGE, layers=3, kernel_size=3, padding=1, baseline=True)
+    changed = replace(LARGE, layers=3, kernel_size=3, padding=1, baseline=True, augment=())
+    assert own == replace(changed, asked=own.asked)
     assert parsed("--gates", "40", "patches:20").gates == (40, "patches:20")
     with pytest.raises(InputError, match="--recipe must be one of exact, small, large; got huge"):
         parsed("--recipe", "huge")

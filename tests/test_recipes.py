@@ -47,7 +47,8 @@ def test_fractions_fall_with_the_number_of_images_and_photographs_are_mirrored()
     assert max(recipe("small", GREY, 10)["reg_fraction"]) == 0.3
     assert recipe("small", GREY, 2000)["augment"] == () and recipe("small", COLOUR, 2000)["augment"] == ("mirror",)
     assert recipe("large", GREY, 60_000)["augment"] == ()
-    assert recipe("exact", GREY, 10) == {} and recipe("large", COLOUR, 50_000) == RECIPES["large"]
+    assert recipe("exact", GREY, 10) == {}
+    assert recipe("large", COLOUR, 50_000) == {**RECIPES["large"], "augment": ("mirror",)}
 
 
 def test_what_is_asked_for_stays() -> None:
@@ -60,8 +61,12 @@ def test_what_is_asked_for_stays() -> None:
     assert for_data(Settings(), (1, 8, 8), 1437) == Settings(recipe="exact")
     named = for_data(parsed("--recipe", "small", "--layers", "1"), (1, 8, 8), 600)
     assert (named.layers, named.gates, named.reg_fraction) == (1, RECIPES["small"]["gates"], (0.005, 0.3))
+    # What depends on the images does so for a recipe by its name, too.
     large = parsed("--recipe", "large")
-    assert for_data(large, GREY, 100) == large
+    assert for_data(large, GREY, 100) == replace(large, asked=())
+    assert for_data(large, COLOUR, 100).augment == ("mirror",)
+    assert for_data(parsed("--recipe", "large", "--augment"), COLOUR, 100).augment == ()
+    assert for_data(parsed("--recipe", "large", "--augment", "mirror"), GREY, 100).augment == ("mirror",)
 
 
 def test_blocks_of_settings_of_each_layer() -> None:

@@ -70,8 +70,8 @@ class _RecipeParser(Parser):
         recipe = RECIPES[getattr(first, "recipe", "exact")]
         # A lambda that is asked for takes the place of the recipe's fractions.
         dropped = {"reg_fraction"} if hasattr(first, "reg") else set()
-        asked = () if hasattr(first, "recipe") else self._asked(args)
-        self.set_defaults(**{name: value for name, value in recipe.items() if name not in dropped}, asked=asked)
+        defaults = {name: value for name, value in recipe.items() if name not in dropped}
+        self.set_defaults(**defaults, asked=self._asked(args))
         return super().parse_args(args, namespace)
 
     def _asked(self, args: Any) -> tuple[str, ...]:

@@ -379,15 +379,7 @@ class ConvexConvBlock(BlockState):
         return Patches(inputs, self.geometry_, like.dtype)
 
     def predict(self, images: Any) -> np.ndarray:
-        """Return predictions, shape (n,) or (n, outputs) as the targets were, for images of the shape fitted.
-
-        Raises
-        ------
-        NotFittedError
-            Before ``fit``.
-        InputError
-            If the images have another shape or are not finite.
-        """
+        """Return predictions, shape (n,) or (n, outputs) as the targets were, for images that ``patches`` takes."""
         prediction = self.outputs(images)
         return np.asarray((prediction[:, 0] if self.flat_targets_ else prediction).cpu().numpy())
 
@@ -395,8 +387,7 @@ class ConvexConvBlock(BlockState):
     def outputs(self, images: Any) -> Tensor:
         """Return ``predict`` as a tensor on the block's device, always of shape (n, outputs)."""
         with torch.no_grad():
-            patches = self.patches(images)
-            return self.neurons_.predict(patches)
+            return self.neurons_.predict(self.patches(images))
 
     def transform(self, images: Any) -> np.ndarray:
         """Return the ReLU feature maps of the active neurons, shape (n, m, H', W'): the next block's input.
@@ -413,9 +404,8 @@ class ConvexConvBlock(BlockState):
 
         Of the neurons with these indices, and what ``then`` makes of each image's maps, if they are given.
         """
-        patches = self.patches(images)
         with torch.no_grad():
-            return self.neurons_.maps(patches, neurons, then)
+            return self.neurons_.maps(self.patches(images), neurons, then)
 
     def neuron_norms(self) -> Tensor:
         """Return how much each neuron of ``neurons_`` contributes: ||u_i|| ||w_i||, or ||z_i|| for a gated block."""

@@ -21,7 +21,7 @@ _MANY = 20_000
 # Whoever asks for one of these asks for a program of their own.
 _OWN_PROGRAM = frozenset({"activation", "gates", "penalty", "solver", "rounds", "starts", "dtype", "project"})
 
-# Settings that differ from the defaults.
+# Settings that differ from the defaults, without those that depend on the images: ``recipe`` adds them.
 RECIPES: dict[str, dict[str, Any]] = {
     "exact": {},
     # Up to some ten thousand images: whitened data patches for filters, which the program weighs. Fractions of reg_max
@@ -57,7 +57,6 @@ RECIPES: dict[str, dict[str, Any]] = {
         "residual": True,
         "project": 80,
         "hand_on": 128,
-        "augment": ("mirror",),
         "dtype": "float32",
         "half_maps": True,
         "baseline": False,

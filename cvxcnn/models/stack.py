@@ -318,11 +318,8 @@ class LayerwiseCNN(StackState):
             training = replace(training, inputs=self._inputs(layer, training.inputs))
             if judging is not None:
                 judging = replace(judging, inputs=self._inputs(layer, judging.inputs))
-            block, prediction = (
-                (kept[layer][0], None)
-                if known
-                else self._fit_block(layer, block, training, judging, flat, callback, telling)
-            )
+            fitted = None if known else self._fit_block(layer, block, training, judging, flat, callback, telling)
+            block, prediction = fitted or (kept[layer][0], None)
             self.blocks_.append(block)
             if self.residual or on_layer is not None:
                 training = training.after(block, prediction)

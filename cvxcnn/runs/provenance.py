@@ -37,6 +37,8 @@ def command_of(settings: Settings) -> str:
     usual = {entry.name: entry.default for entry in fields(Settings)} | RECIPES.get(settings.recipe, {})
     if settings.activation != usual["activation"]:
         usual["penalty"] = None  # each kind of neurons has its own
+    if settings.recipe != "exact":
+        usual["augment"] = None  # the recipe's own depends on the images
     order = ["data", *(entry.name for entry in fields(Settings) if entry.name not in {"data", *_ASIDE})]
     for name in order:
         value = getattr(settings, name)
