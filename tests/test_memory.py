@@ -13,7 +13,7 @@ from cvxcnn.models.recipes import RECIPES
 from cvxcnn.runs.memory import check_run_memory, predict_run_memory
 from cvxcnn.runs.settings import Settings, build_stack
 
-LARGE = replace(Settings(), recipe="large", augment=("mirror",), **RECIPES["large"])
+LARGE = replace(Settings(), recipe="large", layers=5, augment=("mirror",), **RECIPES["large"])
 CIFAR10 = (50_000, 10_000, (3, 32, 32), 10)
 
 
@@ -59,7 +59,8 @@ def test_a_recipe_changes_the_defaults_and_not_what_is_asked_for() -> None:
         return settings_of(options)
 
     assert parsed() == Settings()
-    assert parsed("--recipe", "large", "--augment", "mirror") == replace(LARGE, asked=("augment", "recipe"))
+    named = parsed("--recipe", "large", "--augment", "mirror", "--layers", "5")
+    assert named == replace(LARGE, asked=("augment", "layers", "recipe"))
     own = parsed("--layers", "3", "--recipe", "large", "--kernel-size", "3", "--baseline", "--padding", "1")
     changed = replace(LARGE, layers=3, kernel_size=3, padding=1, baseline=True, augment=())
     assert own == replace(changed, asked=own.asked)

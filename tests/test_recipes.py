@@ -48,7 +48,8 @@ def test_fractions_fall_with_the_number_of_images_and_photographs_are_mirrored()
     assert recipe("small", GREY, 2000)["augment"] == () and recipe("small", COLOUR, 2000)["augment"] == ("mirror",)
     assert recipe("large", GREY, 60_000)["augment"] == ()
     assert recipe("exact", GREY, 10) == {}
-    assert recipe("large", COLOUR, 50_000) == {**RECIPES["large"], "augment": ("mirror",)}
+    assert recipe("large", COLOUR, 50_000) == {**RECIPES["large"], "layers": 5, "augment": ("mirror",)}
+    assert recipe("large", GREY, 60_000)["layers"] == 3
 
 
 def test_what_is_asked_for_stays() -> None:
@@ -64,7 +65,8 @@ def test_what_is_asked_for_stays() -> None:
     # What depends on the images does so for a recipe by its name, too.
     large = parsed("--recipe", "large")
     assert for_data(large, GREY, 100) == replace(large, asked=())
-    assert for_data(large, COLOUR, 100).augment == ("mirror",)
+    assert (for_data(large, COLOUR, 100).augment, for_data(large, COLOUR, 100).layers) == (("mirror",), 5)
+    assert for_data(parsed("--recipe", "large", "--layers", "3"), COLOUR, 100).layers == 3
     assert for_data(parsed("--recipe", "large", "--augment"), COLOUR, 100).augment == ()
     assert for_data(parsed("--recipe", "large", "--augment", "mirror"), GREY, 100).augment == ("mirror",)
 
@@ -135,7 +137,8 @@ def test_what_is_given_to_a_stack_stays() -> None:
     assert (found.hand_on, found.residual) == (64, True)
     for stack in (LayerwiseCNN(block=ConvexConvBlock()), LayerwiseCNN(recipe="exact"), LayerwiseCNN(downsample=2)):
         assert stack.for_images(GREY if stack.downsample is None else (1, 8, 8), 2000) is stack
-    assert LayerwiseCNN(recipe="large").for_images((1, 8, 8), 10).n_layers() == 5
+    large = LayerwiseCNN(recipe="large")
+    assert [large.for_images((n, 8, 8), 10).n_layers() for n in (1, 3)] == [3, 5]
 
 
 def test_a_stack_of_a_recipe_predicts_saves_and_is_fitted_again(tmp_path: Path) -> None:

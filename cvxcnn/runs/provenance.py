@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..models.recipes import RECIPES
+from ..models.recipes import RECIPES, recipe
 from .settings import Settings
 
 __all__ = ["command_of", "processor", "provenance"]
@@ -37,8 +37,9 @@ def command_of(settings: Settings) -> str:
     usual = {entry.name: entry.default for entry in fields(Settings)} | RECIPES.get(settings.recipe, {})
     if settings.activation != usual["activation"]:
         usual["penalty"] = None  # each kind of neurons has its own
-    if settings.recipe != "exact":
-        usual["augment"] = None  # the recipe's own depends on the images
+    if settings.recipe in RECIPES:
+        # What depends on the images is always typed.
+        usual |= dict.fromkeys(recipe(settings.recipe, (3, 1, 1), 1).keys() - RECIPES[settings.recipe].keys())
     order = ["data", *(entry.name for entry in fields(Settings) if entry.name not in {"data", *_ASIDE})]
     for name in order:
         value = getattr(settings, name)
