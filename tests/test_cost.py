@@ -49,7 +49,7 @@ def test_bytes_by_hand() -> None:
 
 def test_operations_by_hand() -> None:
     features = 2.0 * 100_000 * 1024 * 1000 * 76
-    algebra = 2 * 20 * (4000**3 / 3 + 8 * 10 * 4000**2)
+    algebra = 2 * (4 * 4000**3 / 3 + 240 * 10 * 4000**2)
     assert LARGE.streamed().operations == pytest.approx(3 * features + 1e5 * 4000 * (4000 + 1024) + algebra)
     assert LARGE.working_set().operations == pytest.approx(28 * features + 2 * 1e5 * 4000**2 + algebra)
 

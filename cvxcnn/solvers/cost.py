@@ -12,15 +12,15 @@ streamed      F + n/p q (q + 1024) + algebra, F in float64      8 q^2 for the Gr
                                                                 8 q^2 more where p > 1
 working set   24 F, 2 F in float64, and algebra or, where       n/p q numbers, twice
               outputs are solved apart, 2400 o n/p q
-algebra       20 (q^3 / 3 + 8 o q^2) in float64; o times        included above
-              20 (q^3 / 3 + 8 q^2) where outputs are apart;
+algebra       4 q^3 / 3 + 240 o q^2 in float64; o times         included above
+              4 q^3 / 3 + 240 q^2 where outputs are apart;
               1000 o q^2 without gates
 semismooth    streamed, and F, and F in float64                 those of streamed
 ============  ================================================  ===================================================
 
 An operation in float64 counts for two. The working set is taken to end with all groups in it, after 12 rounds; the
-streamed solver to take 20 rounds, each with a Cholesky factor. Problems differ, so seconds are right to a factor
-of two or three; bytes are upper bounds.
+streamed solver to take 4 Cholesky factors, and 60 steps with one of them. Problems differ, so seconds are right to a
+factor of two or three; bytes are upper bounds.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ __all__ = ["Cost", "Size", "matmul_rate", "memory_here", "predict_memory", "pref
 logger = logging.getLogger(__name__)
 
 _ROUNDS_WORKING_SET = 12
-_ROUNDS_STREAMED = 20
+# Factors of the Gram matrix, and steps with one of them: of 256 to 1,536 filters 3 to 5 and 40 to 80 were needed.
+_FACTORS, _STEPS = 4, 60
 _GRAM_ROWS = 1024
 # Products with the Gram matrix, of programs without gates.
 _PRODUCTS = 500
@@ -201,7 +202,7 @@ class Size:
             return 2.0 * self._double() * _PRODUCTS * self.outputs * self.columns**2
         q, right = float(self.columns), 1 if self.separable else self.outputs
         solves = self.outputs if self.separable else 1
-        return self._double() * solves * _ROUNDS_STREAMED * (q**3 / 3 + 8 * right * q**2)
+        return self._double() * solves * (_FACTORS * q**3 / 3 + 4 * _STEPS * right * q**2)
 
     def _part(self) -> int:
         """Bytes of the features of a part of the images, with the copies that are made on the way."""
