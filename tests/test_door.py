@@ -36,8 +36,7 @@ from cvxcnn.data.layout import check_layout, looks_channels_last
 from cvxcnn.data.readers.npz import _channels_first
 from cvxcnn.errors import InputError, ModelFileError
 from cvxcnn.models.block import DEFAULT_FRACTION, DEFAULT_SEARCH
-from cvxcnn.models.recipes import RECIPES
-from cvxcnn.runs.settings import Settings, build_stack, recorded_settings
+from cvxcnn.runs.settings import Settings, build_stack, for_data, recorded_settings
 
 FAST = PricingOptions(starts=0)
 BLOCK = ConvexConvBlock(gates=4, pricing=FAST)
@@ -301,8 +300,9 @@ def test_the_command_line_takes_one_of_the_two() -> None:
 
     large = parsed("--recipe", "large", "--reg", "2")
     assert (parsed().reg, parsed().reg_fraction) == (None, None)
-    assert parsed("--recipe", "large").reg_fraction == RECIPES["large"]["reg_fraction"]
-    assert (large.reg, large.reg_fraction) == (2, None)
+    for own, expected in ((large, (2, None)), (parsed("--recipe", "large"), (None, (1e-4, 8e-3, 2e-2, 4e-2)))):
+        found = for_data(own, (3, 32, 32), 50_000)
+        assert (found.reg, found.reg_fraction) == expected
     both = parsed("--reg", "2", "--reg-fraction", "0.1")
     with pytest.raises(InputError, match="both decide its reg"):
         build_stack(replace(both, gates=4))

@@ -543,7 +543,7 @@ TYPED = {
         Settings(**{**RECIPES["large"], "recipe": "large", "baseline": True, "reg_fraction": (1e-4, 3e-3)}),
         COLOUR,
     ),
-    "mirrored digits": (Settings(**{**RECIPES["large"], "recipe": "large", "augment": ("mirror",)}), GREY),
+    "mirrored digits": (Settings(**{**RECIPES["large"], "recipe": "large", "reg": 0.3, "augment": ("mirror",)}), GREY),
     "few grey images": (for_data(Settings(data="grey"), *GREY), GREY),
     "many grey images": (for_data(Settings(data="grey"), (1, 28, 28), 60_000), ((1, 28, 28), 60_000)),
     "colour": (for_data(Settings(data="colour"), *COLOUR), COLOUR),

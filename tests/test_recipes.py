@@ -48,7 +48,9 @@ def test_fractions_fall_with_the_number_of_images_and_photographs_are_mirrored()
     assert recipe("small", GREY, 2000)["augment"] == () and recipe("small", COLOUR, 2000)["augment"] == ("mirror",)
     assert recipe("large", GREY, 60_000)["augment"] == ()
     assert recipe("exact", GREY, 10) == {}
-    assert recipe("large", COLOUR, 50_000) == {**RECIPES["large"], "layers": 5, "augment": ("mirror",)}
+    assert recipe("large", COLOUR, 50_000) == {
+        **RECIPES["large"], "layers": 5, "augment": ("mirror",), "reg_fraction": (1e-4, 8e-3, 2e-2, 4e-2),
+    }  # fmt: skip
     assert recipe("large", GREY, 60_000)["layers"] == 3
 
 
@@ -64,7 +66,7 @@ def test_what_is_asked_for_stays() -> None:
     assert (named.layers, named.gates, named.reg_fraction) == (1, RECIPES["small"]["gates"], (0.005, 0.3))
     # What depends on the images does so for a recipe by its name, too.
     large = parsed("--recipe", "large")
-    assert for_data(large, GREY, 100) == replace(large, asked=())
+    assert for_data(large, GREY, 100) == replace(large, asked=(), reg_fraction=(0.05, 0.3, 0.3, 0.3))
     assert (for_data(large, COLOUR, 100).augment, for_data(large, COLOUR, 100).layers) == (("mirror",), 5)
     assert for_data(parsed("--recipe", "large", "--layers", "3"), COLOUR, 100).layers == 3
     assert for_data(parsed("--recipe", "large", "--augment"), COLOUR, 100).augment == ()

@@ -67,11 +67,7 @@ class _RecipeParser(Parser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse twice: for the recipe, and with its defaults."""
         first, _ = self.parse_known_args(args)
-        recipe = RECIPES[getattr(first, "recipe", "exact")]
-        # A lambda that is asked for takes the place of the recipe's fractions.
-        dropped = {"reg_fraction"} if hasattr(first, "reg") else set()
-        defaults = {name: value for name, value in recipe.items() if name not in dropped}
-        self.set_defaults(**defaults, asked=self._asked(args))
+        self.set_defaults(**RECIPES[getattr(first, "recipe", "exact")], asked=self._asked(args))
         return super().parse_args(args, namespace)
 
     def _asked(self, args: Any) -> tuple[str, ...]:

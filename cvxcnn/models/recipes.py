@@ -24,8 +24,8 @@ _OWN_PROGRAM = frozenset({"activation", "gates", "penalty", "solver", "rounds", 
 # Settings that differ from the defaults, without those that depend on the images: ``recipe`` adds them.
 RECIPES: dict[str, dict[str, Any]] = {
     "exact": {},
-    # Up to some ten thousand images: whitened data patches for filters, which the program weighs. Fractions of reg_max
-    # fall as one over the number of images. Chosen on held-out training images (benchmarks/RESULTS.md).
+    # Up to some ten thousand images: whitened data patches for filters, which the program weighs. Chosen on held-out
+    # training images (benchmarks/RESULTS.md).
     "small": {
         "layers": 2,
         "gates": ("patches:256", "patches:384"),
@@ -45,7 +45,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "large": {
         "gates": ("patches:768", "patches:1536", "patches:1536", "patches:1024"),
-        "reg_fraction": (1e-4, 8e-3, 2e-2, 4e-2),
         "starts": 0,
         "tol": 1e-3,
         "kernel_size": (5, 5, 3),
@@ -63,8 +62,9 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 # Settings of a stack that stand for nothing where a recipe has them: it decides.
 _UNDECIDED = ("residual", "project", "hand_on", "half_maps")
-# Of reg_max, times the number of images, at the first layer and at all further ones; and the most.
-_SMALL_FRACTIONS, _LARGEST_FRACTION = (3.0, 300.0), 0.3
+# Of reg_max, times the number of images, of the first layers and, the last one, of all further ones; and the most.
+_FRACTIONS = {"small": (3.0, 300.0), "large": (5.0, 400.0, 1000.0, 2000.0)}
+_LARGEST_FRACTION = 0.3
 
 
 def recipe_for(image_shape: tuple[int, int, int], n_train: int, asked: Collection[str] = ()) -> str:
@@ -103,8 +103,8 @@ def recipe(name: str, image_shape: tuple[int, int, int], n_train: int) -> dict[s
     if name == "large":
         # Held-out accuracy of MNIST and Fashion-MNIST no longer rises after the third (benchmarks/RESULTS.md).
         values["layers"] = 5 if colour else 3
-    if name == "small":
-        values["reg_fraction"] = tuple(min(share / n_train, _LARGEST_FRACTION) for share in _SMALL_FRACTIONS)
+    if name in _FRACTIONS:
+        values["reg_fraction"] = tuple(min(share / n_train, _LARGEST_FRACTION) for share in _FRACTIONS[name])
     if name != "exact":
         # Classes of photographs are the same in a mirror; those of letters and digits, which are grey, aren't.
         values["augment"] = ("mirror",) if colour else ()
