@@ -11,6 +11,7 @@ import torch
 from eq2 import eq2_block
 from problems import normal, seeded
 
+from cvxcnn import ConvexConvBlock
 from cvxcnn.errors import InputError, SolverError
 from cvxcnn.models.path import reg_path
 from cvxcnn.patches import Patches, PatchGeometry
@@ -240,3 +241,13 @@ def test_a_reg_path_makes_one_pass_for_its_forms(monkeypatch: pytest.MonkeyPatch
     assert len(made) == 1
     assert paths[0].regs == pytest.approx(paths[1].regs, rel=1e-9)
     assert paths[0].objective == pytest.approx(paths[1].objective, rel=1e-7)
+
+
+@pytest.mark.parametrize("intercept", [False, True])
+def test_what_is_predicted_for_the_images_of_the_fit_comes_with_it(intercept: bool) -> None:
+    images, targets = normal(40, 1, 6, 6), normal(40, 2, seed=1)
+    block = ConvexConvBlock(gates=6, reg=0.3, solver="streamed", intercept=intercept, pricing=PricingOptions(starts=0))
+    known = block.fit_task(block.task(images, targets), False, 0.01)
+    assert known is not None and torch.allclose(known, block.outputs(images), atol=1e-12)
+    assert block.result_.prediction is None  # a block doesn't grow with the images
+    assert block.fit_task(block.task(images, targets, torch.arange(40) % 3), False, 0.01) is None
