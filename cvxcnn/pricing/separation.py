@@ -40,12 +40,13 @@ logger = logging.getLogger(__name__)
 # A proof looks at every patch in every region of the sphere.
 _PROOF_PATCHES = 1 << 15
 # A search goes on until it expects to have missed fewer maxima than this, or until its budget ends: three times
-# ``starts``, or more, up to 16 times, as long as the ascents cost no more than so many multiplications.
+# ``starts``, or more, up to 16 times, as long as the ascents cost no more than so many multiplications; up to 64 times,
+# as long as they cost no more than a quarter of that.
 # Chosen by benchmarks/calibration.py: with 0.5 for filters, one bound in ten of small problems was false. Gates have so
 # many maxima that fewer are out of reach.
 _UNSEEN = {"filters": 0.05, "gates": 0.5}
-_BATCHES, _MOST_BATCHES = 3, 16
-_CHEAP = 4e10
+_BATCHES = 3
+_MORE = ((16, 4e10), (64, 1e10))
 
 
 def check_search(options: PricingOptions) -> None:
@@ -119,7 +120,8 @@ def worst_direction(
     budget = options.starts * _BATCHES
     # The highest gates are near others, which must be known before they are looked for.
     least = budget if separation.gated else 0
-    budget = max(budget, min(options.starts * _MOST_BATCHES, int(_CHEAP / separation.cost(steps))))
+    cost = separation.cost(steps)
+    budget = max(budget, *(min(options.starts * batches, int(most / cost)) for batches, most in _MORE))
     unseen = _UNSEEN.get(program.design.directions_are, 0.0)
     each = climbs and (separation.easy() or separation.gated)
     while True:
