@@ -387,7 +387,8 @@ class ConvexConvBlock(BlockState):
     def outputs(self, images: Any) -> Tensor:
         """Return ``predict`` as a tensor on the block's device, always of shape (n, outputs)."""
         with torch.no_grad():
-            return self.neurons_.predict(self.patches(images))
+            patches = self.patches(images)  # says so first if nothing is fitted
+            return self.neurons_.predict(patches)
 
     def transform(self, images: Any) -> np.ndarray:
         """Return the ReLU feature maps of the active neurons, shape (n, m, H', W'): the next block's input.
@@ -405,7 +406,8 @@ class ConvexConvBlock(BlockState):
         Of the neurons with these indices, and what ``then`` makes of each image's maps, if they are given.
         """
         with torch.no_grad():
-            return self.neurons_.maps(self.patches(images), neurons, then)
+            patches = self.patches(images)
+            return self.neurons_.maps(patches, neurons, then)
 
     def neuron_norms(self) -> Tensor:
         """Return how much each neuron of ``neurons_`` contributes: ||u_i|| ||w_i||, or ||z_i|| for a gated block."""
