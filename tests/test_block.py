@@ -207,8 +207,8 @@ def test_what_is_not_a_proof() -> None:
     search = PricingOptions(starts=8, ascent_steps=5, prove_up_to=0)
     searched = block(kernel_size=(1, 2), gates=4, pricing=search).fit(images, targets)
     certificate = searched.certificate_
-    # One batch of starts, or up to 16 while more maxima are expected.
-    assert certificate.kind == "searched" and certificate.n_searched in range(8, 8 * 16 + 1, 8)
+    # One batch of starts, or up to 64 of so few patches while more maxima are expected.
+    assert certificate.kind == "searched" and certificate.n_searched in range(8, 8 * 64 + 1, 8)
     assert certificate.global_bound <= certificate.sampled_bound + 1e-12
     assert f"if none of the directions that a search from {certificate.n_searched} starts missed" in str(certificate)
     none = block(kernel_size=(1, 2), gates=4).fit(images, targets).certificate_
