@@ -21,11 +21,11 @@ class PricingOptions:
     Parameters
     ----------
     starts : int
-        Random starts of each search, half Gaussian and half data patches; the bound that is
-        reported at the end comes from three times as many, and from up to 16 times as many (of few patches 64 times)
-        while maxima are expected to be missing. Above 262,144 patches, climbing is on every second to
-        fourth patch of as many images as make that number, from the best of eight times as many starts, which are
-        whitened patches too; what is found is scored on all patches.
+        Random starts of each search, half Gaussian and half data patches; the bound that is reported at the end comes
+        from three times as many, and from up to 16 times as many (64 times for filters over few patches) while
+        maxima are expected to be missing. Above 262,144 patches, climbing is on every second to fourth patch of as
+        many images as make that number, from the best of eight times as many starts, which are whitened patches too;
+        what is found is scored on all patches.
     ascent_steps : int
         Steps of the local ascent from each start.
     additions : int

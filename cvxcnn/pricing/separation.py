@@ -40,13 +40,12 @@ logger = logging.getLogger(__name__)
 # A proof looks at every patch in every region of the sphere.
 _PROOF_PATCHES = 1 << 15
 # A search goes on until it expects to have missed fewer maxima than this, or until its budget ends: three times
-# ``starts``, or more, up to 16 times, as long as the ascents cost no more than so many multiplications; up to 64 times,
-# as long as they cost no more than a quarter of that.
+# ``starts``, or more, up to so many times, as long as the ascents cost no more than so many multiplications.
 # Chosen by benchmarks/calibration.py: with 0.5 for filters, one bound in ten of small problems was false. Gates have so
 # many maxima that fewer are out of reach.
 _UNSEEN = {"filters": 0.05, "gates": 0.5}
 _BATCHES = 3
-_MORE = ((16, 4e10), (64, 1e10))
+_MORE = {"filters": ((16, 4e10), (64, 1e10)), "gates": ((16, 4e10),)}
 
 
 def check_search(options: PricingOptions) -> None:
@@ -121,8 +120,9 @@ def worst_direction(
     # The highest gates are near others, which must be known before they are looked for.
     least = budget if separation.gated else 0
     cost = separation.cost(steps)
-    budget = max(budget, *(min(options.starts * batches, int(most / cost)) for batches, most in _MORE))
-    unseen = _UNSEEN.get(program.design.directions_are, 0.0)
+    kind = program.design.directions_are
+    budget = max(budget, *(min(options.starts * batches, int(most / cost)) for batches, most in _MORE[kind]))
+    unseen = _UNSEEN[kind]
     each = climbs and (separation.easy() or separation.gated)
     while True:
         if each:
