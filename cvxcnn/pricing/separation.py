@@ -45,7 +45,8 @@ _PROOF_PATCHES = 1 << 15
 # many maxima that fewer are out of reach.
 _UNSEEN = {"filters": 0.05, "gates": 0.5}
 _BATCHES = 3
-_MORE = {"filters": ((16, 4e10), (64, 1e10)), "gates": ((16, 4e10),)}
+_MORE = ((16, 4e10),)
+_MORE_FILTERS = (*_MORE, (64, 1e10))
 
 
 def check_search(options: PricingOptions) -> None:
@@ -121,8 +122,9 @@ def worst_direction(
     least = budget if separation.gated else 0
     cost = separation.cost(steps)
     kind = program.design.directions_are
-    budget = max(budget, *(min(options.starts * batches, int(most / cost)) for batches, most in _MORE[kind]))
-    unseen = _UNSEEN[kind]
+    limits = _MORE_FILTERS if kind == "filters" else _MORE
+    budget = max(budget, *(min(options.starts * batches, int(most / cost)) for batches, most in limits))
+    unseen = _UNSEEN.get(kind, 0.0)
     each = climbs and (separation.easy() or separation.gated)
     while True:
         if each:
