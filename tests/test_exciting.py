@@ -19,7 +19,7 @@ from cvxcnn.explain import exciting_patches
 from cvxcnn.explain.exciting import receptive_field
 from cvxcnn.explain.figures import plot_exciting
 
-SIDE = 24
+SIDE = 64  # so wide that no field is cut off at the border
 
 
 @settings(max_examples=20, deadline=None)
