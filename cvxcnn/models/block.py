@@ -379,7 +379,15 @@ class ConvexConvBlock(BlockState):
         return Patches(inputs, self.geometry_, like.dtype)
 
     def predict(self, images: Any) -> np.ndarray:
-        """Return predictions, shape (n,) or (n, outputs) as the targets were, for images that ``patches`` takes."""
+        """Return predictions, shape (n,) or (n, outputs) as the targets were, for images of the shape fitted.
+
+        Raises
+        ------
+        NotFittedError
+            Before ``fit``.
+        InputError
+            If the images have another shape or are not finite.
+        """
         prediction = self.outputs(images)
         return np.asarray((prediction[:, 0] if self.flat_targets_ else prediction).cpu().numpy())
 
