@@ -150,6 +150,7 @@ CASES = [
     {"layers": 3, "gates": 6},
     {"layers": 3, "gates": 6, "intercept": True},
     {"layers": 3, "gates": 6, "loss": "logistic"},
+    {"layers": 3, "gates": 6, "loss": "softmax"},
 ]
 
 
@@ -157,8 +158,7 @@ CASES = [
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_objective_is_eq1_of_the_torch_module(shape: tuple[int, int, int], settings: dict[str, Any]) -> None:
     loss = settings.get("loss", "squared")
-    # Clarabel's logistic program, the only one with cones that cvxpy solves here, ends further off.
-    tol = 1e-4 if settings["layers"] == 3 and loss == "logistic" else 1e-5
+    tol = 1e-6
     for outputs in (3,) if loss == "softmax" else (1, 3) if shape == SHAPES[2] else (1,):
         images, targets = data(shape, 20, outputs, loss)
         model = CircularCNN(**settings, reg=0.7, tol=tol).fit(images, targets)
@@ -177,6 +177,25 @@ def test_the_objective_is_eq1_of_the_torch_module(shape: tuple[int, int, int], s
         assert model.n_neurons_ > 0
         exported = torch.export.export(module, (torch.from_numpy(images),)).module()
         np.testing.assert_allclose(exported(torch.from_numpy(images)).detach().numpy(), outputs_of, atol=1e-12)
+
+
+@pytest.mark.parametrize("settings", CASES)
+def test_an_image_of_weight_two_is_as_good_as_twice(settings: dict[str, Any]) -> None:
+    loss = settings.get("loss", "squared")
+    images, targets = data(SHAPES[2], 20, 3, loss)
+    weights = np.array([2.0, 0.0, *np.ones(18)])
+    twice = np.array([0, 0, *range(2, 20)])
+    model = CircularCNN(**settings, reg=0.7, tol=1e-9)
+    if "gates" in settings:
+        # Drawn from images, gates see no weights.
+        model.set_params(gates=normal(6, 24).numpy())
+    ours, theirs = clone(model).fit(images, targets, weights), clone(model).fit(images[twice], targets[twice])
+    assert ours.result_.objective == pytest.approx(theirs.result_.objective, rel=1e-8)
+    np.testing.assert_allclose(ours.predict(images), theirs.predict(images), atol=1e-4)
+    eq1 = circular_objective(ours.to_torch(), images, targets, 0.7, loss, sample_weight=weights)
+    assert ours.result_.objective == pytest.approx(eq1, rel=1e-12)
+    least = clone(model).set_params(reg=None)
+    assert least.reg_max(images, targets, weights) == pytest.approx(least.reg_max(images[twice], targets[twice]))
 
 
 def test_orthonormal_images_have_shrunk_spectra() -> None:

@@ -35,7 +35,7 @@ from ..program.problem import Problem
 from ..solvers import Callback, SolveResult
 from .block import DEFAULT_FRACTION
 from .block_state import check_all_used, layer_neurons, outcome_config, read_outcome
-from .door import check_given
+from .door import check_given, weighing
 from .savable import Savable
 
 __all__ = ["CircularCNN"]
@@ -76,7 +76,8 @@ class CircularCNN(Savable, BaseEstimator):
         Of three layers: a number of ``WaveGates``, 50 for None; given ones; another sampler, or ``EnumeratedGates()``,
         with which the bound is over all networks. Two layers have no gates.
     solver : str
-        "auto", or a solver of the package: of three layers "spectral_cones", for the squared loss, or one of cvxpy's.
+        "auto", or a solver of the package: of three layers "spectral_cones" for the squared loss, "proximal_newton" for
+        the others, or one of cvxpy's.
     tol : float
         Relative duality gap.
     random_state : int or None
@@ -164,12 +165,16 @@ class CircularCNN(Savable, BaseEstimator):
     flat_targets_: bool
 
     @plainly
-    def fit(self, images: Any, targets: Any, callback: Callback | None = None) -> CircularCNN:
+    def fit(
+        self, images: Any, targets: Any, sample_weight: Any = None, callback: Callback | None = None
+    ) -> CircularCNN:
         """Train on images (n, C, H, W) or (n, H, W) and targets (n,) or (n, outputs).
 
         Parameters
         ----------
         images, targets : array-like or Tensor
+        sample_weight : array-like, shape (n,), optional
+            s >= 0: the loss is sum_j s_j l(f_j, y_j).
         callback : callable, optional
             Called with a ``Progress`` now and then; may raise to stop.
 
@@ -181,7 +186,7 @@ class CircularCNN(Savable, BaseEstimator):
             If the solver is missing here, or ended without a point; the model is then as it was.
         """
         check_given(images, targets, self.loss)
-        task = self.task(images, targets)
+        task = self.task(images, targets, sample_weight)
         fitted = fit(task, DEFAULT_FRACTION, callback)
         self.result_, self.certificate_, self.reg_ = fitted.result, fitted.certificate, fitted.program.reg
         # What this kind of task reads.
@@ -194,23 +199,21 @@ class CircularCNN(Savable, BaseEstimator):
         self.gates_ = (vectors if fitted.gates is None else fitted.gates.vectors).numpy()
         return self
 
-    def task(self, images: Any, targets: Any) -> Task:
-        """Return what is to be fitted to images and targets, every setting checked."""
+    def task(self, images: Any, targets: Any, sample_weight: Any = None) -> Task:
+        """Return what is to be fitted to images, targets and weights of images, every setting checked."""
         self.check_parameters()
         inputs = check_images(images)
         expected = check_targets(targets, len(inputs))
+        inputs, expected, weights = weighing(inputs, expected, sample_weight)
         self._check_filters((int(inputs.shape[2]), int(inputs.shape[3])))
         reg = None if self.reg is None else float(self.reg)
         problem = Problem(
-            self._whole(inputs), expected, 1.0 if reg is None else reg, DensePenalty(), get_loss(self.loss),
-            bool(self.intercept),
+            self._whole(inputs), expected, 1.0 if reg is None else reg, DensePenalty(),
+            get_loss(self.loss, weights), bool(self.intercept),
         )  # fmt: skip
-        # No method of our own has cones and another loss.
-        cones = self.layers == 3 and not problem.loss.quadratic
-        solver = "cvxpy:CLARABEL" if cones and self.solver == "auto" else self.solver
         return Task(
             problem, self._activation(), self._gates(), False,
-            PricingOptions(starts=0), reg, solver=solver, tol=as_tol(self.tol),
+            PricingOptions(starts=0), reg, solver=self.solver, tol=as_tol(self.tol),
             max_iter=as_int_or_none("max_iter", self.max_iter), seed=seed_of(self.random_state),
         )  # fmt: skip
 
@@ -266,17 +269,18 @@ class CircularCNN(Savable, BaseEstimator):
             )
 
     @plainly
-    def reg_max(self, images: Any, targets: Any) -> float:
+    def reg_max(self, images: Any, targets: Any, sample_weight: Any = None) -> float:
         """Return the smallest ``reg`` whose solution is zero, over the gates if there are any.
 
         Parameters
         ----------
         images : array-like, shape (n, C, H, W) or (n, H, W)
         targets : array-like, shape (n,) or (n, outputs)
+        sample_weight : array-like, shape (n,), optional
         """
         check_layout(images)
         with torch.no_grad(), coarse_threads():
-            return over(self.task(images, targets)).reg_max()
+            return over(self.task(images, targets, sample_weight)).reg_max()
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "neurons_"):

@@ -41,10 +41,6 @@ class FrequencyPenalty(Penalty):
     def columnwise(self) -> bool:
         return True
 
-    @property
-    def stackable(self) -> bool:
-        return False
-
     def parts(self, weights: Tensor) -> Tensor:
         """Return weights (blocks, cells, rows, outputs) as (blocks, cells, frequencies, rows of each, outputs)."""
         blocks, cells, rows, outputs = weights.shape

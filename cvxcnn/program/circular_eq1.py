@@ -9,7 +9,7 @@ from torch import nn
 
 from ..core.checks import is_number
 from ..core.plainly import plainly
-from ..data.checks import check_images, check_targets
+from ..data.checks import check_images, check_targets, check_weights
 from ..errors import InputError
 from ..losses import get_loss
 from .eq1 import nonconvex_objective
@@ -21,7 +21,9 @@ _LONGEST = 1 + 1e-9
 
 
 @plainly
-def circular_objective(module: nn.Module, images: Any, targets: Any, reg: float, loss: str = "squared") -> float:
+def circular_objective(
+    module: nn.Module, images: Any, targets: Any, reg: float, loss: str = "squared", *, sample_weight: Any = None
+) -> float:
     """Return Eq. 1 of a circular torch module, in float64.
 
         loss(f, targets) + reg/2 sum_i (||u_i||^2 + ||w_i||^2)     of Conv2d, Flatten, Linear
@@ -38,6 +40,8 @@ def circular_objective(module: nn.Module, images: Any, targets: Any, reg: float,
     reg : float
         lam >= 0.
     loss : {"squared", "logistic", "softmax"}
+    sample_weight : array-like, shape (n,), optional
+        s >= 0: the loss is sum_j s_j l(f_j, y_j).
 
     Raises
     ------
@@ -55,7 +59,7 @@ def circular_objective(module: nn.Module, images: Any, targets: Any, reg: float,
     """
     convolutions = [part for part in module.modules() if isinstance(part, nn.Conv2d)]
     if len(convolutions) == 1:
-        return nonconvex_objective(module, images, targets, reg, loss)
+        return nonconvex_objective(module, images, targets, reg, loss, sample_weight=sample_weight)
     linear = [part for part in module.modules() if isinstance(part, nn.Linear)]
     if len(convolutions) != 2 or len(linear) != 1:
         raise InputError(
@@ -83,7 +87,7 @@ def circular_objective(module: nn.Module, images: Any, targets: Any, reg: float,
             f"the module's outputs have shape {tuple(prediction.shape)} but the targets {tuple(expected.shape)}. "
             "Pass one column of targets for each output."
         )
-    kind = get_loss(loss)
+    kind = get_loss(loss, None if sample_weight is None else check_weights(sample_weight, len(inputs)))
     kind.check_targets(expected)
     squares = sum(float(part.weight.detach().double().square().sum()) for part in (convolutions[1], linear[0]))
     return kind.value(prediction, expected) + 0.5 * float(reg) * squares

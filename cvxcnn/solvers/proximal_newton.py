@@ -18,12 +18,13 @@ from .cone_working_set import ConeWorkingSet
 from .fista import Fista, accelerated
 from .needs import Needs
 from .semismooth_newton import SemismoothNewton, minimised
+from .spectral_cones import SpectralCones
 from .working_set import WorkingSet
 
 __all__ = ["ProximalNewton"]
 
 # Every program has one that takes it.
-_INNER: tuple[type[Solver], ...] = (WorkingSet, ConeWorkingSet, SemismoothNewton, Fista)
+_INNER: tuple[type[Solver], ...] = (WorkingSet, ConeWorkingSet, SemismoothNewton, Fista, SpectralCones)
 # The least curvature of a separable model, which falls while whole steps are taken and rises when none is: flat tails
 # would make steps as long as they are uncertain.
 _FLOOR, _LEAST_FLOOR, _FLOOR_FACTOR = 1e-4, 1e-12, 10.0

@@ -50,11 +50,12 @@ class SpectralCones(Solver):
 
     def run(self, program: Program, start: Tensor | None, report: Callable[[int, float, float], None]) -> Outcome:
         everything = torch.arange(program.design.n_blocks, device=program.targets.device)
-        features = program.columns(everything)[:, :, 0].cpu().double().numpy()
+        features = program.columns(everything).flatten(1, 2).cpu().double().numpy()
         targets = program.centre(program.targets).cpu().double().numpy()
         weights, iterations, stopped = program.zeros(), 0, Status.OPTIMAL
+        columns = weights.view(-1, *weights.shape[2:])  # a column of a block and cell after another
         for output in range(program.n_outputs):
-            chosen, accuracy = np.arange(program.design.n_blocks), _ACCURACY
+            chosen, accuracy = np.arange(features.shape[1]), _ACCURACY
             for accuracy in (_ACCURACY, _LAST):
                 found, count, done = self._solve(program, features, targets[:, output], chosen, accuracy)
                 iterations += count
@@ -64,7 +65,7 @@ class SpectralCones(Solver):
                 chosen, found = chosen[kept], found[kept]
                 if not len(chosen):
                     break
-            weights[chosen, 0, :, output] = torch.from_numpy(found).to(weights)
+            columns[chosen, :, output] = torch.from_numpy(found).to(weights)
         if program.objective(weights) >= program.zero_objective:
             # Where zero is the solution, an interior point has a little of everything.
             weights = program.zeros()
@@ -74,7 +75,7 @@ class SpectralCones(Solver):
         self, program: Program, features: Array, target: Array, chosen: Array, accuracy: float
     ) -> tuple[Array, int, bool]:
         """Return the columns (len(chosen), rows) of some blocks, the iterations, and whether they were enough."""
-        cones, n_parts = program.cones, program.penalty.n_frequencies
+        cones, n_parts, cells = program.cones, program.penalty.n_frequencies, program.design.n_cells
         if cones is None or n_parts is None:  # refused before; this tells the type checker
             raise SolverError("no cones")
         # In units of one, because the tolerances are absolute below one.
@@ -82,9 +83,8 @@ class SpectralCones(Solver):
         columns = features[:, chosen].reshape(len(target), -1) / size
         n, width = columns.shape
         normals = cones.rows / cones.lengths[:, None]
-        inside = sparse.block_diag(
-            [-cones.signs(int(block) % len(cones.gates))[:, None] * normals for block in chosen], format="csc"
-        )
+        gates = chosen // cells % len(cones.gates)
+        inside = sparse.block_diag([-cones.signs(int(gate))[:, None] * normals for gate in gates], format="csc")
         norms = len(chosen) * n_parts
         # Variables (v, t, r); each part of v follows its t.
         parts = np.arange(width).reshape(norms, -1)
