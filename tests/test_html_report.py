@@ -468,7 +468,7 @@ def test_predictions_are_the_summarys_accuracies(finished: Path) -> None:
     with Image.open(finished / MISTAKES_FILE) as strip:
         pixels = np.asarray(strip)[..., 0].reshape(-1, 8, 8)
     assert np.array_equal(pixels, np.round(255 * test.images[rows[: len(pixels)], 0]))
-    assert page_of(finished).text.count("wrong, first those where the two differ") == 1
+    assert page_of(finished).text.count("wrong, first those where networks differ") == 1
 
 
 @pytest.mark.parametrize(

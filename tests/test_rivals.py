@@ -126,6 +126,14 @@ def test_each_network_is_diagnosed_by_its_name(
     assert "kernel: not diagnosed" in re.sub("<[^>]*>", "", page)
 
 
+def test_the_mistakes_of_each_rival_are_on_the_page(folder: Path) -> None:
+    page = html.unescape((folder / "report.html").read_text())
+    for name in ("convex", "SGD", "Adam", "two-phase", "softplus", "kernel"):
+        assert f'aria-label="Confusion matrix, {name}: true' in page
+        assert f">{name}: " in page  # its answer to a mistake
+        assert re.search(rf"Mean distance from it: .*{name} \d", page)
+
+
 def test_each_network_is_explained_by_its_name(folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "run"))
     said: list[str] = []
@@ -164,8 +172,7 @@ def test_networks_of_a_run_with_an_intercept_predict_as_in_training(added: dict[
         guesses = network(torch.as_tensor(test.images)).argmax(dim=1).numpy()
         expected = last.get(name) or last["rivals"][name]
         assert (guesses == test.labels).mean() == pytest.approx(expected["test_accuracy"])
-        if name != "softplus":
-            np.testing.assert_array_equal(guesses, predictions.predicted[name])
+        np.testing.assert_array_equal(guesses, predictions.predicted[name])
     for image in explain_run(tmp_path / "run", methods=["cam"], n_images=2)["images"]:
         for name in ("convex", "nonconvex"):
             assert image[name] == str(predictions.predicted[name][image["index"]])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -95,7 +95,7 @@ def _page(
     history, model = read_history(source / HISTORY_FILE), load_model(source)
     outputs = model.blocks_[-1].n_outputs_
     classes = [str(name) for name in getattr(model, "extra_", {}).get("classes", range(outputs))]
-    tested = read_predictions(source / PREDICTIONS_FILE, outputs)
+    tested, labels = read_predictions(source / PREDICTIONS_FILE, outputs), summary.labels()
     return Template(files(__package__).joinpath("template.html").read_text(encoding="utf-8")).substitute(
         title=page.text(f"{summary.name}: convex and ordinary training, layer by layer"),
         data=page.text(
@@ -108,12 +108,14 @@ def _page(
         words=page_verdict.in_words(summary),
         limits=page.limits(),
         definitions=page_verdict.definitions(),
-        tested=_drawn("the test images", lambda: _tested(tested, pictures.get("mistakes"), classes, (height, width))),
+        tested=_drawn(
+            "the test images", lambda: _tested(tested, pictures.get("mistakes"), classes, (height, width), labels)
+        ),
         diagnosis=page_diagnosis.diagnosis(diagnosis),
         table=page.results(summary),
         overview=_drawn("objective and accuracy", lambda: page.overview(summary)),
         convergence=_drawn("convergence", lambda: page.convergence(history)),
-        filters=_drawn("filters", lambda: page.filters(model, _rivals(source, model), summary.labels())),
+        filters=_drawn("filters", lambda: page.filters(model, _rivals(source, model), labels)),
         exciting=_drawn("exciting patches", lambda: page.exciting(pictures.get("exciting"))),
         explanations=_drawn("explanations", lambda: page.explanations(pictures, found)),
         settings=page.settings(summary),
@@ -121,13 +123,20 @@ def _page(
     )
 
 
-def _tested(tested: Predictions | None, mistakes: bytes | None, classes: list[str], size: tuple[int, int]) -> str:
+def _tested(
+    tested: Predictions | None,
+    mistakes: bytes | None,
+    classes: list[str],
+    size: tuple[int, int],
+    labels: Mapping[str, str],
+) -> str:
     if tested is None:
         return '<p class="note">No predictions were stored with this run.</p>'
     return (
-        f"<p>Rows are true classes, columns what they are taken for.</p>\n{page_tested.confusions(tested, classes)}"
-        f"<h3>Mistakes</h3>\n{page_tested.mistakes(tested, mistakes, classes, size)}"
-        f'<h3><a href="#reliability">Reliability</a></h3>\n{page_tested.reliability(tested)}'
+        "<p>Rows are true classes, columns what they are taken for.</p>\n"
+        f"{page_tested.confusions(tested, classes, labels)}"
+        f"<h3>Mistakes</h3>\n{page_tested.mistakes(tested, mistakes, classes, size, labels)}"
+        f'<h3><a href="#reliability">Reliability</a></h3>\n{page_tested.reliability(tested, labels)}'
     )
 
 

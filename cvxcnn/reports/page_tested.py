@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,17 +22,21 @@ _MOST_CLASSES, _MOST_PAIRS = 12, 10
 _BINS = 8
 
 
-def confusions(predictions: Predictions, classes: Sequence[str]) -> str:
-    """Return a table a network: images of each class (rows) by the class that they are taken for (columns)."""
+def confusions(predictions: Predictions, classes: Sequence[str], labels: Mapping[str, str] = LABELS) -> str:
+    """Return a table a network: images of each class (rows) by the class that they are taken for (columns).
+
+    ``labels`` says what each network is called, here and below.
+    """
     parts = []
     for method in predictions.predicted:
         counts = predictions.confusion(method, len(classes))
         show = _matrix if len(classes) <= _MOST_CLASSES else _pairs
-        parts.append(f"<div><h3>{LABELS[method].capitalize()}</h3>{show(counts, classes, method)}</div>")
+        name = labels[method]
+        parts.append(f"<div><h3>{name[0].upper() + name[1:]}</h3>{show(counts, classes, name)}</div>")
     return f'<div class="pair">{"".join(parts)}</div>'
 
 
-def _matrix(counts: NDArray[np.int64], classes: Sequence[str], method: str) -> str:
+def _matrix(counts: NDArray[np.int64], classes: Sequence[str], network: str) -> str:
     head = "".join(f'<th scope="col">{text(name)}</th>' for name in classes)
     most = max(int(counts.max()), 1)
     rows = []
@@ -45,7 +49,7 @@ def _matrix(counts: NDArray[np.int64], classes: Sequence[str], method: str) -> s
             )
             cells.append(f"<td{shade if count else ''}>{count or ''}</td>")
         rows.append(f'<tr><th scope="row">{text(name)}</th>{"".join(cells)}</tr>')
-    label = f"Confusion matrix, {LABELS[method]}: true classes in rows, predicted ones in columns"
+    label = f"Confusion matrix, {network}: true classes in rows, predicted ones in columns"
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{label}"><table class="confusion">\n'
         f"<thead><tr><td></td>{head}</tr></thead>\n<tbody>{''.join(rows)}</tbody></table></div>"
@@ -57,7 +61,7 @@ def _strength(count: int, most: int, right: bool) -> float:
     return 0.1 + 0.4 * count / most if right else min(0.25 + 0.05 * count, 0.7)
 
 
-def _pairs(counts: NDArray[np.int64], classes: Sequence[str], method: str) -> str:
+def _pairs(counts: NDArray[np.int64], classes: Sequence[str], network: str) -> str:
     """Return the mistakes that are made most often: for more classes than a matrix has room for."""
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
@@ -70,8 +74,14 @@ def _pairs(counts: NDArray[np.int64], classes: Sequence[str], method: str) -> st
     return f'<ul class="plain">{"".join(items)}</ul>' if items else "<p>No mistakes.</p>"
 
 
-def mistakes(predictions: Predictions, png: bytes | None, classes: Sequence[str], size: tuple[int, int]) -> str:
-    """Return the test images that a network has wrong, with the answers of both.
+def mistakes(
+    predictions: Predictions,
+    png: bytes | None,
+    classes: Sequence[str],
+    size: tuple[int, int],
+    labels: Mapping[str, str] = LABELS,
+) -> str:
+    """Return the test images that a network has wrong, with the answers of all.
 
     Parameters
     ----------
@@ -81,6 +91,7 @@ def mistakes(predictions: Predictions, png: bytes | None, classes: Sequence[str]
     classes : sequence of str
     size : (int, int)
         Height and width of an image.
+    labels : mapping
     """
     rows = predictions.mistaken()
     if not len(rows):
@@ -95,20 +106,20 @@ def mistakes(predictions: Predictions, png: bytes | None, classes: Sequence[str]
         for place, row in enumerate(rows[: strip.height // height]):
             buffer = io.BytesIO()
             strip.crop((0, place * height, width, (place + 1) * height)).save(buffer, "PNG")
-            tiles.append(_mistake(buffer.getvalue(), predictions, int(row), classes))
+            tiles.append(_mistake(buffer.getvalue(), predictions, int(row), classes, labels))
     shown = f"{len(tiles)} of the {len(rows)}" if len(tiles) < len(rows) else f"The {len(rows)}"
-    note = f"{shown} that a network has wrong, first those where the two differ; in brackets, its confidence."
+    note = f"{shown} that a network has wrong, first those where networks differ; in brackets, its confidence."
     return f'<p class="note">{text(note)}</p>\n<ul class="tiles answers">{"".join(tiles)}</ul>'
 
 
-def _mistake(png: bytes, predictions: Predictions, row: int, classes: Sequence[str]) -> str:
+def _mistake(png: bytes, predictions: Predictions, row: int, classes: Sequence[str], labels: Mapping[str, str]) -> str:
     true = classes[int(predictions.true[row])]
     answers = []
     for method, predicted in predictions.predicted.items():
         guess = classes[int(predicted[row])]
         mark = "right" if predicted[row] == predictions.true[row] else "wrong"
         sure = percent(float(predictions.confidence[method][row]))
-        answers.append(f'<span class="{mark}">{LABELS[method]}: {text(guess)} ({sure})</span>')
+        answers.append(f'<span class="{mark}">{labels[method]}: {text(guess)} ({sure})</span>')
     picture = image(png, f"Test image {row} of class {true}")
     return f"<li>{picture}<strong>{text(true)}</strong><br>{'<br>'.join(answers)}</li>"
 
@@ -141,7 +152,7 @@ def calibration_error(predictions: Predictions, method: str) -> float:
     return sum(count * abs(said - right) for said, right, count in found) / max(total, 1)
 
 
-def reliability(predictions: Predictions) -> str:
+def reliability(predictions: Predictions, labels: Mapping[str, str] = LABELS) -> str:
     """Return a figure of how often networks are right, against how sure they are, with 95 % intervals."""
     figure = new_figure(WIDTH, 3.0)
     axes = figure.subplots()
@@ -157,10 +168,10 @@ def reliability(predictions: Predictions) -> str:
         ]
         axes.errorbar(
             sure, right, yerr=errors, color=COLOURS[method], marker=MARKERS[method], markersize=4, linewidth=1.2,
-            elinewidth=0.8, label=LABELS[method], markerfacecolor=COLOURS[method] if method == "convex" else "white",
+            elinewidth=0.8, label=labels[method], markerfacecolor=COLOURS[method] if method == "convex" else "white",
         )  # fmt: skip
         least = min([least, *sure, *(100 * low for low, _ in ends)])
-        said.append(f"{LABELS[method]} {percent(calibration_error(predictions, method))}")
+        said.append(f"{labels[method]} {percent(calibration_error(predictions, method))}")
     axes.set_xlabel("confidence (%)")
     axes.set_ylabel("right (%)")
     axes.set_xlim(least - 3, 102)

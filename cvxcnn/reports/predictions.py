@@ -1,4 +1,4 @@
-"""predictions.csv and mistakes.png: what both networks of the last layer say of each test image."""
+"""predictions.csv and mistakes.png: what the networks of the last layer say of each test image."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..drawing.style import LABELS
 from ..errors import ModelFileError
 from ..models.probabilities import nearest_probabilities
 from ..persistence.files import ENCODING, read_bytes
-from .summary import PREDICTED
 
 __all__ = ["MISTAKES_FILE", "PREDICTIONS_FILE", "Predictions", "read_predictions", "write_mistakes"]
 
@@ -34,7 +34,7 @@ class Predictions:
     true : array, shape (n,), int64
         Class indices.
     predicted : mapping
-        From "convex", and "nonconvex" if there is one, to class indices (n,).
+        From "convex", and the name of each rival that there is, to class indices (n,).
     confidence : mapping
         From the same to the probabilities (n,) of the predicted classes: those nearest to the outputs.
     """
@@ -101,7 +101,7 @@ def read_predictions(path: Path, n_classes: int) -> Predictions | None:
     content = read_bytes(path)
     try:
         rows = list(csv.DictReader(io.StringIO(content.decode(ENCODING), newline="")))
-        names = [name for name in PREDICTED if rows and name in rows[0]]
+        names = [name for name in LABELS if rows and name in rows[0]]
         true = np.array([int(row["true"]) for row in rows], dtype=np.int64)
         predicted = {name: np.array([int(row[name]) for row in rows], dtype=np.int64) for name in names}
         confidence = {name: np.array([float(row[f"{name}_confidence"]) for row in rows]) for name in names}

@@ -12,7 +12,6 @@ from ..drawing.style import LABELS
 from ..errors import InputError
 
 __all__ = [
-    "PREDICTED",
     "SUMMARY_FILE",
     "UNJUDGED",
     "ConvexNumbers",
@@ -24,8 +23,6 @@ __all__ = [
 ]
 
 SUMMARY_FILE = "summary.json"
-# Trainings whose answers to each test image are kept.
-PREDICTED = ("convex", "nonconvex")
 # Trainings whose objective, if they have one, isn't that of the ReLU networks that a bound is of.
 UNJUDGED = ("softplus", "kernel")
 

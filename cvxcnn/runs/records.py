@@ -28,7 +28,7 @@ from ..patches.patches import Patches
 from ..reports.history import Point, history_of
 from ..reports.metrics import measured
 from ..reports.predictions import Predictions
-from ..reports.summary import PREDICTED, ConvexNumbers, LayerSummary, NonconvexNumbers, number
+from ..reports.summary import ConvexNumbers, LayerSummary, NonconvexNumbers, number
 from .checkpoint import State, write_checkpoint
 from .progress import Reporter
 from .provenance import provenance
@@ -103,7 +103,7 @@ class LayerRecords:
         nonconvex = numbers.pop("nonconvex", None)
         self.summaries.append(LayerSummary(layer + 1, float(block.reg_), convex, nonconvex, numbers))
         outputs = {"convex": self.stack.averaged(tested.outputs)}
-        outputs |= {method: own.outputs for method, own in trained.items() if method in PREDICTED}
+        outputs |= {method: own.outputs for method, own in trained.items()}
         everywhere = {name: gather_rows(torch.from_numpy(own)).numpy() for name, own in outputs.items()}
         labels = gather_rows(torch.from_numpy(self.test.labels)).numpy()
         self.tested[layer + 1] = Predictions.of(labels, everywhere)
