@@ -112,7 +112,7 @@ def minimised(
     step, limit = _FIRST / steepness, max_iter or 100
     best, best_gap, since, newton, reached = weights, float("inf"), 0, 0, True
     least, highest, known = float("inf"), -float("inf"), float("inf")
-    dual = weights
+    dual, hard = weights, False
     for iteration in range(limit + 1):
         objective, bound, _ = form.gap(penalty, reg, weights)
         gap = relative_gap(objective, bound, form.rounding)
@@ -132,9 +132,9 @@ def minimised(
         if iteration < limit:
             if since and not reached:
                 dual = weights = best
-            proximal = _ProximalStep(form, penalty, reg, weights, step)
+            proximal = _ProximalStep(form, penalty, reg, weights, step, hard)
             dual, weights = proximal.minimised(dual)
-            newton, reached = newton + proximal.steps, proximal.reached
+            newton, reached, hard = newton + proximal.steps, proximal.reached, proximal.hard
             # Where rounding keeps Newton's method from the minimum, a shorter step is what it can do.
             step = min(step * _GROWTH, _LARGEST / steepness) if proximal.reached else step / _GROWTH
     return Outcome(best, limit, Status.ITERATION_LIMIT)
@@ -157,16 +157,18 @@ class _ProximalStep:
     """One proximal step of length ``step`` from ``centre``: the function of W in ``SemismoothNewton``, and its minimum.
 
     Outputs that share neither features' weights nor a norm are functions of their own: values have one entry for each,
-    or one for all.
+    or one for all. ``hard`` says that the last system took conjugate gradients longer than a factor: so will the next.
     """
 
-    def __init__(self, form: GramForm | FeatureForm, penalty: Penalty, reg: float, centre: Tensor, step: float) -> None:
+    def __init__(
+        self, form: GramForm | FeatureForm, penalty: Penalty, reg: float, centre: Tensor, step: float, hard: bool
+    ) -> None:
         self.form, self.penalty, self.reg, self.centre, self.step = form, penalty, reg, centre, step
         self.apart = penalty.separable and getattr(form, "roots", None) is None
         self.linear = form.linear.view(form.shape)
         # The square of a change of nu beside that of the targets.
         self.floor = _LEAST**2 * float(form.squared_norm.sum())
-        self.steps, self.reached = 0, False
+        self.steps, self.reached, self.hard = 0, False, hard
 
     def product(self, weights: Tensor) -> Tensor:
         """Return G w of weights (blocks, cells, rows, outputs)."""
@@ -271,13 +273,16 @@ class _ProximalStep:
     def _conjugate(self, slope: ProxSlope, right: Tensor, enough: Tensor) -> Tensor:
         found, rest = torch.zeros_like(right), right
         along, square = rest, self.inner(rest[0], rest[0])
-        kept, worth = None, float(_CONJUGATE)
+        kept, worth = self._kept(slope) if self.hard else None, float(_CONJUGATE)
+        if kept is not None:
+            return self._factored(kept, right)
         for count in range(_CONJUGATE):
             if count == _PLAIN:
                 kept = self._kept(slope)
                 # Whoever changes over when both have cost the same pays at most twice what the better one takes.
                 worth = float(_CONJUGATE) if kept is None else self._operations(kept)
             if kept is not None and count >= worth:
+                self.hard = True
                 return self._factored(kept, right)
             turned = along + self.step * slope.down(self.product(slope.up(along)[0]).unsqueeze(0))
             length = square / self.inner(along[0], turned[0]).clamp_min(1e-300)
