@@ -166,7 +166,7 @@ def test_estimators_reach_the_recipes_and_all_settings_of_a_stack(tmp_path: Path
     images, labels = load_digits(return_X_y=True)
     images, labels = images[:100].reshape(-1, 8, 8) / 16, labels[:100]
     model = ConvexCNNClassifier(recipe="small", layers=1, hand_on=5).fit(images, labels)
-    assert (model.stack_.hand_on, model.stack_.blocks_[0].gates.count, model.stack_.mirror) == (5, 256, False)
+    assert (model.stack_.hand_on, model.stack_.blocks_[0].gates.count, model.stack_.mirror) == (5, 384, False)
     model.save(tmp_path)
     loaded = ConvexCNNClassifier.load(tmp_path)
     assert loaded.get_params() == model.get_params()

@@ -28,7 +28,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     # training images (benchmarks/RESULTS.md).
     "small": {
         "layers": 2,
-        "gates": ("patches:256", "patches:384"),
+        "gates": ("patches:384", "patches:512"),
         "starts": 0,
         "tol": 1e-3,
         "kernel_size": 5,
