@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from problems import digits, noise_patches, noise_tensors, normal, two_digits
+from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 
 from cvxcnn import ConvexCNNClassifier, ConvexConvBlock, LayerwiseCNN, PricingOptions, nonconvex_objective, reg_path
@@ -439,3 +440,22 @@ def test_the_history_of_a_proved_network_bounds_all_of_them() -> None:
     assert all(point.overall and point.bound_over.startswith("all quadratic networks") for point in points)
     fixed = history_of(1, ConvexConvBlock(gates=4, pricing=PricingOptions(starts=0)).fit(images, targets))
     assert not any(point.overall for point in fixed)
+
+
+@pytest.mark.parametrize(
+    ("penalty", "share", "most"), [("dense", 1e-4, 1e-3), ("group", 1e-4, 1e-3), ("group", 1e-5, 0.1)]
+)
+def test_patches_of_photographs_that_nearly_repeat_each_other_in_float32(
+    penalty: str, share: float, most: float
+) -> None:
+    """Summed in float32, their A^T A had negative eigenvalues: gaps of 5e-3, then weights that weren't finite."""
+    tiles = [photo[:416, :640].reshape(13, 32, 20, 32, 3) for photo in load_sample_images().images]
+    images = np.concatenate([part.transpose(0, 2, 4, 1, 3).reshape(-1, 3, 32, 32) for part in tiles]) / 255
+    images = (images - images.mean((0, 2, 3), keepdims=True)) / images.std((0, 2, 3), keepdims=True)
+    targets = np.eye(2).repeat(260, axis=0)
+    block = ConvexConvBlock(
+        activation="linear", penalty=penalty, kernel_size=5, padding=2, pool_cells=3, intercept=True, dtype="float32",
+        tol=most,
+    )  # fmt: skip
+    block.set_params(reg=share * block.reg_max(images, targets)).fit(images, targets)
+    assert block.result_.relative_gap <= most

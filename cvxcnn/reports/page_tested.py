@@ -13,7 +13,7 @@ from ..drawing.style import COLOURS, LABELS, MARKERS, new_figure, save_png, tidy
 from .page import image, text
 from .page_figures import WIDTH
 from .predictions import Predictions
-from .words import percent, wilson
+from .words import capital, percent, wilson
 
 __all__ = ["calibration_error", "confusions", "mistakes", "reliability"]
 
@@ -32,7 +32,7 @@ def confusions(predictions: Predictions, classes: Sequence[str], labels: Mapping
         counts = predictions.confusion(method, len(classes))
         show = _matrix if len(classes) <= _MOST_CLASSES else _pairs
         name = labels[method]
-        parts.append(f"<div><h3>{name[0].upper() + name[1:]}</h3>{show(counts, classes, name)}</div>")
+        parts.append(f"<div><h3>{capital(name)}</h3>{show(counts, classes, name)}</div>")
     return f'<div class="pair">{"".join(parts)}</div>'
 
 
@@ -92,6 +92,7 @@ def mistakes(
     size : (int, int)
         Height and width of an image.
     labels : mapping
+        What each network is called.
     """
     rows = predictions.mistaken()
     if not len(rows):

@@ -13,7 +13,7 @@ from ..program.program import relative_gap
 from .bounds import bounded_words
 from .summary import UNJUDGED, ConvexNumbers, LayerSummary, NonconvexNumbers, RunSummary, number
 
-__all__ = ["accuracy_words", "certainty", "comparison", "headline", "percent", "wilson"]
+__all__ = ["accuracy_words", "capital", "certainty", "comparison", "headline", "percent", "wilson"]
 
 # A difference in right answers is called one if chance alone gives it less often than this.
 LEVEL = 0.05
@@ -185,7 +185,7 @@ def _winners(gains: Mapping[int, float]) -> str:
         for name, won in ((CONVEX, convex), (ORDINARY, rival))
         if won
     ]
-    return _capital("; ".join(parts) + ".")
+    return capital("; ".join(parts) + ".")
 
 
 def _at(layers: Collection[int], count: int) -> str:
@@ -271,10 +271,11 @@ def _other(name: str, rival: NonconvexNumbers) -> list[str]:
     accuracy = f"{_accuracy(rival.test_accuracy)} test accuracy"
     objective = number(rival.objective)
     reached = f"the training objective {objective:.6g} and {accuracy}" if math.isfinite(objective) else accuracy
-    return [f"{_capital(IN_WORDS.get(name, name))} reached {reached}.", *_remark(rival)]
+    return [f"{capital(IN_WORDS.get(name, name))} reached {reached}.", *_remark(rival)]
 
 
-def _capital(text: str) -> str:
+def capital(text: str) -> str:
+    """Return a text with a capital letter; of what follows none changes, as of "SGD"."""
     return f"{text[0].upper()}{text[1:]}"
 
 
@@ -340,7 +341,7 @@ def certainty(entry: LayerSummary, same_objective: bool = True, networks: str | 
             said.append(f"The search met {met}.")
     other = beyond(networks)
     if other:
-        said.append(f"{_capital(other)}.")
+        said.append(f"{capital(other)}.")
     if same_objective:
         named = {ORDINARY: entry.nonconvex}
         named |= {IN_WORDS.get(name, name): numbers for name, numbers in entry.rivals.items() if name not in UNJUDGED}
@@ -357,7 +358,7 @@ def _by_the_bound(name: str, value: float, bound: float, kind: str) -> list[str]
         return []
     if value >= bound - 1e-9 * abs(bound):
         return [f"By the same bound, {name} is at most {_above(value, bound)} the best."]
-    below = f"{_capital(name)} ended below this bound,"
+    below = f"{capital(name)} ended below this bound,"
     if kind == "searched":
         return [f"{below} so the search missed a worse direction, and the bound doesn't hold."]
     return [f"{below} which contradicts the proof. Please report it."]

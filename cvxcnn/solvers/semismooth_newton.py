@@ -93,7 +93,8 @@ class SemismoothNewton(Solver):
 
 def _form_of(program: Program) -> GramForm | FeatureForm:
     # Patches of photographs nearly repeat each other: summed in float32, their A^T A isn't even positive semidefinite.
-    return FeatureForm.of(program) if FeatureForm.suits(program) else GramForm.of(program.double())
+    program = program.double()
+    return FeatureForm.of(program) if FeatureForm.suits(program) else GramForm.of(program)
 
 
 def minimised(

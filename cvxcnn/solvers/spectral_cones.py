@@ -74,7 +74,7 @@ class SpectralCones(Solver):
     def _solve(
         self, program: Program, features: Array, target: Array, chosen: Array, accuracy: float
     ) -> tuple[Array, int, bool]:
-        """Return the columns (len(chosen), rows) of some blocks, the iterations, and whether they were enough."""
+        """Return the weights (len(chosen), rows) of some columns, the iterations, and whether they were enough."""
         cones, n_parts, cells = program.cones, program.penalty.n_frequencies, program.design.n_cells
         if cones is None or n_parts is None:  # refused before; this tells the type checker
             raise SolverError("no cones")

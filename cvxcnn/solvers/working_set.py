@@ -86,13 +86,16 @@ class _Columns:
         self.features = torch.cat([self.features, columns], dim=1)
         if self.gram is None:
             shaped = columns.view(len(columns), len(fresh), self.size).transpose(0, 1)
-            self._add_spectra((shaped.transpose(1, 2) @ shaped).cpu().double().numpy())
+            shaped = shaped.double()
+            self._add_spectra((shaped.transpose(1, 2) @ shaped).cpu().numpy())
             return
-        fresh_rows = self.features.T @ columns
+        # Summed in float32, A^T A of patches that nearly repeat each other isn't even positive semidefinite.
+        columns = columns.double()
+        fresh_rows = self.features.double().T @ columns
         old = len(self.gram)
-        corner, square = (part.cpu().double().numpy() for part in (fresh_rows[:old], fresh_rows[old:]))
+        corner, square = (part.cpu().numpy() for part in (fresh_rows[:old], fresh_rows[old:]))
         self.gram = np.block([[self.gram, corner], [corner.T, square]])
-        self.linear = np.vstack([self.linear, (columns.T @ self.targets).cpu().double().numpy()])
+        self.linear = np.vstack([self.linear, (columns.T @ self.targets.double()).cpu().numpy()])
         count = np.arange(len(fresh))
         self._add_spectra(square.reshape(len(fresh), self.size, len(fresh), self.size)[count, :, count, :])
 
