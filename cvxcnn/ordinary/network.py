@@ -121,10 +121,11 @@ class Network:
                     count = pooled.shape[2]
                     by_columns = (pooled.flatten(1).T @ slope).view(-1, count, self.outputs)
                     by_readout[part.neurons, part.cells] += by_columns.transpose(0, 1)
+                    # 1 / (1 + exp(-zeta t)) = 1 - exp(-zeta softplus(t)); softplus is positive: spread lets all by.
+                    bend = None if self.softplus is None else -torch.expm1(-self.softplus * maps)
                     passed = part.pooler.spread((slope @ weights.T).view(len(piece), -1, count), trace)
-                    if self.softplus is not None:
-                        # 1 / (1 + exp(-zeta t)) = 1 - exp(-zeta softplus(t)), which is positive: spread let all by.
-                        passed = passed * -torch.expm1(-self.softplus * maps)
+                    if bend is not None:
+                        passed = passed * bend
                     by_filter[part.neurons] += passed.flatten(0, 1).T @ flat
             return by_filter, by_readout
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..core.threads import map_shares
 from .activity import softly_active
 from .geometry import PatchGeometry
-from .pooled_relu import LargestReLU, PooledReLU
+from .pooled_relu import LargestReLU, PooledReLU, Spare
 from .poolers import WeightedPooler
 from .pooling import get_pooling
 
@@ -66,6 +66,8 @@ class Patches:
         n, K, number of pooling cells, and patch length d.
     pooler : Pooler
         What pools responses into cells.
+    spare : Spare
+        Memory that passes over the patches leave to each other.
     like : Tensor, shape (0,)
         Of the dtype and on the device of the patches, for ``like.new_zeros(...)`` and ``.to(like)``.
 
@@ -105,6 +107,7 @@ class Patches:
         self._cached: Tensor | None = None
         self._lengths: Tensor | None = None
         self._keeps = True
+        self.spare = Spare()
 
     @property
     def pool(self) -> Tensor:

@@ -10,13 +10,29 @@ from torch import Tensor
 if TYPE_CHECKING:
     from .patches import Patches
 
-__all__ = ["LargestReLU", "PooledReLU"]
+__all__ = ["LargestReLU", "PooledReLU", "Spare"]
 
 # Responses up to this many bytes are kept for the backward pass; larger ones are computed again.
 KEPT_BYTES = 1 << 28
-# Those to patches of so few numbers only up to this many: from there on memory is taken afresh each time, which costs
-# more than their products.
-_FEW_NUMBERS, _KEPT_OF_FEW = 32, 1 << 24
+# Those to patches of so few numbers only up to this many: to read more of them back costs more than their products.
+_FEW_NUMBERS, _KEPT_OF_FEW = 32, 1 << 23
+
+
+class Spare:
+    """Memory that one pass over the patches leaves to the next: the system clears each page of what is taken afresh."""
+
+    def __init__(self) -> None:
+        self._memory: list[Tensor] = []
+
+    def take(self, entries: int, like: Tensor) -> Tensor:
+        """Return at least so many numbers of any value, shape (entries or more,)."""
+        memory = self._memory.pop() if self._memory else like
+        return memory if memory.numel() >= entries and memory.dtype == like.dtype else like.new_empty(entries)
+
+    def leave(self, memory: Tensor) -> None:
+        """Take back what nothing reads any more, unless it is more than short patches need."""
+        if memory.nbytes <= _KEPT_OF_FEW and not self._memory:
+            self._memory.append(memory)
 
 
 class PooledReLU(torch.autograd.Function):
@@ -36,14 +52,14 @@ class PooledReLU(torch.autograd.Function):
         pooled = patches.like.new_empty(patches.n_images, patches.n_cells, count)
         if not ctx.needs_input_grad[0] and patches.convolves(count):
             return patches.convolved(filters.detach(), pooled)
-        shape = (patches.n_images, patches.n_patches, count) if keep else (0, 0, 0)
-        ctx.kept = kept = filters.new_empty(shape)
+        ctx.kept = patches.spare.take(entries, pooled) if keep else None
+        kept = ctx.kept[:entries].view(patches.n_images, -1, count) if keep and entries else None
         weights = filters.detach().T.contiguous()
 
         def work(share: slice) -> None:
             for rows, chunk in patches.chunks(count, share):
                 flat = chunk.reshape(-1, patches.dim)
-                out = kept[rows].view(-1, count) if keep else None
+                out = None if kept is None else kept[rows].view(-1, count)
                 responses = torch.mm(flat, weights, out=out).relu_().view(len(chunk), -1, count)
                 torch.matmul(patches.pool, responses, out=pooled[rows])
 
@@ -55,8 +71,11 @@ class PooledReLU(torch.autograd.Function):
     def backward(ctx: Any, *upstreams: Tensor) -> tuple[Tensor, None]:
         (filters,) = ctx.saved_tensors
         patches: Patches = ctx.patches
-        kept: Tensor = ctx.kept
         count = len(filters)
+        # Slopes are written over what was kept, so that a second pass backward computes it again.
+        memory, ctx.kept = ctx.kept, None
+        entries = patches.n_images * patches.n_patches * count
+        kept = memory[:entries].view(patches.n_images, -1, count) if memory is not None and entries else None
         weights = filters.detach().T.contiguous()
         # Sums over (cell, output) hand down slopes whose filters lie far apart.
         upstream = upstreams[0].contiguous()
@@ -64,12 +83,15 @@ class PooledReLU(torch.autograd.Function):
         def work(share: slice) -> Tensor:
             gradient = torch.zeros_like(weights)
             for rows, chunk in patches.chunks(count, share):
-                responses = kept[rows] if kept.numel() else chunk @ weights
+                responses = chunk @ weights if kept is None else kept[rows]
                 slopes = patches.pooler.spread(upstream[rows], responses)
                 gradient.addmm_(chunk.flatten(0, 1).T, slopes.flatten(0, 1))
             return gradient
 
-        return sum(patches.map_shares(work), torch.zeros_like(weights)).T, None
+        gradient = sum(patches.map_shares(work), torch.zeros_like(weights)).T
+        if memory is not None:
+            patches.spare.leave(memory)
+        return gradient, None
 
 
 class LargestReLU(torch.autograd.Function):

@@ -19,6 +19,12 @@ from .cells import cell_bounds
 __all__ = ["LargestPooler", "Pooler", "TiledPooler", "WeightedPooler"]
 
 
+def _let_through(slopes: Tensor, responses: Tensor) -> Tensor:
+    """Return the slopes where responses are positive, and zero elsewhere, in the memory of the responses."""
+    passed: Tensor = torch.ops.aten.threshold_backward.grad_input(slopes, responses, 0, grad_input=responses)
+    return passed
+
+
 class Pooler(ABC):
     """Pools rectified responses (b, K, m) of the K places of a map into its cells, (b, cells, m)."""
 
@@ -31,7 +37,10 @@ class Pooler(ABC):
 
     @abstractmethod
     def spread(self, slopes: Tensor, trace: Tensor) -> Tensor:
-        """Return slopes (b, K, m) in the responses before their ReLU, of slopes (b, cells, m) in the pooled ones."""
+        """Return slopes (b, K, m) in the responses before their ReLU, of slopes (b, cells, m) in the pooled ones.
+
+        They may be written over the trace: memory that is taken afresh costs as much as a product with short patches.
+        """
 
     @abstractmethod
     def members(self) -> list[Tensor]:
@@ -80,8 +89,7 @@ class WeightedPooler(Pooler):
 
     def spread(self, slopes: Tensor, trace: Tensor) -> Tensor:
         # Responses are positive exactly where the ReLU lets a slope through.
-        passed: Tensor = torch.ops.aten.threshold_backward(self.weights.T @ slopes, trace, 0)
-        return passed
+        return _let_through(self.weights.T @ slopes, trace)
 
     def members(self) -> list[Tensor]:
         return [weights.nonzero().flatten() for weights in self.weights]
@@ -132,8 +140,7 @@ class TiledPooler(WeightedPooler):
         cells, count = self.tiles[0], slopes.shape[2]
         inside = trace.view(-1, *self.tiles, count)
         of_cells = (slopes * self.weight).view(-1, cells, 1, cells, 1, count).expand_as(inside)
-        passed: Tensor = torch.ops.aten.threshold_backward(of_cells, inside, 0)
-        return passed.reshape(trace.shape)
+        return _let_through(of_cells, inside).view_as(trace)
 
 
 class LargestPooler(Pooler):

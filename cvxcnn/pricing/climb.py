@@ -104,7 +104,10 @@ def _finished(gram: Floats, linear: Floats, most: Floats, weights: Floats) -> Fl
 
 
 class _Climb:
-    """Some directions at once, each with the (cell, output) that it keeps to if there are pairs."""
+    """Some directions at once, each with the (cell, output) that it keeps to if there are pairs.
+
+    What is known of each patch has a row for each direction, so that some of the directions are a few long copies.
+    """
 
     def __init__(self, patches: Patches, dual: Tensor, pairs: Tensor | None) -> None:
         self.points = patches.unfold().flatten(0, 1).double()
@@ -115,10 +118,10 @@ class _Climb:
         self.shares: Tensor | None = None
 
     def value(self, directions: Tensor, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return ||A(u)|| (m,), W (m, cells, outputs) and the responses (N, m) of directions (m, d)."""
-        responses = self.points @ directions.T
-        active = responses.clamp_min(0.0).view(self.n_images, -1, len(directions))
-        sums = torch.einsum("ncm,no->mco", self.pool @ active, self.dual)
+        """Return ||A(u)|| (m,), W (m, cells, outputs) and the responses (m, N) of directions (m, d)."""
+        responses = directions @ self.points.T
+        active = responses.clamp_min(0.0).view(len(directions), self.n_images, -1)
+        sums = (self.dual.T @ active @ self.pool.T).transpose(1, 2)
         if self.pairs is not None:
             sums = sums * self.pairs[which].view_as(sums)
         norms = torch.linalg.vector_norm(sums.flatten(1), dim=1)
@@ -127,54 +130,53 @@ class _Climb:
     def step(self, directions: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
         """Return the directions after a step, and their values before it."""
         values, toward, responses = self.value(directions, which)
-        spread = torch.einsum("no,mco->ncm", self.dual, toward)
-        coefficients = (self.pool.T @ spread).flatten(0, 1)  # c, (N, m)
+        coefficients = (self.dual @ toward.transpose(1, 2) @ self.pool).flatten(1)  # c, (m, N)
         concave = coefficients < 0
         on = responses > 0
-        ridge = concave & (responses.abs() <= _ON_RIDGE * self.lengths[:, None])
+        ridge = concave & (responses.abs() <= _ON_RIDGE * self.lengths)
         most = _RIDGE_PATCHES * self.points.shape[1]
         trial = directions.clone()
         shares = on.double()
         if self.shares is not None:
-            shares = torch.where(ridge, self.shares[:, which], shares)
+            shares = torch.where(ridge, self.shares[which], shares)
         still = torch.arange(len(directions), device=directions.device)
         for _ in range(_RIDGE_ROUNDS):
             trial[still] = self._over_ridge(coefficients, on, ridge, shares, still)
-            free, side = (concave & ~ridge)[:, still], on[:, still]
-            changed = free & ((self.points @ trial[still].T > 0) != side)
-            few = most - ridge[:, still].sum(dim=0)
+            free, side = (concave & ~ridge)[still], on[still]
+            changed = free & ((trial[still] @ self.points.T > 0) != side)
+            few = most - ridge[still].sum(dim=1)
             # Far from a maximum a step crosses too many: a shorter one of the same concave function is no lower either.
             for _ in range(_HALVINGS):
-                long = (changed.sum(dim=0) > few).nonzero().flatten()
+                long = (changed.sum(dim=1) > few).nonzero().flatten()
                 if not len(long):
                     break
                 rows = still[long]
                 trial[rows] = F.normalize(0.5 * (trial[rows] + directions[rows]), dim=1)
-                changed[:, long] = free[:, long] & ((self.points @ trial[rows].T > 0) != side[:, long])
-            changed &= changed.sum(dim=0) <= few
-            more = changed.any(dim=0)
+                changed[long] = free[long] & ((trial[rows] @ self.points.T > 0) != side[long])
+            changed &= (changed.sum(dim=1) <= few)[:, None]
+            more = changed.any(dim=1)
             if not more.any():
                 break
             still = still[more]
-            ridge[:, still] |= changed[:, more]
+            ridge[still] |= changed[more]
         if self.shares is None:
             self.shares = shares
         else:
-            self.shares[:, which] = shares
+            self.shares[which] = shares
         return trial, values
 
     def _over_ridge(self, coefficients: Tensor, on: Tensor, ridge: Tensor, shares: Tensor, which: Tensor) -> Tensor:
         """Return the best directions over their ridges of those with these indices, and keep their multipliers."""
-        base = (coefficients * (on & ~ridge))[:, which].T @ self.points
-        for column, index in enumerate(which.tolist()):
-            rows = ridge[:, index].nonzero().flatten()
-            if not len(rows):
+        base = (coefficients * (on & ~ridge))[which] @ self.points
+        for row, index in enumerate(which.tolist()):
+            places = ridge[index].nonzero().flatten()
+            if not len(places):
                 continue
-            normals, most = self.points[rows].cpu().numpy(), -coefficients[rows, index].cpu().numpy()
+            normals, most = self.points[places].cpu().numpy(), -coefficients[index, places].cpu().numpy()
             # The side that a patch is on tells the limit that its multiplier is probably at.
-            taken = _nearest(normals, base[column].cpu().numpy(), most, most * shares[rows, index].cpu().numpy())
-            shares[rows, index] = torch.from_numpy(taken / most).to(shares)
-            base[column] -= torch.from_numpy(taken @ normals).to(base)
+            taken = _nearest(normals, base[row].cpu().numpy(), most, most * shares[index, places].cpu().numpy())
+            shares[index, places] = torch.from_numpy(taken / most).to(shares)
+            base[row] -= torch.from_numpy(taken @ normals).to(base)
         return F.normalize(base, dim=1)
 
 

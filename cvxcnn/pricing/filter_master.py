@@ -139,7 +139,9 @@ class FilterMaster(Master):
             both = torch.from_numpy(point).to(filters)
             inner = both[: filters.numel()].view_as(filters).requires_grad_()
             outer = both[filters.numel() :].view_as(readout).requires_grad_()
-            prediction = torch.einsum("ncm,mco->no", self.design.responses(patches, inner), outer * mask)
+            # One product, whose slopes of the responses lie as these do; einsum copies both.
+            columns = (outer * mask).transpose(0, 1).flatten(0, 1)
+            prediction = self.design.responses(patches, inner).flatten(1) @ columns
             if program.intercept:
                 prediction = prediction + pull @ (targets - prediction)
             squares = inner.square().sum() + outer.square().sum()

@@ -50,7 +50,7 @@ class PricingOptions:
     """
 
     starts: int = 128
-    ascent_steps: int = 60
+    ascent_steps: int = 40
     additions: int = 32
     improvement_steps: int = 60
     initial_filters: int = 128

@@ -134,7 +134,9 @@ class FilterSearch(Search):
 
     def correlation(self, directions: Tensor) -> Tensor:
         responses = self.design.responses(self.patches, directions)
-        return torch.einsum("ncm,no->mco", responses, self.dual).unsqueeze(2)
+        # One product, whose slopes of the responses lie as these do; einsum copies both.
+        sums = self.dual.T @ responses.flatten(1)
+        return sums.view(-1, *responses.shape[1:]).permute(2, 1, 0).unsqueeze(2)
 
     def ascend(self, directions: Tensor, steps: int) -> Tensor:
         # Steps of a fixed, shrinking length with momentum, the best point kept: the function has ridges where
