@@ -25,7 +25,7 @@ __all__ = ["Exploration", "Worst", "networks_in", "objection"]
 _SAME_MAXIMUM = 1 - 1e-6
 # An ascent that ended this near to a maximum, by the cosine, is not climbed on from.
 _AT_MAXIMUM = 1 - 1e-3
-# The ascent of a search works on at most this many patches: it takes about a hundred passes over them. Of larger
+# The ascent of a search works on at most this many patches: it takes some eighty passes over them. Of larger
 # sets, it begins with the best of so many starts for each that is climbed from, and with cosines below this.
 _SEARCH_PATCHES = 1 << 18
 _POOL = 8
