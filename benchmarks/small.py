@@ -6,7 +6,8 @@
 
 Everything runs with one thread (but for ``busy``, whose subject is threads), ours and the rivals in turn, so that both
 meet the same load; medians over the repetitions. "times" is the time of the row's first entry over the entry's own:
-above 1 the entry is faster. adelie is compared where it is installed (benchmarks/rivals.txt). ``--json FILE`` keeps the
+above 1 the entry is faster. adelie and pyscnn (scnn) are compared where they are installed (benchmarks/rivals.txt),
+each at the loosest of its tolerances that comes as near to the best objective as our gap. ``--json FILE`` keeps the
 table; the figure is docs/images/growth.png.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import statistics
 import subprocess
@@ -22,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -38,6 +41,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_limits
+from torch import Tensor
 
 from cvxcnn import ConvexCNNClassifier, ConvexConvBlock, PricedGates, PricingOptions, reg_path
 from cvxcnn.arrangements import distinct
@@ -182,26 +186,85 @@ def solved(build: Callable[[], Program], name: str, tol: float) -> Callable[[], 
     return solve
 
 
-def by_adelie(build: Callable[[], Program], tol: float) -> Callable[[], str]:
-    """Return the work of solving a gated program by adelie, whose matrix of features is given; judged by us."""
+def with_adelie(program: Program, tol: float) -> Callable[[], Tensor]:
+    """Return the work of solving a gated program by adelie, whose matrix of features is given; it returns weights."""
     import adelie
 
-    program = build()
     count, dim = program.design.vectors.shape
     features = np.asfortranarray(program.columns(torch.arange(count)).flatten(1).numpy())
     targets = np.ascontiguousarray(program.targets[:, 0].numpy())
-    best = get_solver("auto", program, tol=1e-9).solve(program).objective
 
-    def solve() -> str:
+    def solve() -> Tensor:
         state = adelie.grpnet(
             features, adelie.glm.gaussian(targets), groups=np.arange(count) * dim, penalty=np.ones(count),
             lmda_path=np.array([program.reg / len(targets)]), intercept=False, early_exit=False, tol=tol,
             n_threads=1, progress_bar=False,
         )  # fmt: skip
-        weights = torch.from_numpy(state.betas.toarray()[-1].reshape(program.design.shape(1)))
-        return f"error {program.objective(weights) / best - 1:.1e}"
+        return torch.from_numpy(state.betas.toarray()[-1].reshape(program.design.shape(1)))
 
     return solve
+
+
+def with_pyscnn(program: Program, tol: float) -> Callable[[], Tensor]:
+    """Return the work of solving a gated program by pyscnn, which computes its patterns; it returns weights.
+
+    It scales columns unless told not to, and sorts the gates.
+    """
+    from scnn.metrics import Metrics
+    from scnn.models import ConvexGatedReLU
+    from scnn.optimize import optimize_model
+    from scnn.regularizers import NeuronGL1
+    from scnn.solvers import RFISTA
+
+    gates = program.design.vectors.numpy()
+    inputs, targets = program.design.patches.unfold()[:, 0].numpy(), program.targets.numpy()
+    order = np.lexsort(gates.T[::-1])
+
+    def solve() -> Tensor:
+        model, level = ConvexGatedReLU(gates.T.copy()), logging.root.level
+        try:
+            fitted, _ = optimize_model(
+                model, RFISTA(model, max_iters=50_000, tol=tol),
+                Metrics(metric_freq=10**9, objective=False, grad_norm=False, time=False), inputs, targets,
+                regularizer=NeuronGL1(program.reg / len(targets)), return_convex=True, unitize_data=False,
+                dtype="float64",
+            )  # fmt: skip
+        finally:
+            logging.root.setLevel(level)  # it sets the level of everyone's log
+        weights = np.empty(gates.shape)
+        weights[order] = np.asarray(fitted.parameters[0][0])[np.lexsort(np.asarray(fitted.G)[::-1])]
+        return torch.from_numpy(weights.reshape(program.design.shape(1)))
+
+    return solve
+
+
+# By the name that they are imported by, and the most features that they can hold.
+RIVALS = {"adelie": (with_adelie, 1 << 27), "scnn": (with_pyscnn, 1 << 62)}
+
+
+def rivals(build: Callable[[], Program]) -> dict[str, Callable[[Program, float], Callable[[], Tensor]]]:
+    """Return the other solvers of gated programs that are installed, of those that can hold this one."""
+    program = build()
+    features = len(program.targets) * program.design.vectors.numel()
+    return {name: work for name, (work, most) in RIVALS.items() if find_spec(name) and features <= most}
+
+
+def by_rival(
+    make: Callable[[Program, float], Callable[[], Tensor]], build: Callable[[], Program], error: float
+) -> Callable[[], str]:
+    """Return the work of a rival at the loosest of its tolerances that comes so near to the best objective."""
+    program = build()
+    best = get_solver("auto", program, tol=0.01 * error).solve(program).objective
+
+    def judged(work: Callable[[], Tensor]) -> float:
+        return program.objective(work()) / best - 1
+
+    for exponent in range(4, 17):
+        work = make(program, 10.0**-exponent)
+        began = time.process_time()
+        if judged(work) <= error or time.process_time() - began > 2 * PATIENCE:
+            break
+    return lambda: f"error {judged(work):.1e}"
 
 
 def gated(scale: Scale) -> Iterator[Entry]:
@@ -209,8 +272,8 @@ def gated(scale: Scale) -> Iterator[Entry]:
     for (n, dim, gates), tol in (((scale.n, scale.dim, scale.gates), 1e-6), (scale.large, 1e-5)):
         program = planted(n, dim, gates, "gated")
         yield Entry(f"gated, n = {n}, d = {dim}, P = {gates}", solved(program, "auto", tol), scale.repetitions)
-        if find_spec("adelie"):
-            yield Entry(f"adelie, n = {n}", by_adelie(program, 1e-12), scale.repetitions)
+        for name, make in rivals(program).items():
+            yield Entry(f"{name}, n = {n}", by_rival(make, program, tol), scale.repetitions)
 
 
 def relu(scale: Scale) -> Iterator[Entry]:
@@ -332,9 +395,8 @@ def growth(scale: Scale) -> dict[str, dict[str, list[tuple[int, float]]]]:
     solvers: dict[str, Callable[[Callable[[], Program]], Callable[[], str]]] = {
         "cvxcnn": lambda build: solved(build, "auto", 1e-6),
         "Clarabel": lambda build: solved(build, "cvxpy:CLARABEL", 1e-6),
+        **{name: partial(by_rival, make, error=1e-6) for name, (make, _) in RIVALS.items() if find_spec(name)},
     }
-    if find_spec("adelie"):
-        solvers["adelie"] = lambda build: by_adelie(build, 1e-12)
     n, gates = scale.n, scale.gates
     axes: dict[str, list[tuple[int, int, int]]] = {
         "images n": [(n * factor // 4, n * factor // 4, gates) for factor in (1, 2, 4, 8, 16)],
@@ -363,7 +425,7 @@ def draw(found: dict[str, dict[str, list[tuple[int, float]]]], file: Path) -> No
     with mpl.rc_context({"font.size": 10}):
         figure = Figure(figsize=(9, 4), layout="constrained")
         for axes, (axis, lines) in zip(figure.subplots(1, 2), found.items(), strict=True):
-            for marker, (name, points) in zip("os^", lines.items(), strict=False):
+            for marker, (name, points) in zip("os^v", lines.items(), strict=False):
                 sizes, seconds = np.array(points).T
                 slope = np.polyfit(np.log(sizes), np.log(np.maximum(seconds, 1e-6)), 1)[0] if len(points) > 1 else 0.0
                 axes.loglog(sizes, seconds, marker=marker, label=f"{name}, slope {slope:.1f}")
