@@ -372,7 +372,7 @@ def _light(options: PricingOptions) -> PricingOptions:
     return replace(
         options,
         starts=max(8, options.starts // 8),
-        ascent_steps=max(10, options.ascent_steps // 3),
+        ascent_steps=max(10, options.ascent_steps // 2),
         improvement_steps=max(10, options.improvement_steps // 3),
         max_rounds=min(3, options.max_rounds),
         gap=max(1e-2, options.gap),
