@@ -101,7 +101,7 @@ def test_a_run_says_and_records_what_was_chosen(
 def test_estimators_choose_the_same_way() -> None:
     images, labels = large_digits(300)
     model = ConvexCNNClassifier(layers=1).fit(images[:240], labels[:240])
-    assert model.stack_.blocks_[0].kernel_size == 5 and model.stack_.residual
+    assert model.stack_.blocks_[0].kernel_size == 7 and model.stack_.residual
     assert model.score(images[240:], labels[240:]) > 0.9
     given = ConvexCNNClassifier(block=ConvexConvBlock(gates=5, pricing=PricingOptions(starts=0))).fit(
         images[:240], labels[:240]
@@ -147,7 +147,7 @@ def test_a_stack_of_a_recipe_predicts_saves_and_is_fitted_again(tmp_path: Path) 
     images, labels = large_digits(40)
     images, targets = images[:, 3:20, 3:20], one_hot(labels, 10)
     stack = LayerwiseCNN(project=5, hand_on=4).fit(images, targets)
-    assert (stack.layers, stack.residual, len(stack.blocks_), stack.blocks_[0].kernel_size) == (None, False, 2, 5)
+    assert (stack.layers, stack.residual, len(stack.blocks_), stack.blocks_[0].kernel_size) == (None, False, 2, 7)
     layers = list(stack.staged_predict(images))
     assert np.square(layers[1] - targets.numpy()).sum() < np.square(layers[0] - targets.numpy()).sum()
     np.testing.assert_array_equal(stack.used_.predict(images), stack.predict(images))

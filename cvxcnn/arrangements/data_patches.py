@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 
 from ..core.checks import as_flag, as_int, as_number, is_number
 from ..core.distributed import gather_rows, rank, row_counts
+from ..core.threads import map_items
 from ..errors import InputError
 from ..patches.patches import Patches
 from .base import GateSampler, check_count
@@ -38,14 +39,11 @@ def _pool(patches: Patches, generator: torch.Generator) -> Tensor:
     per_image = max(min(PATCHES_PER_IMAGE, patches.n_patches), math.ceil(most / sum(counts)))
     device = patches.images.device
     drawn = torch.randperm(sum(counts), generator=generator)[: math.ceil(most / per_image)]
-    positions = torch.randint(patches.n_patches, (len(drawn), per_image, 1), generator=generator)
+    positions = torch.randint(patches.n_patches, (len(drawn), per_image), generator=generator)
     own = drawn - sum(counts[: rank()])
     held = ((own >= 0) & (own < counts[rank()])).nonzero().flatten()
-    pool = patches.like.new_empty(len(held), per_image, patches.dim)
-    if len(held):
-        places = positions[held].to(device)
-        for rows, chunk in patches.subset(own[held].to(device)).chunks(patches.dim):
-            torch.gather(chunk, 1, places[rows].expand(-1, -1, patches.dim), out=pool[rows])
+    places = positions[held].to(device).flatten()
+    pool = patches.take(own[held].to(device).repeat_interleave(per_image), places).view(-1, per_image, patches.dim)
     order = torch.argsort(gather_rows(held)).to(device)
     return gather_rows(pool)[order].flatten(0, 1)[:most].to(torch.float64)
 
@@ -104,20 +102,20 @@ def _thresholds(rows: Tensor, gates: Tensor, quantile: float, tie: float) -> Ten
     Halfway, because a patch on the gate's hyperplane would put the gate on the boundary of its own cone. Responses
     within ``tie`` times the largest are one value.
     """
-    found = []
     position = min(math.ceil(quantile * len(rows)) - 1, len(rows) - 1)
-    step = max(1, RESPONSE_ENTRIES // len(rows))
-    for start in range(0, len(gates), step):
+
+    def work(few: Tensor) -> Tensor:
         # A gate's responses lie together, which is several times faster to select from.
-        responses = gates[start : start + step] @ rows.T
+        responses = few @ rows.T
         here = responses.kthvalue(position + 1, dim=1).values
         gap = tie * responses.abs().amax(1)
         above = torch.where(responses > (here + gap)[:, None], responses, math.inf).amin(1)
         below = torch.where(responses < (here - gap)[:, None], responses, -math.inf).amax(1)
         # Nothing is larger when the quantile is the maximum: then the maximum alone stays active.
         neighbour = torch.where(above.isfinite(), above, torch.where(below.isfinite(), below, here))
-        found.append((here + neighbour) / 2)
-    return torch.cat(found)
+        return (here + neighbour) / 2
+
+    return torch.cat(map_items(work, torch.split(gates, max(1, RESPONSE_ENTRIES // len(rows))), gates.device))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from ..core.distributed import all_sum
 from ..errors import InputError
 from ..patches.geometry import PatchGeometry
+from ..patches.patches import Patches
 
 __all__ = ["PatchPCA"]
 
@@ -105,16 +105,14 @@ class PatchPCA:
         each = None if weights is None else weights.repeat_interleave(maps.shape[2] * maps.shape[3])
         channels, shift = _principal(maps.permute(0, 2, 3, 1).flatten(0, 2), count, each)
         reduced = F.conv2d(maps.double(), channels[:, :, None, None], shift)
-        places = math.prod(PatchGeometry(kernel, 1, padding).map_shape((maps.shape[2], maps.shape[3])))
+        sample = Patches(reduced, PatchGeometry(kernel, 1, padding))
         # The same places in every image: the choice doesn't depend on which process has which images.
         total = int(all_sum(torch.tensor([len(maps)], device=maps.device)))
-        chosen = torch.randperm(places, generator=generator)[: max(1, patches // total)].to(maps.device)
-        rows = [
-            F.unfold(part, kernel, padding=padding)[:, :, chosen].transpose(1, 2).flatten(0, 1)
-            for part in torch.split(reduced, 64)
-        ]
+        chosen = torch.randperm(sample.n_patches, generator=generator)[: max(1, patches // total)].to(maps.device)
+        images = torch.arange(len(maps), device=maps.device)
+        rows = sample.take(images.repeat_interleave(len(chosen)), chosen.repeat(len(maps)))
         each = None if weights is None else weights.repeat_interleave(len(chosen))
-        directions, bias = _principal(torch.cat(rows), count, each)
+        directions, bias = _principal(rows, count, each)
         shaped = directions.view(len(directions), len(channels), *kernel)
         return cls(channels.to(dtype), shift.to(dtype), shaped.to(dtype), bias.to(dtype), padding)
 

@@ -31,8 +31,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "gates": ("patches:384", "patches:512"),
         "starts": 0,
         "tol": 1e-3,
-        "kernel_size": 5,
-        "padding": 2,
+        "kernel_size": (7, 5),
+        "padding": (3, 2),
         "pool_cells": 3,
         "downsample": (2, 1),
         "intercept": True,
@@ -166,7 +166,7 @@ def stack_settings(
     >>> given = dict(layers=3, downsample=None, reg_fraction=None, mirror=False, project=None, residual=False)
     >>> found = stack_settings("small", (1, 28, 28), 2000, given, classes=True)
     >>> found["layers"], found["project"], found["block"][0].kernel_size
-    (3, 80, 5)
+    (3, 80, 7)
     """
     values = recipe(name, image_shape, n_train)
     layers = values["layers"] if given["layers"] is None else as_int("layers", given["layers"])

@@ -34,6 +34,8 @@ CONVOLUTION_PRODUCTS = 1 << 20
 _IMAGES_GPU = 256
 # Images whose patches are measured at once.
 _IMAGES_MEASURED = 1024
+# Images that single patches are taken of at once.
+_IMAGES_TAKEN = 256
 # A thread is not worth waking for fewer patches.
 _SHARE_PATCHES = 1024
 
@@ -165,9 +167,20 @@ class Patches:
         return self._cached
 
     def take(self, images: Tensor, places: Tensor) -> Tensor:
-        """Return single patches, shape (count, d): patch ``places[i]`` of image ``images[i]``."""
+        """Return single patches, shape (count, d): patch ``places[i]`` of image ``images[i]``, and no others."""
         rows, inverse = torch.unique(images, return_inverse=True)
-        return self._unfold(self.images[rows])[inverse, places]
+        taken = self.like.new_empty(len(images), self.dim)
+        if self.geometry.bias:
+            taken[:, -1] = 1.0
+        across = self.map_shape[1]
+        for start in range(0, len(rows), _IMAGES_TAKEN):
+            own = ((inverse >= start) & (inverse < start + _IMAGES_TAKEN)).nonzero().flatten()
+            few = F.pad(self.images[rows[start : start + _IMAGES_TAKEN]], _sides(self.padding))
+            views = few.unfold(2, self.kernel[0], self.stride[0]).unfold(3, self.kernel[1], self.stride[1])
+            where = places[own]
+            found = views[inverse[own] - start, :, where // across, where % across]
+            taken[own, : self.dim - self.geometry.bias] = found.flatten(1).to(self.dtype)
+        return taken
 
     def lengths(self) -> Tensor:
         """Return the pooled lengths sum_k P_ck ||x_jk||, shape (n, cells), float64: what rounding is measured by.
