@@ -188,8 +188,11 @@ def solved(build: Callable[[], Program], name: str, tol: float) -> Callable[[], 
 
 def with_adelie(program: Program, tol: float) -> Callable[[], Tensor]:
     """Return the work of solving a gated program by adelie, whose matrix of features is given; it returns weights."""
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     import adelie
 
+    if cores:
+        os.sched_setaffinity(0, cores)  # its OpenMP binds the process to one of them
     count, dim = program.design.vectors.shape
     features = np.asfortranarray(program.columns(torch.arange(count)).flatten(1).numpy())
     targets = np.ascontiguousarray(program.targets[:, 0].numpy())
