@@ -6,7 +6,7 @@
 
 Everything runs with one thread (but for ``busy``, whose subject is threads), ours and the rivals in turn, so that both
 meet the same load; medians over the repetitions. "times" is the time of the row's first entry over the entry's own:
-above 1 the entry is faster. adelie and pyscnn (scnn) are compared where they are installed (benchmarks/rivals.txt),
+above 1 the entry is faster. adelie and pyscnn are compared where they are installed (benchmarks/rivals.txt),
 each at the loosest of its tolerances that comes as near to the best objective as our gap. ``--json FILE`` keeps the
 table; the figure is docs/images/growth.png.
 """
@@ -241,15 +241,15 @@ def with_pyscnn(program: Program, tol: float) -> Callable[[], Tensor]:
     return solve
 
 
-# By the name that they are imported by, and the most features that they can hold.
-RIVALS = {"adelie": (with_adelie, 1 << 27), "scnn": (with_pyscnn, 1 << 62)}
+# What they are imported as, and the most features that they can hold.
+RIVALS = {"adelie": ("adelie", with_adelie, 1 << 27), "pyscnn": ("scnn", with_pyscnn, 1 << 62)}
 
 
 def rivals(build: Callable[[], Program]) -> dict[str, Callable[[Program, float], Callable[[], Tensor]]]:
     """Return the other solvers of gated programs that are installed, of those that can hold this one."""
     program = build()
     features = len(program.targets) * program.design.vectors.numel()
-    return {name: work for name, (work, most) in RIVALS.items() if find_spec(name) and features <= most}
+    return {name: work for name, (module, work, most) in RIVALS.items() if find_spec(module) and features <= most}
 
 
 def by_rival(
@@ -398,7 +398,9 @@ def growth(scale: Scale) -> dict[str, dict[str, list[tuple[int, float]]]]:
     solvers: dict[str, Callable[[Callable[[], Program]], Callable[[], str]]] = {
         "cvxcnn": lambda build: solved(build, "auto", 1e-6),
         "Clarabel": lambda build: solved(build, "cvxpy:CLARABEL", 1e-6),
-        **{name: partial(by_rival, make, error=1e-6) for name, (make, _) in RIVALS.items() if find_spec(name)},
+        **{
+            name: partial(by_rival, make, error=1e-6) for name, (module, make, _) in RIVALS.items() if find_spec(module)
+        },
     }
     n, gates = scale.n, scale.gates
     axes: dict[str, list[tuple[int, int, int]]] = {
@@ -438,7 +440,7 @@ def draw(found: dict[str, dict[str, list[tuple[int, float]]]], file: Path) -> No
             axes.set_xlabel(f"Number of {axis}")
             axes.set_ylabel("Processor time [s]")
             axes.grid(alpha=0.3, which="both")
-            axes.legend()
+            axes.legend(loc="upper left")
         file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, dpi=150)
 

@@ -211,6 +211,19 @@ def test_relu_features_in_a_larger_graph() -> None:
         torch.testing.assert_close(gradient, expected, **CLOSE)
 
 
+def test_passes_that_leave_memory_to_each_other_stay_apart() -> None:
+    geometry = PatchGeometry(kernel_size=3, padding=1, pooling="mean", pool_cells=2)
+    patches = Patches(normal(5, 2, 6, 5), geometry)
+    chosen = [normal(count, patches.dim).requires_grad_() for count in (4, 7, 3, 4)]
+    pooled = [patches.pool @ (patches.unfold() @ filters.T).relu() for filters in chosen]
+    expected = [torch.autograd.grad(v.square().sum(), f)[0] for v, f in zip(pooled, chosen, strict=True)]
+    for _ in range(2):
+        values = [patches.relu_features(filters).square().sum() for filters in chosen]
+        for index in (2, 0, 3, 1, 0, 2):
+            (found,) = torch.autograd.grad(values[index], chosen[index], retain_graph=True)
+            torch.testing.assert_close(found, expected[index], **CLOSE)
+
+
 # Adjoint identities.
 
 
@@ -360,6 +373,16 @@ def test_astype_and_subset() -> None:
     )
     rows = torch.tensor([3, 0, 3])
     assert torch.equal(patches.subset(rows).unfold(), patches.unfold()[rows])
+
+
+@given(problems())
+def test_take_returns_patches_of_every_geometry(problem: tuple[Patches, torch.Generator]) -> None:
+    patches, random = problem
+    images = torch.randint(patches.n_images, (7,), generator=random)
+    places = torch.randint(patches.n_patches, (7,), generator=random)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(patches_module, "_IMAGES_TAKEN", 2)
+        assert torch.equal(patches.take(images, places), patches.unfold()[images, places])
 
 
 def test_take_returns_single_patches() -> None:

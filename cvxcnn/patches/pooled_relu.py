@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,8 +27,11 @@ class Spare:
 
     def take(self, entries: int, like: Tensor) -> Tensor:
         """Return at least so many numbers of any value, shape (entries or more,)."""
-        memory = self._memory.pop() if self._memory else like
-        return memory if memory.numel() >= entries and memory.dtype == like.dtype else like.new_empty(entries)
+        with suppress(IndexError):  # nothing there, or another thread was first
+            memory = self._memory.pop()
+            if memory.numel() >= entries and memory.dtype == like.dtype:
+                return memory
+        return like.new_empty(entries)
 
     def leave(self, memory: Tensor) -> None:
         """Take back what nothing reads any more, unless it is more than short patches need."""
