@@ -170,7 +170,7 @@ class Exploration:
             if self.gated:
                 points = self._near_maxima(points)
         else:
-            points, steps = _diverse_starts(search, starts, self.generator), steps // 3 + 1
+            points, steps = _diverse_starts(search, starts, self.generator), steps // 2 + 1
         self.n_searched += starts
         return self.add(F.normalize(search.ascend(points, steps).to(self.dual), dim=1))
 
