@@ -6,8 +6,8 @@
 
 Each line is one piece of work, done on both devices from the same numbers (whole blocks on plain digits): seconds,
 operations a second beside those of the device's own matrix product, and how far the results differ (relative). A piece
-that fails is a line too. The exit code is 1 if one failed or differs by more than it may. ``--json FILE`` keeps the
-lines.
+that fails is a line too, and so is one for which no time was left (--seconds). Each is told as it is done. The exit
+code is 1 if one failed, was left out or differs by more than it may. ``--json FILE`` keeps the lines, after each piece.
 """
 
 from __future__ import annotations
@@ -249,9 +249,9 @@ PIECES: dict[str, float] = {
     "working_set": SAME_OBJECTIVE,
     "gated": SAME_OBJECTIVE,
     "quadratic": SAME_OBJECTIVE,
-    "pricing": 1e-2,
     "stack": 1e-3,
     "processes": SAME_OBJECTIVE,
+    "pricing": 1e-2,
 }
 
 
@@ -287,14 +287,29 @@ def table_of(lines: list[Line], device: str) -> Table:
     """Return the lines as a table."""
     table = Table("work", "cpu s", f"{device} s", "ratio", "cpu Gflop/s", f"{device} Gflop/s", "difference", "result")
     for line in lines:
-        seconds = [line.seconds.get(key, math.nan) for key in ("cpu", "device")]
+        seconds = both_seconds(line)
         rates = [f"{line.gflops[key]:.0f}" if key in line.gflops else "" for key in ("cpu", "device")]
-        verdict = line.error or ("" if line.passed else "DIFFERS  ") + line.remark
         table.add_row(
             line.name, f"{seconds[0]:.2f}", f"{seconds[1]:.2f}", f"{seconds[0] / seconds[1]:.1f}", *rates,
-            f"{line.difference:.0e}", verdict,
+            f"{line.difference:.0e}", verdict(line),
         )  # fmt: skip
     return table
+
+
+def both_seconds(line: Line) -> list[float]:
+    """Return the seconds on the CPU and on the device."""
+    return [line.seconds.get(key, math.nan) for key in ("cpu", "device")]
+
+
+def verdict(line: Line) -> str:
+    """Return what came of a piece."""
+    return line.error or ("" if line.passed else "DIFFERS  ") + line.remark
+
+
+def said_of(line: Line) -> str:
+    """Return a line as it is told when it is done."""
+    cpu, device = both_seconds(line)
+    return f"{line.name}: {cpu:.2f} s on the CPU, {device:.2f} s, difference {line.difference:.0e}  {verdict(line)}"
 
 
 def main() -> int:
@@ -304,6 +319,7 @@ def main() -> int:
     parser.add_argument("--data", help="images to use, as of cvxcnn train")
     parser.add_argument("--quick", action="store_true", help="little of everything")
     parser.add_argument("--only", nargs="+", choices=sorted(PIECES), help="some of the pieces")
+    parser.add_argument("--seconds", type=float, default=360.0, help="begin no further piece after so long")
     parser.add_argument("--json", type=Path, help="where to keep the lines")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
@@ -311,11 +327,6 @@ def main() -> int:
         parser.error("no GPU is there; --device cpu --quick runs the same code without one")
     train, _ = load_data(options.data) if options.data else large_digits()
     work = Work(train, QUICK if options.quick else FULL)
-    lines = [
-        compare(name, allowed, getattr(work, name), options.device)
-        for name, allowed in PIECES.items()
-        if not options.only or name in options.only
-    ]
     names = {"cpu": platform.processor() or platform.machine(), "device": options.device}
     if options.device.startswith("cuda"):
         names["device"] = torch.cuda.get_device_name(options.device)
@@ -325,11 +336,22 @@ def main() -> int:
         for dtype in (torch.float32, torch.float64)
     }
     console = Console(width=150)
-    console.print(table_of(lines, options.device))
     console.print(f"{names}, torch {torch.__version__}; matrix products, Gflop/s: {rates}")
-    if options.json:
-        kept = {"devices": names, "matmul_gflops": rates, "lines": [asdict(line) for line in lines]}
-        options.json.write_text(json.dumps(kept, indent=1))
+    lines, began = [], time.perf_counter()
+    for name, allowed in PIECES.items():
+        if options.only and name not in options.only:
+            continue
+        late = time.perf_counter() - began > options.seconds
+        lines.append(
+            Line(name, allowed, error="no time was left")
+            if late
+            else compare(name, allowed, getattr(work, name), options.device)
+        )
+        console.print(said_of(lines[-1]))
+        if options.json:
+            kept = {"devices": names, "matmul_gflops": rates, "lines": [asdict(line) for line in lines]}
+            options.json.write_text(json.dumps(kept, indent=1))
+    console.print(table_of(lines, options.device))
     return 0 if all(line.passed for line in lines) else 1
 
 

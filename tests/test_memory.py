@@ -65,5 +65,5 @@ def test_a_recipe_changes_the_defaults_and_not_what_is_asked_for() -> None:
     changed = replace(LARGE, layers=3, kernel_size=3, padding=1, baseline=True, augment=())
     assert own == replace(changed, asked=own.asked)
     assert parsed("--gates", "40", "patches:20").gates == (40, "patches:20")
-    with pytest.raises(InputError, match="--recipe must be one of exact, small, large; got huge"):
-        parsed("--recipe", "huge")
+    with pytest.raises(InputError, match="--recipe must be one of exact, small, large, huge; got tiny"):
+        parsed("--recipe", "tiny")

@@ -176,8 +176,8 @@ def test_estimators_reach_the_recipes_and_all_settings_of_a_stack(tmp_path: Path
 @pytest.mark.parametrize("kind", [LayerwiseCNN, ConvexCNNRegressor])
 def test_a_recipe_that_cannot_be_is_refused(kind: type[Any]) -> None:
     images, targets = np.zeros((4, 5, 5)), np.arange(4) / 2
-    with pytest.raises(InputError, match=r'recipe must be "auto" or one of .*; got .huge'):
-        kind(recipe="huge").fit(images, targets)
+    with pytest.raises(InputError, match=r'recipe must be "auto" or one of .*; got .tiny'):
+        kind(recipe="tiny").fit(images, targets)
     with pytest.raises(InputError, match=r"recipe='small' and block both decide the blocks. Leave one of them out"):
         kind(recipe="small", block=ConvexConvBlock()).fit(images, targets)
     if kind is ConvexCNNRegressor:

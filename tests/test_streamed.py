@@ -20,7 +20,9 @@ from cvxcnn.pricing.options import PricingOptions
 from cvxcnn.program import Program, filter_program, gated_program, relu_program
 from cvxcnn.program import design as design_module
 from cvxcnn.solvers import get_solver
+from cvxcnn.solvers import streamed as streamed_module
 from cvxcnn.solvers.algebra import gram as gram_module
+from cvxcnn.solvers.algebra import gram_newton
 from cvxcnn.solvers.algebra.gram import GramForm, judge
 from cvxcnn.solvers.streamed import Streamed, path, solve_form
 
@@ -70,6 +72,7 @@ def test_the_gram_form_is_that_of_the_whole_matrix(kind: str, intercept: bool, m
     problem = program(kind, intercept=intercept)
     monkeypatch.setattr(design_module, "PART_BYTES_CPU", 2_000)
     monkeypatch.setattr(gram_module, "_GRAM_ROWS", 5)
+    monkeypatch.setattr(gram_module, "_SUMMED_IMAGES", 3)
     assert len(list(problem.design.parts())) > 2
     form = GramForm.of(problem)
     whole = problem.centre(problem.design.matrix())
@@ -108,6 +111,7 @@ def test_the_result_is_what_the_images_say(monkeypatch: pytest.MonkeyPatch) -> N
     """A Gram form of other targets gives a point, and the judge says how far from the optimum it is."""
     problem = program(dtype=torch.float32)
     other = GramForm.of(replace(problem, targets=problem.targets.flip(0)))
+    monkeypatch.setattr(streamed_module, "_PASSES", 1)
     result = Streamed(tol=1e-6, form=other).solve(problem)
     expected = problem.double().evaluate(result.weights.double())
     assert result.status == "inaccurate"
@@ -128,6 +132,34 @@ def test_a_rounded_form_is_corrected(caplog: pytest.LogCaptureFixture) -> None:
     assert result.status == "optimal"
     assert "the Gram form is corrected" in caplog.text
     assert problem.evaluate(result.weights).relative_gap == pytest.approx(result.relative_gap, rel=1e-3)
+
+
+def test_a_form_that_is_too_coarse_is_summed_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on a GPU, where sums in float32 over many images lost too much."""
+    problem = program(dtype=torch.float32, reg=0.05)
+    add = gram_module._add_products
+
+    def coarse(gram: torch.Tensor, features: torch.Tensor) -> None:
+        add(gram, features)
+        if features.dtype == torch.float32:
+            noise = torch.randn(gram.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+            gram.mul_(1 + 0.03 * (noise + noise.T))
+
+    monkeypatch.setattr(gram_module, "_add_products", coarse)
+    monkeypatch.setattr(gram_newton, "_DIRECT_COLUMNS", -1)  # as of a form that is far too large for exact steps
+    with caplog.at_level(logging.INFO, logger="cvxcnn"):
+        result = Streamed(tol=1e-3).solve(problem)
+    assert "the Gram form is summed once more, in float64" in caplog.text
+    assert result.status == "optimal" and result.relative_gap <= 1e-3
+
+
+def test_weights_that_float32_rounds_too_coarsely_are_not_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    problem = program(dtype=torch.float32, reg=1e-6)
+    with caplog.at_level(logging.INFO, logger="cvxcnn"):
+        result = Streamed(tol=1e-9).solve(problem)
+    assert result.status == "inaccurate" and "use float64" in caplog.text
 
 
 def test_no_part_holds_more_than_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,8 +258,8 @@ def test_a_reg_path_makes_one_pass_for_its_forms(monkeypatch: pytest.MonkeyPatch
     made: list[GramForm] = []
     original = GramForm.of.__func__  # type: ignore[attr-defined]
 
-    def counted(cls: type[GramForm], given: Program) -> GramForm:
-        made.append(original(cls, given))
+    def counted(cls: type[GramForm], given: Program, *, exact: bool = False) -> GramForm:
+        made.append(original(cls, given, exact=exact))
         return made[-1]
 
     monkeypatch.setattr(GramForm, "of", classmethod(counted))

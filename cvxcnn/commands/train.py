@@ -124,8 +124,8 @@ def build_parser(prog: str = PROGRAM) -> Parser:
     model = parser.add_argument_group("network")
     model.add_argument(
         "--recipe", metavar="|".join(RECIPES), type=one_of(*RECIPES), default=argparse.SUPPRESS,
-        help="other defaults for all of this: exact searches for filters, small and large weigh patches of the data "
-        "(default: what fits the number and the size of the images)",
+        help="other defaults for all of this: exact searches for filters, the others weigh patches of the data, huge "
+        "on a GPU (default: what fits the number and the size of the images, but for huge)",
     )  # fmt: skip
     add(model, "--layers", metavar="N", type=size, help="number of blocks")
     add(model, "--kernel-size", metavar="N", type=size, nargs="+", help="side of a filter, pixels; of each layer")
@@ -185,7 +185,7 @@ def build_parser(prog: str = PROGRAM) -> Parser:
         "--baseline", "--no-baseline", dest="rivals", metavar="|".join(RIVALS), type=one_of(*RIVALS), nargs="*",
         action=_Rivals, default=argparse.SUPPRESS,
         help="train it in these ways, or leave it out: by minibatches, in two phases, of ReLU or of softplus neurons, "
-        "or infinitely wide, as kernel ridge regression (default: adam, but for --recipe small and large)",
+        "or infinitely wide, as kernel ridge regression (default: adam, and none where a recipe weighs patches)",
     )  # fmt: skip
     add(rival, "--baseline-width", metavar="N", type=size, help="its neurons, at least as many as the block's")
     add(rival, "--baseline-epochs", metavar="N", type=size, help="passes over the images, at most")

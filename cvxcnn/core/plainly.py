@@ -1,4 +1,4 @@
-"""The same numbers whatever state torch is in: autocast, inference mode, another default dtype or device."""
+"""The same numbers whatever state torch is in: autocast, TF32, inference mode, another default dtype or device."""
 
 from __future__ import annotations
 
@@ -12,6 +12,28 @@ import torch
 __all__ = ["plain_torch", "plainly"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _precisions() -> list[tuple[Any, str, Any]]:
+    """Return (owner, attribute, value) of what lets float32 products be made of less than float32, with the value that
+    forbids it: convolutions on a GPU are by default.
+    """
+    backends = torch.backends
+    if not hasattr(backends.cuda.matmul, "fp32_precision"):  # torch before 2.9
+        return [(backends.cudnn, "allow_tf32", False), (backends.cuda.matmul, "allow_tf32", False)]
+    owners = [backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv]  # type: ignore[attr-defined]
+    return [(owner, "fp32_precision", "ieee") for owner in owners]
+
+
+@contextmanager
+def _whole_products() -> Iterator[None]:
+    with ExitStack() as stack:
+        for owner, name, whole in _precisions():
+            before = getattr(owner, name)
+            if before not in (whole, "none"):  # "none" is the whole too, unless one that it inherits from is not
+                stack.callback(setattr, owner, name, before)
+                setattr(owner, name, whole)
+        yield
 
 
 @contextmanager
@@ -34,6 +56,7 @@ def plain_torch() -> Iterator[None]:
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(_whole_products())
         # A device in force intercepts every call of torch, so none is set where there is none to undo.
         if torch.get_default_device() != torch.device("cpu"):
             stack.enter_context(torch.device("cpu"))

@@ -88,10 +88,11 @@ class LayerwiseCNN(StackState):
         values from ``reg_max`` down to ``reg_fraction`` (or 0.001) of it. Blocks have no ``reg`` of their own then.
     half_maps : bool
         Keep what blocks after the first see in float16, which is half of the memory. Needs float32 blocks.
-    recipe : {"auto", "exact", "small", "large"}
+    recipe : {"auto", "exact", "small", "large", "huge"}
         What isn't given, by name: "exact" is the defaults of ``ConvexConvBlock``, "small" and "large" weigh patches of
-        the images in place of a search for filters. "auto" is "exact" if there is a ``block``, and otherwise what fits
-        the number and the size of the images (``recipes.recipe_for``), as on the command line.
+        the images in place of a search for filters, "huge" thousands of them, for a GPU. "auto" is "exact" if there is
+        a ``block``, and otherwise what fits the number and the size of the images (``recipes.recipe_for``), as on the
+        command line.
 
     Attributes
     ----------

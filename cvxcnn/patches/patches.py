@@ -139,17 +139,26 @@ class Patches:
             part._cached = None if self._cached is None else self._cached[rows]
         return part
 
+    def _views(self, images: Tensor) -> Tensor:
+        """Return what the kernel sees of images at each place, shape (b, C, H', W', kernel), a view of them padded."""
+        padded = F.pad(images, _sides(self.padding)) if any(self.padding) else images
+        return padded.unfold(2, self.kernel[0], self.stride[0]).unfold(3, self.kernel[1], self.stride[1])
+
     def _columns(self, images: Tensor) -> Tensor:
         """Return the patches of images without the bias, shape (b, d, K)."""
         if self.kernel == self.stride == (1, 1) and self.padding == (0, 0):
             return images.flatten(2)  # each pixel is a patch, so nothing is copied
-        return F.unfold(images, self.kernel, padding=self.padding, stride=self.stride)
+        length = self.dim - self.geometry.bias
+        return self._views(images).permute(0, 1, 4, 5, 2, 3).reshape(len(images), length, self.n_patches)
 
     def _unfold(self, images: Tensor) -> Tensor:
-        columns = self._columns(images.to(self.dtype)).transpose(1, 2)
+        # One copy of a view: F.unfold makes two more, and on a GPU goes image by image.
+        views = self._views(images.to(self.dtype)).permute(0, 2, 3, 1, 4, 5)
+        patches = self.like.new_empty(*views.shape[:3], self.dim)
         if self.geometry.bias:
-            columns = F.pad(columns, (0, 1), value=1.0)
-        return columns.contiguous()
+            patches[..., -1] = 1.0
+        patches[..., : self.dim - self.geometry.bias].view(views.shape).copy_(views)
+        return patches.flatten(1, 2)
 
     def unfold(self) -> Tensor:
         """Return all patches, shape (n, K, d): the stacked matrix R of the program, n * K * d numbers."""
@@ -175,8 +184,7 @@ class Patches:
         across = self.map_shape[1]
         for start in range(0, len(rows), _IMAGES_TAKEN):
             own = ((inverse >= start) & (inverse < start + _IMAGES_TAKEN)).nonzero().flatten()
-            few = F.pad(self.images[rows[start : start + _IMAGES_TAKEN]], _sides(self.padding))
-            views = few.unfold(2, self.kernel[0], self.stride[0]).unfold(3, self.kernel[1], self.stride[1])
+            views = self._views(self.images[rows[start : start + _IMAGES_TAKEN]])
             where = places[own]
             found = views[inverse[own] - start, :, where // across, where % across]
             taken[own, : self.dim - self.geometry.bias] = found.flatten(1).to(self.dtype)

@@ -98,7 +98,7 @@ class Settings:
     memory : float or None
         GiB: a run that is predicted to need more is refused before it starts.
     seed : int
-    recipe : {"auto", "exact", "small", "large"}
+    recipe : {"auto", "exact", "small", "large", "huge"}
         Whose defaults what isn't asked for has: "auto" for those that fit the number and the size of the images
         (``recipes.recipe_for``).
     asked : sequence of str

@@ -49,7 +49,8 @@ class Streamed(Solver):
     Memory, with q = blocks * cells * rows: 8 q^2 bytes for the Gram matrix, as much again for a factor, and 2^27
     bytes of features, independent of the number of images. The features are computed twice: in the program's
     dtype for the Gram form, and in float64 for the judge, whose seconds count; once more in float64 where the gap on
-    the Gram form is small but on the images isn't, because the form was summed in float32.
+    the Gram form is small but on the images isn't, because the form was summed in float32; and where that doesn't help,
+    or the form itself is too coarse to be solved, the form is summed once more in float64.
     """
 
     name = "streamed"
@@ -72,22 +73,37 @@ class Streamed(Solver):
 
     def run(self, program: Program, start: Tensor | None, report: Callable[[int, float, float], None]) -> Outcome:
         form = GramForm.of(program) if self.form is None else self.form
-        limit = self.max_iter or _ROUNDS
+        limit, coarse = self.max_iter or _ROUNDS, program.targets.dtype != torch.float64
         for iteration in range(1, _PASSES + 1):
             solution = solve_form(form, program.penalty, program.reg, 0.5 * self.tol, start, limit)
             weights = broadcast(solution.to(program.targets))
             final, correlation = judge(program, weights)
             self._judged = weights, final
             report(iteration, final.objective, final.dual_bound)
-            objective, bound, believed = form.gap(program.penalty, program.reg, weights)
-            if final.relative_gap <= self.tol or relative_gap(objective, bound, form.rounding) > self.tol:
+            if final.relative_gap <= self.tol or iteration == _PASSES:
                 break
-            # The Gram form is rounded too coarsely for this tolerance. With the judge's A^T nu in the place of its own
-            # it is right at this point, and nearly so at its neighbours.
-            logger.info("relative gap %.2e on the images: the Gram form is corrected", final.relative_gap)
-            form = replace(form, linear=form.linear + (correlation - believed).view_as(form.linear))
-            start = weights
+            rounded, believed = self._gap_on(form, program, weights)
+            if rounded > self.tol and coarse and self._gap_on(form, program, solution)[0] <= self.tol:
+                logger.info("relative gap %.2e once weights are rounded to float32: use float64", rounded)
+                break
+            if rounded <= self.tol and (iteration == 1 or not coarse):
+                # The Gram form is rounded too coarsely for this tolerance. With the judge's A^T nu in the place of its
+                # own it is right at this point, and nearly so at its neighbours.
+                logger.info("relative gap %.2e on the images: the Gram form is corrected", final.relative_gap)
+                form = replace(form, linear=form.linear + (correlation - believed).view_as(form.linear))
+            elif coarse:
+                logger.info("relative gap %.2e: the Gram form is summed once more, in float64", final.relative_gap)
+                form, coarse = GramForm.of(program, exact=True), False
+            else:
+                break
+            # What solves a form that is far off is no better a start than any other.
+            start = weights if rounded <= self.tol else start
         return Outcome(weights, iteration)
+
+    def _gap_on(self, form: GramForm, program: Program, weights: Tensor) -> tuple[float, Tensor]:
+        """Return the relative gap of weights on a Gram form, and their A^T nu there."""
+        objective, bound, correlation = form.gap(program.penalty, program.reg, weights)
+        return relative_gap(objective, bound, form.rounding), correlation
 
     def passed(self, program: Program, start: Tensor | None) -> Tensor:
         self.form = GramForm.of(program) if self.form is None else self.form

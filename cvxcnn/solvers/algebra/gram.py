@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 # Rows of the Gram matrix that one product gives: only blocks on and above the diagonal are computed.
 _GRAM_ROWS = 1024
+# Images whose products are summed in the program's dtype: of longer sums float32 keeps too little, on a GPU above all.
+_SUMMED_IMAGES = 4096
 # Rows of a Hessian's factor up to which its largest eigenvalue is computed, not bounded.
 _EXACT_ROWS = 1000
 # Images whose products are compared with float64 before a pass in lower precision, and the most they may differ by.
@@ -58,14 +60,14 @@ class GramForm:
         return 0.5 * torch.finfo(self.squared_norm.dtype).eps * float(self.squared_norm.sum())
 
     @classmethod
-    def of(cls, program: Program) -> GramForm:
+    def of(cls, program: Program, *, exact: bool = False) -> GramForm:
         """Return the Gram form of a program without weights of images in one pass over its images.
 
-        Features of a part of the images are multiplied in the program's dtype, and the products summed in float64 over
-        parts and processes: memory q^2 numbers and 2^27 bytes of features, whatever n. For an intercept, features are
-        taken relative to their mean over the first part, and the rest of the mean is taken out of the sums:
-        sum (a - m)(b - m') = sum a b - n m m'; of ``program.design.constant()`` c, which is one mostly, c m and |c|^2
-        take the place of m and n.
+        Features of a few thousand images are multiplied in the program's dtype, or with ``exact`` in float64, and the
+        products summed in float64 over parts and processes: memory q^2 numbers and 2^27 bytes of features, whatever n.
+        For an intercept, features are taken relative to their mean over the first part, and the rest of the mean is
+        taken out of the sums: sum (a - m)(b - m') = sum a b - n m m'; of ``program.design.constant()`` c, which is one
+        mostly, c m and |c|^2 take the place of m and n.
 
         Raises
         ------
@@ -75,7 +77,7 @@ class GramForm:
         design, targets = program.design, program.targets
         shape = design.shape(program.n_outputs)
         count = shape[0] * shape[1] * shape[2]
-        if targets.dtype != torch.float64:
+        if targets.dtype != torch.float64 and not exact:
             _check_precision(design)
         constant = design.constant().to(targets)
         gram = targets.new_zeros(count, count, dtype=torch.float64)
@@ -90,8 +92,11 @@ class GramForm:
                     shift = (all_sum((features * along).sum(dim=0, dtype=torch.float64)) / number).to(features)
                 features -= along * shift
                 sums += (features * along).sum(dim=0, dtype=torch.float64)
-            _add_products(gram, features)
-            linear += features.T @ targets[rows]
+            for some in _few(len(features)):
+                few, wanted = features[some], targets[rows][some]
+                few, wanted = (few.double(), wanted.double()) if exact else (few, wanted)
+                _add_products(gram, few)
+                linear += few.T @ wanted
         values = targets.double()
         squared_norm = all_sum(values.square().sum(dim=0))
         gram, linear, sums = all_sum(gram), all_sum(linear), all_sum(sums)
@@ -209,6 +214,11 @@ class FeatureForm:
         largest = penalty.largest_scale(correlation, reg).min()
         objective = 0.5 * float(square) + reg * penalty.value(weights)
         return objective, parabola(linear, linear.abs(), square, largest), correlation
+
+
+def _few(images: int) -> list[slice]:
+    """Return slices of images that are few enough to be summed over in any dtype."""
+    return [slice(start, start + _SUMMED_IMAGES) for start in range(0, images, _SUMMED_IMAGES)]
 
 
 def _add_products(gram: Tensor, features: Tensor) -> None:
