@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import statistics
 import subprocess
@@ -25,8 +24,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import matplotlib as mpl
@@ -186,57 +186,38 @@ def solved(build: Callable[[], Program], name: str, tol: float) -> Callable[[], 
     return solve
 
 
+def shared_calls() -> ModuleType:
+    """Return the module that calls the rivals, which those of benchopt share; its package needs benchopt."""
+    path = Path(__file__).parent / "programs" / "benchmark_utils" / "rival_calls.py"
+    spec = spec_from_file_location("rival_calls", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no module")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def with_adelie(program: Program, tol: float) -> Callable[[], Tensor]:
     """Return the work of solving a gated program by adelie, whose matrix of features is given; it returns weights."""
-    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
-    import adelie
-
-    if cores:
-        os.sched_setaffinity(0, cores)  # its OpenMP binds the process to one of them
-    count, dim = program.design.vectors.shape
+    calls, count = shared_calls(), len(program.design.vectors)
     features = np.asfortranarray(program.columns(torch.arange(count)).flatten(1).numpy())
     targets = np.ascontiguousarray(program.targets[:, 0].numpy())
-
-    def solve() -> Tensor:
-        state = adelie.grpnet(
-            features, adelie.glm.gaussian(targets), groups=np.arange(count) * dim, penalty=np.ones(count),
-            lmda_path=np.array([program.reg / len(targets)]), intercept=False, early_exit=False, tol=tol,
-            n_threads=1, progress_bar=False,
-        )  # fmt: skip
-        return torch.from_numpy(state.betas.toarray()[-1].reshape(program.design.shape(1)))
-
-    return solve
+    shape = program.design.shape(1)
+    return lambda: torch.from_numpy(calls.adelie_weights(features, targets, count, program.reg, tol)).reshape(shape)
 
 
 def with_pyscnn(program: Program, tol: float) -> Callable[[], Tensor]:
-    """Return the work of solving a gated program by pyscnn, which computes its patterns; it returns weights.
-
-    It scales columns unless told not to, and sorts the gates.
-    """
-    from scnn.metrics import Metrics
-    from scnn.models import ConvexGatedReLU
-    from scnn.optimize import optimize_model
-    from scnn.regularizers import NeuronGL1
+    """Return the work of solving a gated program by pyscnn, which computes its patterns; it returns weights."""
     from scnn.solvers import RFISTA
 
-    gates = program.design.vectors.numpy()
-    inputs, targets = program.design.patches.unfold()[:, 0].numpy(), program.targets.numpy()
-    order = np.lexsort(gates.T[::-1])
+    calls, gates, shape = shared_calls(), program.design.vectors.numpy(), program.design.shape(1)
+    inputs, targets = program.design.patches.unfold()[:, 0].numpy(), program.targets[:, 0].numpy()
 
     def solve() -> Tensor:
-        model, level = ConvexGatedReLU(gates.T.copy()), logging.root.level
-        try:
-            fitted, _ = optimize_model(
-                model, RFISTA(model, max_iters=50_000, tol=tol),
-                Metrics(metric_freq=10**9, objective=False, grad_norm=False, time=False), inputs, targets,
-                regularizer=NeuronGL1(program.reg / len(targets)), return_convex=True, unitize_data=False,
-                dtype="float64",
-            )  # fmt: skip
-        finally:
-            logging.root.setLevel(level)  # it sets the level of everyone's log
-        weights = np.empty(gates.shape)
-        weights[order] = np.asarray(fitted.parameters[0][0])[np.lexsort(np.asarray(fitted.G)[::-1])]
-        return torch.from_numpy(weights.reshape(program.design.shape(1)))
+        (weights,) = calls.pyscnn_weights(
+            "gated", inputs, targets, gates, program.reg, lambda model: RFISTA(model, max_iters=50_000, tol=tol)
+        )
+        return torch.from_numpy(weights).reshape(shape)
 
     return solve
 

@@ -1,14 +1,12 @@
-"""adelie: group lasso by block coordinate descent (Yang & Hastie 2024, arXiv:2405.08631). Gated programs only.
-
-Its loss is ours divided by n, so its lambda is reg / n; each group's factor is 1 instead of its default, the square
-root of the group's size. No intercept, and no early exit at a share of explained deviance.
-"""
+"""adelie: group lasso by block coordinate descent. Gated programs only."""
 
 from __future__ import annotations
 
-import adelie
 import numpy as np
 from benchmark_utils import Levels, Problem, ProgramSolver
+from benchmark_utils.rival_calls import adelie_weights, import_adelie
+
+import_adelie()  # benchopt asks whether it is installed by importing this file
 
 
 class Solver(ProgramSolver):
@@ -28,17 +26,4 @@ class Solver(ProgramSolver):
         return np.asfortranarray(problem.features().reshape(len(problem.targets), -1))
 
     def solve(self, problem: Problem, prepared: np.ndarray, tol: float) -> np.ndarray:
-        count, dim = problem.gates.shape
-        state = adelie.grpnet(
-            prepared,
-            adelie.glm.gaussian(problem.targets),
-            groups=np.arange(count) * dim,
-            penalty=np.ones(count),
-            lmda_path=np.array([problem.reg / len(problem.targets)]),
-            intercept=False,
-            early_exit=False,
-            tol=tol,
-            n_threads=self.threads,
-            progress_bar=False,
-        )
-        return np.asarray(state.betas.toarray()[-1]).reshape(count, dim)
+        return adelie_weights(prepared, problem.targets, len(problem.gates), problem.reg, tol, self.threads)
