@@ -38,8 +38,6 @@ from cvxcnn.runs.records import accuracy
 from cvxcnn.runs.settings import load_sets, recorded_settings
 
 HELD_OUT = 0.1
-# Rates that are tried beyond the lowest or the highest that was given, where that is the best.
-FURTHER_RATES = 3
 # Pixels that a crop may be shifted by, as a share of the side.
 CROP = 1 / 8
 SMOOTHING, MOMENTUM, DECAY = 0.1, 0.9, 5e-4
@@ -192,29 +190,15 @@ def judge(network: nn.Module, images: Images) -> float:
 def best_rate(
     make: Callable[[], nn.Module], images: Images, rates: list[float], seconds: float, batch: int, adam: bool
 ) -> float:
-    """Return the rate that is best on a tenth of the images after so many processor seconds.
-
-    Where that is the lowest or the highest of those tried, half or twice of it is tried too, some times at most.
-    """
+    """Return the rate that is best on a tenth of the images after so many processor seconds."""
     fitted, held_out = split(images.labels.numpy(), HELD_OUT, 0)
-    scores: dict[float, float] = {}
-
-    def score(rate: float) -> float:
+    scores = {}
+    for rate in rates:
         torch.manual_seed(0)
         network = make()
         train(network, images.subset(fitted), rate, seconds, batch, adam)
-        return judge(network, images.subset(held_out))
-
-    waiting = sorted(rates)
-    for _ in range(len(rates) + FURTHER_RATES):
-        rate = waiting.pop(0)
-        scores[rate] = score(rate)
-        best = max(scores, key=lambda tried: scores[tried])
-        if not waiting and best in (min(scores), max(scores)):
-            waiting = [best / 2 if best == min(scores) else 2 * best]
-        if not waiting:
-            break
-    return best
+        scores[rate] = judge(network, images.subset(held_out))
+    return max(scores, key=lambda rate: scores[rate])
 
 
 def main() -> None:

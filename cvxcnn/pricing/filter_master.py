@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
 
+from ..core.distributed import row_counts
 from ..ordinary import train_baseline
 from ..ordinary.network import Network
 from ..program.design import FilterDesign
@@ -61,7 +62,7 @@ class FilterMaster(Master):
         """Return the filters that L-BFGS on Eq. 1 leads to from as many random ones as ordinary training has."""
         problem = self.problem
         network = Network(
-            self.quick, problem.targets, problem.loss, self.options.initial_filters, self._connect(),
+            self.quick, problem.targets, problem.loss, self._count(), self._connect(),
         )  # fmt: skip
         seed = int(torch.randint(1 << 31, (1,), generator=self.generator))
         filters, readout = (part.to(problem.targets) for part in network.start(seed))
@@ -69,18 +70,22 @@ class FilterMaster(Master):
         weights = (filters.norm(dim=1)[:, None, None] * readout).unsqueeze(2)
         return self._improved(self.over(unit_rows(filters)), weights, _FIRST_STEPS)[0]
 
+    def _count(self) -> int:
+        """Return how many neurons to begin with."""
+        return self.options.first_filters(sum(row_counts(self.problem.targets)))
+
     def _connect(self) -> str:
         return "group" if self.problem.penalty.separable else "dense"
 
     def _trained(self) -> Tensor:
         """Return the filters of one short cycle of ordinary training, which finds most of the directions."""
-        problem, options = self.problem, self.options
+        problem = self.problem
         few, rows = thinned(problem.patches, _IMPROVE_PATCHES, self.generator)
         epochs = max(1, round(_INITIAL_STEPS * 64 / max(few.n_images, 64)))
         seed = int(torch.randint(1 << 31, (1,), generator=self.generator))
         share = few.n_images / problem.patches.n_images
         trained = train_baseline(
-            few, problem.targets[rows], problem.reg * share, options.initial_filters, connect=self._connect(),
+            few, problem.targets[rows], problem.reg * share, self._count(), connect=self._connect(),
             epochs=epochs, seed=seed, loss=problem.loss.name, sample_weight=problem.loss.rows(rows).weights,
         )  # fmt: skip
         found = trained.filters.to(problem.targets)

@@ -13,6 +13,9 @@ __all__ = ["LEAST_GAP", "PricedGates", "PricingOptions"]
 # No smaller gap can be asked for: it is what the proof's own rounding costs.
 LEAST_GAP = 1e-9
 
+# Neurons that pricing begins with, of few images and of more.
+_FEW_IMAGES, _FILTERS_OF_FEW, _FILTERS = 200, 64, 128
+
 
 @dataclass(frozen=True)
 class PricingOptions:
@@ -32,8 +35,9 @@ class PricingOptions:
         Filters added in a round, at most.
     improvement_steps : int
         L-BFGS steps on Eq. 1 between rounds, on half a million patches at most.
-    initial_filters : int
-        Neurons of the short ordinary training that the first filters come from (ReLU filters only).
+    initial_filters : int or None
+        Neurons of the short ordinary training that the first filters come from (ReLU filters only); None for 64 of up
+        to 200 images and 128 of more, for the optimum of few images has few.
     max_rounds : int
         Rounds of search and improvement.
     time_limit : float
@@ -53,7 +57,7 @@ class PricingOptions:
     ascent_steps: int = 40
     additions: int = 32
     improvement_steps: int = 60
-    initial_filters: int = 128
+    initial_filters: int | None = None
     max_rounds: int = 40
     time_limit: float = float("inf")
     gap: float = 1e-4
@@ -63,7 +67,8 @@ class PricingOptions:
     def __post_init__(self) -> None:
         least = {"starts": 0, "ascent_steps": 1, "additions": 1, "improvement_steps": 1, "initial_filters": 1}
         for name, low in {**least, "max_rounds": 1, "prove_up_to": 0, "neighbours": 0}.items():
-            object.__setattr__(self, name, as_int(name, getattr(self, name), low))
+            if name != "initial_filters" or self.initial_filters is not None:
+                object.__setattr__(self, name, as_int(name, getattr(self, name), low))
         # Both may be infinite: no limit, and no search for more.
         time_limit, gap = scalar(self.time_limit), scalar(self.gap)
         if time_limit != math.inf and not is_number(time_limit, above=0):
@@ -72,6 +77,17 @@ class PricingOptions:
             raise InputError(f"gap must be a number >= {LEAST_GAP:g}, above what rounding costs; got {self.gap!r}.")
         object.__setattr__(self, "time_limit", float(time_limit))
         object.__setattr__(self, "gap", float(gap))
+
+    def first_filters(self, images: int) -> int:
+        """Return ``initial_filters`` for so many images.
+
+        Examples
+        --------
+        >>> PricingOptions().first_filters(150), PricingOptions(initial_filters=30).first_filters(150)
+        (64, 30)
+        """
+        usual = _FILTERS_OF_FEW if images <= _FEW_IMAGES else _FILTERS
+        return usual if self.initial_filters is None else self.initial_filters
 
 
 @dataclass(frozen=True)
