@@ -91,7 +91,7 @@ class Scale:
 
 
 FULL = Scale(
-    images=5000, filters=256, small_images=400, stack_images=5000, stack_filters=(256, 384), layers=5, rounds=4,
+    images=5000, filters=256, small_images=400, stack_images=2000, stack_filters=(256, 384), layers=5, rounds=4,
     starts=64,
 )  # fmt: skip
 QUICK = Scale(
