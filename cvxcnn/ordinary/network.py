@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..core.products import adjoint_product
 from ..core.threads import map_shares
 from ..losses import Loss
 from ..patches.patches import CACHE_BYTES, CHUNK_ENTRIES_CPU, CHUNK_ENTRIES_GPU, Patches
@@ -17,8 +18,8 @@ __all__ = ["Network", "block_features", "rebalance", "rectified"]
 
 # Of the targets' norm, that of the outputs at the start; how it was chosen: see the notes of train_baseline.
 START_SHARE = 0.1
-# A thread is not worth waking for fewer images.
-LEAST_SHARE = 16
+# A thread is not worth waking for fewer images, nor for fewer multiplications.
+LEAST_SHARE, LEAST_PRODUCTS = 16, 1 << 24
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Network:
             neuron = torch.arange(width, device=targets.device)
             self.mask = self.targets.new_zeros(width, cells, self.outputs)
             self.mask[neuron, neuron % cells, neuron // cells % self.outputs] = 1.0
+        self.least = max(LEAST_SHARE, LEAST_PRODUCTS // max(patches.n_patches * patches.dim * width, 1))
         entries = CHUNK_ENTRIES_CPU if targets.device.type == "cpu" else CHUNK_ENTRIES_GPU
         self.piece = max(1, entries // (patches.n_patches * max(width // len(self.parts), patches.dim)))
 
@@ -101,7 +103,7 @@ class Network:
                     torch.zeros_like(self.targets[rows]),
                 )
 
-        map_shares(work, len(prediction), prediction.device, LEAST_SHARE)
+        map_shares(work, len(prediction), prediction.device, self.least)
         return prediction
 
     def gradients(self, filters: Tensor, readout: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,17 +121,17 @@ class Network:
                 slope = -self.loss.rows(piece).dual_point(prediction, self.targets[piece])
                 for part, (flat, maps, pooled, trace), weights in zip(self.parts, found, columns, strict=True):
                     count = pooled.shape[2]
-                    by_columns = (pooled.flatten(1).T @ slope).view(-1, count, self.outputs)
+                    by_columns = adjoint_product(pooled.flatten(1), slope).view(-1, count, self.outputs)
                     by_readout[part.neurons, part.cells] += by_columns.transpose(0, 1)
                     # 1 / (1 + exp(-zeta t)) = 1 - exp(-zeta softplus(t)); softplus is positive: spread lets all by.
                     bend = None if self.softplus is None else -torch.expm1(-self.softplus * maps)
                     passed = part.pooler.spread((slope @ weights.T).view(len(piece), -1, count), trace)
                     if bend is not None:
                         passed = passed * bend
-                    by_filter[part.neurons] += passed.flatten(0, 1).T @ flat
+                    by_filter[part.neurons] += adjoint_product(passed.flatten(0, 1), flat)
             return by_filter, by_readout
 
-        shares = map_shares(work, len(rows), rows.device, LEAST_SHARE)
+        shares = map_shares(work, len(rows), rows.device, self.least)
         by_filter = torch.stack([share[0] for share in shares]).sum(dim=0)
         by_readout = torch.stack([share[1] for share in shares]).sum(dim=0)
         return by_filter, by_readout if self.mask is None else by_readout * self.mask

@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..core.products import adjoint_product
 from ..patches.patches import Patches
 
 __all__ = ["Design", "FilterDesign", "GatedDesign", "KeptDesign", "ScaledDesign", "SignedGatedDesign", "StackedDesign"]
@@ -234,7 +235,7 @@ class KeptDesign(Design):
         return self.features.flatten(1) @ weights.flatten(0, 2)
 
     def correlate(self, dual: Tensor) -> Tensor:
-        return (self.features.flatten(1).T @ dual).view(self.shape(dual.shape[1]))
+        return adjoint_product(self.features.flatten(1), dual).view(self.shape(dual.shape[1]))
 
     def double(self) -> Design:
         return self.design.double()

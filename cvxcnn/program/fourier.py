@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.products import adjoint_product
 from ..patches.geometry import PatchGeometry
 from ..patches.patches import Patches
 from .cones import Cones
@@ -139,7 +140,7 @@ class FourierDesign(Design):
         return self.patches.unfold()[:, 0] @ weights.flatten(0, 2)
 
     def correlate(self, dual: Tensor) -> Tensor:
-        return (self.patches.unfold()[:, 0].T @ dual).view(self.shape(dual.shape[1]))
+        return adjoint_product(self.patches.unfold()[:, 0], dual).view(self.shape(dual.shape[1]))
 
 
 class CircularGatedDesign(SignedGatedDesign):

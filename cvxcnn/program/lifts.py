@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..core.products import adjoint_product
 from ..core.symmetric import packed
 from ..patches.patches import Patches
 from .design import Design
@@ -71,7 +72,7 @@ class WholeDesign(Design):
     def correlate(self, dual: Tensor) -> Tensor:
         total = dual.new_zeros(self.n_cells * self.rows, dual.shape[1])
         for rows, part in self.parts():
-            total += part.matrix().T @ dual[rows]
+            total += adjoint_product(part.matrix(), dual[rows])
         return total.view(self.shape(dual.shape[1]))
 
     def mass(self, dual: Tensor) -> Tensor:

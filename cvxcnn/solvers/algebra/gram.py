@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...core.distributed import all_sum, size
+from ...core.products import adjoint_product
 from ...core.threads import map_items
 from ...errors import SolverError
 from ...losses.squared import parabola
@@ -96,7 +97,7 @@ class GramForm:
                 few, wanted = features[some], targets[rows][some]
                 few, wanted = (few.double(), wanted.double()) if exact else (few, wanted)
                 _add_products(gram, few)
-                linear += few.T @ wanted
+                linear += adjoint_product(few, wanted)
         values = targets.double()
         squared_norm = all_sum(values.square().sum(dim=0))
         gram, linear, sums = all_sum(gram), all_sum(linear), all_sum(sums)
@@ -162,7 +163,7 @@ class FeatureForm:
     ) -> None:
         self.features, self.targets = features.double(), targets.double()
         self.shape, self.roots = shape, None if roots is None else roots.double()
-        self.linear = self.features.T @ self._adjoint(self.targets)
+        self.linear = adjoint_product(self.features, self._adjoint(self.targets))
         self.squared_norm = self.targets.square().sum()
 
     @staticmethod
@@ -190,7 +191,7 @@ class FeatureForm:
 
     def product(self, flat: Tensor) -> Tensor:
         """Return the Hessian times W (q, outputs)."""
-        return self.features.T @ self._adjoint(self._forward(self.features @ flat))
+        return adjoint_product(self.features, self._adjoint(self._forward(self.features @ flat)))
 
     def steepness(self) -> float:
         """Return the largest eigenvalue of the Hessian."""
@@ -209,7 +210,7 @@ class FeatureForm:
         """Return objective, dual bound and A^T nu of weights; the bound is that of one multiple for all outputs."""
         flat = weights.to(self.linear).reshape(self.linear.shape)
         dual = self.targets - self._forward(self.features @ flat)
-        correlation = (self.features.T @ self._adjoint(dual)).view(self.shape)
+        correlation = adjoint_product(self.features, self._adjoint(dual)).view(self.shape)
         square, linear = dual.square().sum(), (dual * self.targets).sum()
         largest = penalty.largest_scale(correlation, reg).min()
         objective = 0.5 * float(square) + reg * penalty.value(weights)
@@ -289,7 +290,7 @@ def judge(program: Program, weights: Tensor) -> tuple[Evaluation, Tensor]:
             dual -= along * first
         products = dual * targets
         moments += torch.stack([dual.square(), products, products.abs(), dual * along, targets * along]).sum(dim=1)
-        correlation += features.T @ dual
+        correlation += adjoint_product(features, dual)
         mass += part.mass(dual)
         if program.intercept:
             sums += (features * along).sum(dim=0)
