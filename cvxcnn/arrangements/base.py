@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..core.checks import as_int
 from ..core.distributed import all_sum, broadcast, rank, size
+from ..core.products import adjoint_product
 from ..errors import InputError
 from ..patches.activity import active
 from ..patches.patches import Patches
@@ -174,7 +175,7 @@ def _fingerprints(patches: Patches, vectors: Tensor, seed: int = FINGERPRINT_SEE
             flat, patterns = patches.pooler.patterns(chunk, block)
             weights = torch.randint(1, 1 << 24, (len(flat), FINGERPRINT_SUMS), generator=generator)
             weights = weights.to(device, torch.float64) * (flat != 0).any(1, keepdim=True)
-            prints[start : start + width] += (patterns.to(torch.float64).T @ weights).to(torch.int64)
+            prints[start : start + width] += adjoint_product(patterns.to(torch.float64), weights).to(torch.int64)
     return prints.cpu()
 
 

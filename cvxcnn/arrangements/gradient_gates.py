@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.distributed import alone
+from ..core.products import adjoint_product
 from ..errors import InputError
 from ..patches.patches import Patches
 from .base import Gates, GateSampler, check_count, draw_distinct
@@ -118,7 +119,7 @@ def _gains(features: Tensor, targets: Tensor, smoother: Tensor) -> Tensor:
     gains = []
     for part in torch.split(features, _AT_ONCE, dim=2):
         flat = part.flatten(1)
-        gradient = (flat.T @ residual).square().sum(dim=1).view(part.shape[1:]).sum(dim=0)
+        gradient = adjoint_product(flat, residual).square().sum(dim=1).view(part.shape[1:]).sum(dim=0)
         left = (flat * (smoother @ flat)).sum(dim=0).view(part.shape[1:]).sum(dim=0)
         # Nothing new, up to rounding: features that are constant over the images, or explained already.
         least = torch.finfo(part.dtype).eps * part.square().sum(dim=(0, 1))

@@ -10,7 +10,7 @@ __all__ = ["adjoint_product"]
 def adjoint_product(matrix: Tensor, values: Tensor) -> Tensor:
     """Return matrix^T values (q, o) of a matrix (n, q) and few values (n, o) a row.
 
-    By rows of the matrix as they lie: two to seven times as fast on a CPU as ``matrix.T @ values``.
+    By rows of the matrix as they lie: up to seven times as fast on a CPU as ``matrix.T @ values``.
 
     Examples
     --------

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..core.checks import as_int, as_number, is_number
 from ..core.plainly import plainly
+from ..core.products import adjoint_product
 from ..core.threads import coarse_threads
 from ..errors import InputError
 from ..patches.patches import Patches
@@ -241,9 +242,9 @@ def _ridge(features: Tensor, targets: Tensor, reg: float) -> Tensor:
     if n < p:
         kernel = features @ features.T + reg * torch.eye(n).to(features)
         dual: Tensor = torch.linalg.solve(kernel, targets)
-        return features.T @ dual
+        return adjoint_product(features, dual)
     kernel = features.T @ features + reg * torch.eye(p).to(features)
-    solved: Tensor = torch.linalg.solve(kernel, features.T @ targets)
+    solved: Tensor = torch.linalg.solve(kernel, adjoint_product(features, targets))
     return solved
 
 
@@ -258,7 +259,7 @@ def _descend(
     for _ in range(steps):
         if losses[-1] <= tol * losses[0]:
             break
-        readout = readout - features.T @ (features @ readout - targets) / largest
+        readout = readout - adjoint_product(features, features @ readout - targets) / largest
         losses.append((features @ readout - targets).norm())
     found = torch.stack(losses)
     bounds = found[0] * (1 - share) ** torch.arange(len(found)).to(found)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.products import adjoint_product
 from ..patches.activity import softly_active
 from ..patches.patches import Patches
 from ..patches.pooling import get_pooling
@@ -228,7 +229,7 @@ class GateSearch(Search):
                 soft = softly_active(chunk, points, sharpness)
                 spread = torch.einsum("no,mco->ncm", self.dual[rows], toward)
                 weights = soft * (1 - soft) * (chunk @ pulls.T) * (patches.pool.T @ spread)
-                total += weights.flatten(0, 1).T @ F.normalize(chunk, dim=2).flatten(0, 1)
+                total += adjoint_product(weights.flatten(0, 1), F.normalize(chunk, dim=2).flatten(0, 1))
             return total
 
         slopes = sum(patches.map_shares(work), torch.zeros_like(points))

@@ -93,7 +93,10 @@ class Streamed(Solver):
                 form = replace(form, linear=form.linear + (correlation - believed).view_as(form.linear))
             elif coarse:
                 logger.info("relative gap %.2e: the Gram form is summed once more, in float64", final.relative_gap)
-                form, coarse = GramForm.of(program, exact=True), False
+                del form
+                self.form = None  # two of them may not fit
+                form = self.form = GramForm.of(program, exact=True)
+                coarse = False
             else:
                 break
             # What solves a form that is far off is no better a start than any other.

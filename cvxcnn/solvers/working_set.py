@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.products import adjoint_product
 from ..program.design import GatedDesign
 from ..program.program import Program
 from .algebra.gram_newton import GramLasso
@@ -95,7 +96,7 @@ class _Columns:
         old = len(self.gram)
         corner, square = (part.cpu().numpy() for part in (fresh_rows[:old], fresh_rows[old:]))
         self.gram = np.block([[self.gram, corner], [corner.T, square]])
-        self.linear = np.vstack([self.linear, (columns.T @ self.targets.double()).cpu().numpy()])
+        self.linear = np.vstack([self.linear, adjoint_product(columns, self.targets.double()).cpu().numpy()])
         count = np.arange(len(fresh))
         self._add_spectra(square.reshape(len(fresh), self.size, len(fresh), self.size)[count, :, count, :])
 
