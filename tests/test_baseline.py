@@ -54,7 +54,7 @@ def network(patches: Patches, targets: Tensor, width: int, connect: str) -> Netw
 
 @pytest.mark.parametrize("connect", ["dense", "group"])
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-@pytest.mark.parametrize("pooling", ["sum", "mean"])
+@pytest.mark.parametrize("pooling", ["sum", "mean", "bilinear"])
 def test_objective_is_eq1_of_the_returned_weights(connect, optimizer, pooling):
     patches, targets = problem(pooling=pooling)
     result = train_baseline(patches, targets, 0.3, 24, connect=connect, optimizer=optimizer, epochs=60)

@@ -349,7 +349,7 @@ def test_dropped_gates_are_logged(caplog: pytest.LogCaptureFixture) -> None:
         ({"penalty": "ridge"}, "penalty must be one of"),
         ({"penalty": "nuclear"}, 'penalty="nuclear" is a gated program'),
         ({"loss": "hinge"}, "loss must be one of"),
-        ({"pooling": "median"}, 'pooling must be "sum", "mean" or "max"; got \'median\''),
+        ({"pooling": "median"}, 'pooling must be "mean", "sum", "bilinear" or "max"; got \'median\''),
         ({"pool_cells": 0}, "pool_cells must be an int >= 1"),
         ({"pool_cells": 5}, "pool_cells=5 needs feature maps of at least that side"),
         ({"kernel_size": 6}, "larger than the padded image"),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cvxcnn.activations.gated_relu import GatedConv
 from cvxcnn.activations.neurons import Neurons, convolution, read_neurons, to_module
 from cvxcnn.patches import Patches, PatchGeometry
-from cvxcnn.patches.pooling import CellSum, pooling
+from cvxcnn.patches.pooling import CellSum, CellWeights, pooling
 from cvxcnn.penalties import DensePenalty
 from cvxcnn.program import Program, filter_program, nonconvex_objective, relu_program
 
@@ -101,7 +101,7 @@ def test_no_neurons_is_a_constant(intercept: bool) -> None:
     torch.testing.assert_close(outputs, expected.expand(5, 2))
 
 
-@pytest.mark.parametrize("pooling_name", ["sum", "mean"])
+@pytest.mark.parametrize("pooling_name", ["sum", "mean", "bilinear"])
 @pytest.mark.parametrize(("sides", "cells"), [((6, 4), 2), ((5, 6), 3), ((7, 5), 2), ((3, 3), 1), ((4, 4), 4)])
 def test_pooling_from_the_pool_matrix(pooling_name: str, sides: tuple[int, int], cells: int) -> None:
     geometry = PatchGeometry(kernel_size=1, pooling=pooling_name, pool_cells=cells)
@@ -110,8 +110,8 @@ def test_pooling_from_the_pool_matrix(pooling_name: str, sides: tuple[int, int],
     module = pooling(geometry, sides, maps)
     torch.testing.assert_close(module(maps).flatten(2), expected)
     divisible = all(side % cells == 0 for side in sides)
-    kind = nn.AvgPool2d if divisible else nn.AdaptiveAvgPool2d if pooling_name == "mean" else CellSum
-    assert type(module) is kind
+    uneven = nn.AdaptiveAvgPool2d if pooling_name == "mean" else CellSum
+    assert type(module) is (CellWeights if pooling_name == "bilinear" else nn.AvgPool2d if divisible else uneven)
 
 
 def test_cell_sizes_are_saved_with_the_module() -> None:

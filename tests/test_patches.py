@@ -37,7 +37,7 @@ def problems(draw: st.DrawFn, pooling: str | None = None) -> tuple[Patches, torc
         kernel_size=kernel,
         stride=stride,
         padding=padding,
-        pooling=pooling or draw(st.sampled_from(["sum", "mean"])),
+        pooling=pooling or draw(st.sampled_from(["sum", "mean", "bilinear"])),
         pool_cells=draw(st.integers(1, min(*sides, 3))),
         bias=draw(st.booleans()),
     )
@@ -66,13 +66,22 @@ def cells(patches: Patches) -> list[list[int]]:
     ]
 
 
+def naive_weights(patches: Patches) -> Tensor:
+    """Return the weights of the places in each cell, (cells, K), from the definition of each pooling."""
+    kind, a = patches.geometry.pooling, patches.geometry.pool_cells
+    if kind == "bilinear":  # each cell by itself, interpolated over the map
+        units = torch.eye(a * a, dtype=torch.float64).view(a * a, 1, a, a)
+        spread = F.interpolate(units, size=patches.map_shape, mode="bilinear", align_corners=False).flatten(1)
+        return spread / spread.sum(dim=1, keepdim=True)
+    weights = torch.zeros(a * a, patches.n_patches, dtype=torch.float64)
+    for cell, members in zip(weights, cells(patches), strict=True):
+        cell[members] = 1 / len(members) if kind == "mean" else 1.0
+    return weights
+
+
 def naive_pool(patches: Patches, responses: Tensor) -> Tensor:
     """Return responses (n, K, m) pooled cell by cell, shape (n, cells, m)."""
-    pooled = []
-    for members in cells(patches):
-        total = responses[:, members].sum(1)
-        pooled.append(total / len(members) if patches.geometry.pooling == "mean" else total)
-    return torch.stack(pooled, 1)
+    return torch.stack([(responses * cell[:, None]).sum(1) for cell in naive_weights(patches)], 1)
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
@@ -265,10 +274,7 @@ def test_a_filter_in_its_own_cone_is_a_gated_filter(problem: tuple[Patches, torc
 @given(problems())
 def test_pool_weights(problem: tuple[Patches, torch.Generator]) -> None:
     patches, _ = problem
-    for weights, members in zip(patches.pool, cells(patches), strict=True):
-        expected = torch.zeros_like(weights)
-        expected[members] = 1 / len(members) if patches.geometry.pooling == "mean" else 1.0
-        torch.testing.assert_close(weights, expected, rtol=1e-14, atol=0)
+    torch.testing.assert_close(patches.pool, naive_weights(patches), rtol=1e-12, atol=1e-14)
 
 
 # How the work is cut up changes no result.
@@ -396,6 +402,14 @@ def test_geometry_is_a_value() -> None:
     assert hash(PatchGeometry(3)) == hash(PatchGeometry((3, 3)))
 
 
+@pytest.mark.parametrize("side", [1, 2, 5])
+def test_bilinear_cells_are_a_mean_for_one_cell_and_the_map_for_as_many_as_its_places(side: int) -> None:
+    one = PatchGeometry(1, pooling="bilinear").pool_matrix((side, side + 1))
+    torch.testing.assert_close(one, PatchGeometry(1, pooling="mean").pool_matrix((side, side + 1)), **CLOSE)
+    all_of_them = PatchGeometry(1, pooling="bilinear", pool_cells=side).pool_matrix((side, side))
+    torch.testing.assert_close(all_of_them, torch.eye(side**2, dtype=torch.float64), **CLOSE)
+
+
 # Refusals.
 
 
@@ -411,7 +425,8 @@ def test_sizes_are_checked(name: str, least: int, value: object) -> None:
 
 @pytest.mark.parametrize("value", ["median", "Sum", None, 1])
 def test_pooling_is_checked(value: object) -> None:
-    with pytest.raises(InputError, match=re.escape(f'pooling must be "sum", "mean" or "max"; got {value!r}.')):
+    message = f'pooling must be "mean", "sum", "bilinear" or "max"; got {value!r}.'
+    with pytest.raises(InputError, match=re.escape(message)):
         PatchGeometry(pooling=value)  # type: ignore[arg-type]
 
 
@@ -529,13 +544,14 @@ def centre(monkeypatch: pytest.MonkeyPatch) -> None:
     "gates", [4, PricedGates(starts=16, ascent_steps=10, initial_filters=8, max_rounds=2, gap=0.1, prove_up_to=0)]
 )
 @pytest.mark.parametrize("sides", [(6, 6), (7, 5)])  # cells of one size, and cells that overlap
+@pytest.mark.parametrize("pooling", ["centre", "bilinear"])
 def test_a_new_pooling_goes_all_the_way(
-    sides: tuple[int, int], gates: object, penalty: str, activation: str, tmp_path: Path
+    pooling: str, sides: tuple[int, int], gates: object, penalty: str, activation: str, tmp_path: Path
 ) -> None:
     random = seeded()
     images, targets = normal(8, 1, *sides, seed=random), normal(8, 1, seed=random)
     block = ConvexConvBlock(
-        kernel_size=2, pooling="centre", gates=gates, penalty=penalty, activation=activation, reg=0.5, solver="auto"
+        kernel_size=2, pooling=pooling, gates=gates, penalty=penalty, activation=activation, reg=0.5, solver="auto"
     )
     block.fit(images, targets)
     assert block.result_.status == "optimal" and block.result_.relative_gap <= 1e-6
@@ -576,5 +592,6 @@ def test_a_pooling_that_is_not_linear_may_refuse(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.usefixtures("centre")
 def test_an_unknown_pooling_is_told_all_names() -> None:
-    with pytest.raises(InputError, match=re.escape("""must be "sum", "mean", "max" or "centre"; got 'median'.""")):
+    message = """must be "mean", "sum", "bilinear", "max" or "centre"; got 'median'."""
+    with pytest.raises(InputError, match=re.escape(message)):
         PatchGeometry(pooling="median")

@@ -227,7 +227,7 @@ def test_estimators_of_other_settings_come_back(tmp_path: Path) -> None:
             "kernel_size": st.sampled_from([1, 2, (1, 3)]),
             "stride": st.sampled_from([1, (1, 2)]),
             "padding": st.sampled_from([0, (1, 0)]),
-            "pooling": st.sampled_from(["sum", "mean"]),
+            "pooling": st.sampled_from(["sum", "mean", "bilinear"]),
             "pool_cells": st.sampled_from([1, 2]),
             "bias": st.booleans(),
             "intercept": st.booleans(),

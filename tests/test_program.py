@@ -62,7 +62,7 @@ def random_weights(program: Program, seed: int = 0) -> Tensor:
     return program.repair(weights)
 
 
-@pytest.mark.parametrize("pooling", ["sum", "mean"])
+@pytest.mark.parametrize("pooling", ["sum", "mean", "bilinear"])
 @pytest.mark.parametrize("cells", [1, 2])
 def test_relu_objective_from_the_definition(pooling: str, cells: int) -> None:
     """Eq. 2 term by term: 1/2 ||sum_ik D_i^k X_k (v_i - w_i) - y||^2 + reg * sum_i (||v_i|| + ||w_i||)."""

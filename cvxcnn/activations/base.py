@@ -67,7 +67,7 @@ class Activation(ABC):
             return ""
         return (
             f"pooling={pooling.name!r} has no convex program that is known for {self.name} neurons. Use "
-            'activation="relu", or pooling="mean" or "sum".'
+            'activation="relu", or pooling="mean", "sum" or "bilinear".'
         )
 
     def program_penalty(self, penalty: str, pairs: int | None = None) -> str:

@@ -65,7 +65,7 @@ class ConvexConvBlock(BlockState):
     ----------
     kernel_size, stride, padding : int or (int, int)
         Of the convolution, in pixels.
-    pooling : {"sum", "mean", "max"}
+    pooling : {"mean", "sum", "bilinear", "max"}
         How the responses in a cell are pooled; "max" for ReLU neurons alone.
     pool_cells : int
         Each feature map is pooled into a grid of ``pool_cells`` x ``pool_cells`` cells.

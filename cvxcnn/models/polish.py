@@ -224,7 +224,7 @@ def _geometry(module: nn.Module, inputs: Tensor) -> PatchGeometry:
     # Not the first ones, which may be blank.
     probes = inputs[inputs.abs().flatten(1).amax(dim=1).argsort(descending=True)[:_PROBES]]
     # Of cells of one patch all pool alike, and linear pooling has more to offer.
-    for pooling in sorted(POOLINGS, key=lambda name: (not POOLINGS[name].linear, name)):
+    for pooling in sorted(POOLINGS, key=lambda name: not POOLINGS[name].linear):
         geometry = PatchGeometry(
             **sizes, padding=_padding(convolution), pooling=pooling, pool_cells=cells, bias=convolution.bias is not None
         )

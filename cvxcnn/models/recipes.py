@@ -33,6 +33,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "tol": 1e-3,
         "kernel_size": (7, 5),
         "padding": (3, 2),
+        "pooling": "bilinear",
         "pool_cells": 3,
         "downsample": (2, 1),
         "intercept": True,
@@ -49,6 +50,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "tol": 1e-3,
         "kernel_size": (5, 5, 3),
         "padding": (2, 2, 1),
+        "pooling": "bilinear",
         "pool_cells": 3,
         "downsample": (2, 1, 2, 1),
         "intercept": True,
@@ -183,8 +185,8 @@ def stack_settings(
     values = recipe(name, image_shape, n_train)
     layers = values["layers"] if given["layers"] is None else as_int("layers", given["layers"])
     blocks = blocks_of(
-        values["kernel_size"], values["padding"], values["gates"], layers, pool_cells=values["pool_cells"],
-        intercept=values["intercept"], tol=values["tol"], dtype=values["dtype"],
+        values["kernel_size"], values["padding"], values["gates"], layers, pooling=values["pooling"],
+        pool_cells=values["pool_cells"], intercept=values["intercept"], tol=values["tol"], dtype=values["dtype"],
         pricing=replace(DEFAULT_SEARCH, starts=values["starts"]),
     )  # fmt: skip
     return {

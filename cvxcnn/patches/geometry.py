@@ -34,7 +34,7 @@ class PatchGeometry:
         Step between patches, in pixels.
     padding : int or (int, int)
         Zeros added on each side, in pixels.
-    pooling : {"sum", "mean", "max"}
+    pooling : {"mean", "sum", "bilinear", "max"}
         Whether a cell adds its patches' responses, averages them or takes the largest; or the name of another one in
         ``POOLINGS``.
     pool_cells : int

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "POOLINGS",
+    "BilinearPooling",
     "CellSum",
     "CellWeights",
     "MaxPooling",
@@ -164,6 +165,38 @@ class MeanPooling(Pooling):
         return nn.AdaptiveAvgPool2d(cells) if size is None else nn.AvgPool2d(size)
 
 
+class BilinearPooling(Pooling):
+    """Each cell averages with weights that fall linearly from its centre to the centres of its neighbours.
+
+        P_ck = h_c(k) / sum_l h_c(l)
+
+    with h_c the hat that ``F.interpolate`` spreads a one in cell c to with ``mode="bilinear"``. So output weights vary
+    continuously over the map in place of jumping from cell to cell, and a response that moves by a pixel counts nearly
+    the same. (Pooling that overlaps: Krizhevsky, Sutskever & Hinton 2012; with smooth weights: Mairal, Koniusz,
+    Harchaoui & Schmid 2014, arXiv:1406.3332.)
+
+    Examples
+    --------
+    >>> weights = BilinearPooling().weights((4, 4), 2).view(2, 2, 4, 4)
+    >>> weights[0, 0].sum(dim=0).tolist(), weights[0, 1].sum(dim=0).tolist()  # two cells of the first row
+    ([0.5, 0.375, 0.125, 0.0], [0.0, 0.125, 0.375, 0.5])
+    """
+
+    name = "bilinear"
+    averages = True
+
+    def weights(
+        self,
+        map_shape: tuple[int, int],
+        cells: int,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Return the shares of the places in each cell, which add up to one."""
+        rows, columns = (_interpolated(side, cells) for side in map_shape)
+        return torch.kron(rows, columns).to(device, dtype)
+
+
 class MaxPooling(Pooling):
     """Each cell takes its largest response: that of the winner among its patches, another for every filter.
 
@@ -186,7 +219,7 @@ class MaxPooling(Pooling):
         """Raise InputError: there are none."""
         raise InputError(
             'pooling="max" is not linear and has no weights of the places of a map, which what was asked for is '
-            'computed with. Use pooling="mean" or "sum".'
+            'computed with. Use pooling="mean", "sum" or "bilinear".'
         )
 
     def pooler(
@@ -201,7 +234,9 @@ class MaxPooling(Pooling):
         return nn.AdaptiveMaxPool2d(cells) if size is None else nn.MaxPool2d(size)
 
 
-POOLINGS: dict[str, type[Pooling]] = {pooling.name: pooling for pooling in (SumPooling, MeanPooling, MaxPooling)}
+POOLINGS: dict[str, type[Pooling]] = {
+    pooling.name: pooling for pooling in (MeanPooling, SumPooling, BilinearPooling, MaxPooling)
+}
 
 
 def get_pooling(name: str) -> Pooling:
@@ -271,6 +306,14 @@ def _members(length: int, cells: int) -> Tensor:
     for cell, (start, stop) in enumerate(cell_bounds(length, cells)):
         members[cell, start:stop] = 1.0
     return members
+
+
+def _interpolated(length: int, cells: int) -> Tensor:
+    """Return the share of each place of one axis in each of its cells, (cells, length): hats around their centres."""
+    places = (torch.arange(length, dtype=torch.float64) + 0.5) * (cells / length) - 0.5
+    distances = (places.clamp(0, cells - 1) - torch.arange(cells, dtype=torch.float64)[:, None]).abs()
+    hats = (1.0 - distances).clamp_min(0.0)
+    return hats / hats.sum(dim=1, keepdim=True)
 
 
 def _even(map_shape: tuple[int, int], cells: int) -> tuple[int, int] | None:

@@ -374,7 +374,7 @@ def gated_program(patches: Patches, gates: Tensor, targets: Tensor, reg: float, 
     if not patches.pooler.linear:
         raise InputError(
             f"pooling={patches.geometry.pooling!r} has no gated program: which patch wins would be a question of the "
-            'filter and not of its gate. Use activation="relu", or pooling="mean" or "sum".'
+            'filter and not of its gate. Use activation="relu", or pooling="mean", "sum" or "bilinear".'
         )
     penalty = options.pop("penalty", None) or GroupPenalty()
     return Program(GatedDesign(patches, gates), targets, reg, penalty, **options)

@@ -195,7 +195,7 @@ def diagnose(
             if not get_pooling(block.pooling).linear:
                 raise InputError(
                     f"layer {number + 1} has pooling={block.pooling!r}; diagnose knows the landscape of blocks whose "
-                    'pooling is linear. Train with pooling="mean" or "sum".'
+                    'pooling is linear. Train with pooling="mean", "sum" or "bilinear".'
                 )
             loss = get_loss(block.loss, weights)
             others = {name: _rival(name, rival, number, block, expected, loss) for name, rival in named.items()}
