@@ -36,6 +36,8 @@ from cvxcnn.explain import (
     rank_correlation,
     sanity_check,
 )
+from cvxcnn.patches import PatchGeometry
+from cvxcnn.patches.pooling import pooling
 from cvxcnn.reports.html import EXPLANATION_FILES as FILES
 from cvxcnn.runs import explain_run
 from cvxcnn.runs.explaining import load_networks
@@ -134,6 +136,13 @@ def test_a_position_in_several_cells_has_the_sum_of_their_weights() -> None:
     module = network([[1.0]], [[1.0, 2.0, 3.0, 4.0]], nn.AdaptiveAvgPool2d(2))
     maps = attribute(module, np.ones((1, 3, 3)), 0, "cam")
     np.testing.assert_array_equal(maps[0], [[1, 3, 2], [4, 10, 6], [3, 7, 4]])
+
+
+def test_bilinear_cells_interpolate_their_weights() -> None:
+    cells = pooling(PatchGeometry(1, pooling="bilinear", pool_cells=2), (4, 4), torch.zeros(1, dtype=torch.float64))
+    module = network([[1.0]], [[1.0, 5.0, 1.0, 5.0]], cells)
+    maps = attribute(module, np.ones((1, 4, 4)), 0, "cam")
+    np.testing.assert_allclose(maps[0], [[1, 2, 4, 5]] * 4, atol=1e-14)
 
 
 def test_with_one_mean_cell_gradcam_is_the_positive_part_of_cam_by_positions() -> None:

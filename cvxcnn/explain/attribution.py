@@ -85,9 +85,10 @@ def attribute(
     -----
     For the output f_t of class t, A_kp map k at position p (of P), w_kct the weight of map k in pooling cell c:
 
-    - "cam": sum_k A_kp sum_{c contains p} w_kct, for networks that end in maps, average or sum pooling, ``nn.Flatten``
-      and one ``nn.Linear``. Where the cells don't overlap, f_t less its intercept is the pooled map, summed over
-      cells. With one cell it is Zhou et al. 2016, arXiv:1512.04150, Eq. 2.
+    - "cam": sum_k A_kp sum_c s_cp w_kct, for networks that end in maps, average, sum or bilinear pooling,
+      ``nn.Flatten`` and one ``nn.Linear``; s_cp is the weight of p in cell c as a share of the largest there, for
+      averages and sums 1 in the cell and 0 outside. Where the cells don't overlap, f_t less its intercept is the
+      pooled map, summed over cells. With one cell it is Zhou et al. 2016, arXiv:1512.04150, Eq. 2.
     - "gradcam": ( sum_k a_k A_kp )_+ with a_k = 1/P sum_p df_t/dA_kp; Selvaraju et al. 2019, arXiv:1610.02391,
       Eq. 1 and 2. With one cell and mean pooling it is (cam)_+ / P.
     - "gradient": df_t/dx; Simonyan et al. 2014, arXiv:1312.6034.
@@ -327,9 +328,9 @@ def _check_cam(network: nn.Module, trace: _Trace, stage: _Stage) -> None:
     fits = len(end) == 4 and all(isinstance(part, kind) for part, kind in zip(end[1:], kinds, strict=True))
     if not fits or stage != trace.stages[-1] or end[0] is not stage.module:
         raise InputError(
-            'method="cam" is of the last maps of an nn.Sequential that ends in maps, average or sum pooling (max '
-            'pooling gives places no weights), nn.Flatten and nn.Linear. Use method="gradcam"; for a lower layer of a '
-            "stack, to_torch(layer)."
+            'method="cam" is of the last maps of an nn.Sequential that ends in maps, average, sum or bilinear pooling '
+            '(max pooling gives places no weights), nn.Flatten and nn.Linear. Use method="gradcam"; for a lower layer '
+            "of a stack, to_torch(layer)."
         )
 
 
@@ -408,11 +409,11 @@ def _cam(network: nn.Sequential, images: Tensor, targets: Tensor) -> Tensor:
 
 
 def _cells(pool: nn.Module, maps: Tensor) -> Tensor:
-    """Return which positions each pooling cell reads, (cells, H, W) of zeros and ones."""
+    """Return how much of its largest weight each pooling cell gives each position, (cells, H, W)."""
     count = math.prod(pool(maps[:1, :1]).shape)
     # Pooling is linear and treats every channel alike: its transpose of one cell is where that cell looks.
     blank = maps.new_zeros(count, 1, *maps.shape[2:]).requires_grad_()
     with torch.enable_grad():
         pooled = pool(blank)
     (reads,) = torch.autograd.grad(pooled, blank, torch.eye(count).to(maps).view_as(pooled))
-    return (reads[:, 0] != 0).to(maps)
+    return (reads / reads.amax(dim=(1, 2, 3), keepdim=True))[:, 0].to(maps)

@@ -64,9 +64,10 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 # For a GPU that multiplies in float64 as fast as in float32: with so many filters float32 is too coarse for a
 # certificate. More filters than that are held back by the number of images, so shifted copies are added
-# (benchmarks/RESULTS.md).
+# (benchmarks/RESULTS.md). Smooth cells were not tried on a card.
 RECIPES["huge"] = RECIPES["large"] | {
     "gates": ("patches:4096",),
+    "pooling": "mean",
     "dtype": "float64",
     "half_maps": False,
 }
