@@ -30,6 +30,9 @@ CHUNK_ENTRIES_CPU = 1 << 18
 CHUNK_ENTRIES_GPU = 1 << 28
 # From this many products an image on, images are convolved one at a time: the responses of one fill the cache.
 CONVOLUTION_PRODUCTS = 1 << 20
+# Responses of one image that are pooled together, where convolutions copy them: of more the system takes the memory
+# back after each image and clears it for the next, which costs more than twice the convolution.
+_POOLED_ENTRIES = 1 << 19
 # Images whose maps are made at once on a GPU.
 _IMAGES_GPU = 256
 # Images whose patches are measured at once.
@@ -293,18 +296,26 @@ class Patches:
     def convolved(self, filters: Tensor, pooled: Tensor) -> Tensor:
         """Write the pooled ReLU responses into ``pooled`` (n, cells, m), one image at a time, and return it."""
         count, (height, width), cells = len(filters), self.map_shape, self.geometry.pool_cells
-        tiled = height % cells == 0 and width % cells == 0 and self._order() == torch.contiguous_format
+        copied = self._order() == torch.contiguous_format
+        tiled = height % cells == 0 and width % cells == 0 and copied
         weight = get_pooling(self.geometry.pooling).constant(self.n_patches // cells**2) if tiled else None
-        respond = self._responses(filters)
+        parts = -(-count * self.n_patches // _POOLED_ENTRIES) if copied else 1
+        most = -(-count // max(parts, 1))
+        pieces = [
+            (slice(first, first + most), self._responses(filters[first : first + most]))
+            for first in range(0, count, max(most, 1))
+        ]
+
+        def pool(responses: Tensor) -> Tensor:
+            if weight is None:
+                return self.pooler.pool(responses.flatten(2).transpose(1, 2))[0][0]
+            tiles = responses.view(-1, cells, height // cells, cells, width // cells)
+            return tiles.sum(dim=(2, 4)).flatten(1).T.mul_(self.scale * weight)
 
         def work(share: slice) -> None:
             for row in range(share.start, share.stop):
-                responses = respond(slice(row, row + 1))
-                if weight is not None:
-                    parts = responses.view(count, cells, height // cells, cells, width // cells)
-                    pooled[row] = parts.sum(dim=(2, 4)).view(count, -1).T.mul_(self.scale * weight)
-                else:
-                    pooled[row] = self.pooler.pool(responses.flatten(2).transpose(1, 2))[0][0]
+                for piece, respond in pieces:
+                    pooled[row, :, piece] = pool(respond(slice(row, row + 1)))
 
         map_shares(work, self.n_images, self.images.device)
         return pooled
