@@ -455,6 +455,7 @@ def test_more_cells_than_the_maps_have_are_refused() -> None:
 @pytest.mark.parametrize("geometry", [
     PatchGeometry(3, 1, 1, "mean", 2, bias=True), PatchGeometry((2, 3), (2, 1), (0, 1), "sum", 2),
     PatchGeometry(3, 1, 0, "mean", 3, bias=True), PatchGeometry(2, 1, 0, "sum", 1),
+    PatchGeometry(3, 1, 1, "bilinear", 2, bias=True),
 ])  # fmt: skip
 def test_images_convolved_one_at_a_time(
     geometry: PatchGeometry, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
@@ -476,6 +477,10 @@ def test_images_convolved_one_at_a_time(
     torch.testing.assert_close(found, whole, rtol=tolerance, atol=tolerance)
     part = patches.subset(slice(1, 4))
     torch.testing.assert_close(part.relu_features(filters), found[1:4], rtol=tolerance, atol=tolerance)
+    # Two filters at a time, and the last one alone.
+    monkeypatch.setattr(patches_module, "_POOLED_ENTRIES", 2 * patches.n_patches)
+    torch.testing.assert_close(patches.relu_features(filters), found, rtol=tolerance, atol=tolerance)
+    assert patches.relu_features(filters[:0]).shape == (5, patches.n_cells, 0)
 
 
 def test_a_slice_of_patches_keeps_none_of_its_own() -> None:

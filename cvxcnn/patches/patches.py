@@ -30,8 +30,8 @@ CHUNK_ENTRIES_CPU = 1 << 18
 CHUNK_ENTRIES_GPU = 1 << 28
 # From this many products an image on, images are convolved one at a time: the responses of one fill the cache.
 CONVOLUTION_PRODUCTS = 1 << 20
-# Responses of one image that are pooled together, where convolutions copy them: of more the system takes the memory
-# back after each image and clears it for the next, which costs more than twice the convolution.
+# Responses of one image that are pooled together, where each filter's lie together: of more the system takes the memory
+# back after each image and clears it for the next, which takes twice as long as the convolution.
 _POOLED_ENTRIES = 1 << 19
 # Images whose maps are made at once on a GPU.
 _IMAGES_GPU = 256
@@ -296,14 +296,14 @@ class Patches:
     def convolved(self, filters: Tensor, pooled: Tensor) -> Tensor:
         """Write the pooled ReLU responses into ``pooled`` (n, cells, m), one image at a time, and return it."""
         count, (height, width), cells = len(filters), self.map_shape, self.geometry.pool_cells
-        copied = self._order() == torch.contiguous_format
-        tiled = height % cells == 0 and width % cells == 0 and copied
+        planes = self._order() == torch.contiguous_format
+        tiled = height % cells == 0 and width % cells == 0 and planes
         weight = get_pooling(self.geometry.pooling).constant(self.n_patches // cells**2) if tiled else None
-        parts = -(-count * self.n_patches // _POOLED_ENTRIES) if copied else 1
-        most = -(-count // max(parts, 1))
+        parts = max(1, -(-count * self.n_patches // _POOLED_ENTRIES)) if planes else 1
+        most = max(1, -(-count // parts))
         pieces = [
             (slice(first, first + most), self._responses(filters[first : first + most]))
-            for first in range(0, count, max(most, 1))
+            for first in range(0, count, most)
         ]
 
         def pool(responses: Tensor) -> Tensor:
