@@ -90,6 +90,12 @@ def convex(images: Any, labels: Any, others: Any, seed: int) -> NDArray[np.int64
     return np.asarray(ConvexCNNClassifier(image_shape=(8, 8)).fit(images, labels).predict(others))
 
 
+def patches(images: Any, labels: Any, others: Any, seed: int) -> NDArray[np.int64]:
+    """Predict by the recipe of larger images: two layers of filters that are patches, no bound over all networks."""
+    model = ConvexCNNClassifier(recipe="small", image_shape=(8, 8)).fit(images, labels)
+    return np.asarray(model.predict(others))
+
+
 def mlp(images: Any, labels: Any, others: Any, seed: int) -> NDArray[np.int64]:
     """Predict by scikit-learn's network of 100 hidden units, trained until its loss stands."""
     network = MLPClassifier(max_iter=1000, random_state=seed).fit(images, labels)
@@ -118,6 +124,7 @@ def small_cnn(images: Any, labels: Any, others: Any, seed: int) -> NDArray[np.in
 
 CLASSIFIERS: dict[str, Classifier] = {
     "`ConvexCNNClassifier()`": convex,
+    '`ConvexCNNClassifier(recipe="small")`, two layers': patches,
     "scikit-learn's `MLPClassifier`": mlp,
     "two convolutions in torch, Adam": small_cnn,
 }

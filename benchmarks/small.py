@@ -127,6 +127,7 @@ def classifier(scale: Scale) -> Iterator[Entry]:
     yield Entry("ConvexCNNClassifier()", convex(), scale.repetitions)
     few_gates = ConvexConvBlock(gates=50, pricing=NO_SEARCH)
     yield Entry("ConvexCNNClassifier, 50 gates, no search", convex(block=few_gates), scale.repetitions)
+    yield Entry('ConvexCNNClassifier(recipe="small")', convex(recipe="small"), scale.repetitions)
     yield Entry("MLPClassifier(max_iter=1000)", rival(lambda: MLPClassifier(max_iter=1000, random_state=0)))
     yield Entry("LogisticRegression(max_iter=1000)", rival(lambda: LogisticRegression(max_iter=1000)))
 
@@ -143,6 +144,8 @@ def cross_validation(scale: Scale) -> Iterator[Entry]:
 
     repetitions = min(3, scale.repetitions)
     yield Entry("ConvexCNNClassifier(), 3 folds", scored(ConvexCNNClassifier(), images), repetitions)
+    patches = ConvexCNNClassifier(recipe="small")
+    yield Entry('ConvexCNNClassifier(recipe="small"), 3 folds', scored(patches, images), repetitions)
     yield Entry("MLPClassifier(), 3 folds", scored(MLPClassifier(random_state=0), flat), repetitions)
 
 

@@ -54,6 +54,21 @@ def test_fractions_fall_with_the_number_of_images_and_photographs_are_mirrored()
     assert recipe("large", GREY, 60_000)["layers"] == 3
 
 
+@pytest.mark.parametrize("name", ["small", "large"])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 16), (2, 2), (5, 3), (4, 4), (40, 3)])
+def test_recipes_fit_images_of_every_shape(name: str, shape: tuple[int, int]) -> None:
+    settings = recipe(name, (1, *shape), 12)
+    assert settings["pool_cells"] <= min(shape) and settings["pool_cells"] <= RECIPES[name]["pool_cells"]
+    images, labels = np.random.default_rng(0).random((12, *shape)), np.arange(12) % 2
+    model = ConvexCNNClassifier(recipe=name, layers=2).fit(images, labels)
+    assert len(model.stack_.blocks_) == 2 and np.isfinite(model.predict_proba(images)).all()
+
+
+def test_small_images_have_small_patches() -> None:
+    assert recipe("small", (3, 16, 16), 600)["kernel_size"] == (5, 3)
+    assert recipe("small", GREY, 600)["kernel_size"] == (7, 5)
+
+
 def test_what_is_asked_for_stays() -> None:
     fitted = for_data(parsed("--layers", "3", "--kernel-size", "3", "--baseline"), COLOUR, 6000)
     assert (fitted.recipe, fitted.layers, fitted.kernel_size, fitted.baseline) == ("small", 3, 3, True)
