@@ -202,8 +202,7 @@ def climbed(patches: Patches, dual: Tensor, directions: Tensor, steps: int, pair
 
     Notes
     -----
-    In float64, over all patches: 8 n K (d + 16) bytes and as much as 16 of these for each further thread, and about
-    6 n K d m operations a step.
+    In float64, over all patches: about 8 n K (d + 16 t) bytes with t threads, and 6 n K d m operations a step.
 
     Examples
     --------
@@ -215,7 +214,7 @@ def climbed(patches: Patches, dual: Tensor, directions: Tensor, steps: int, pair
     climb = (_Climb if patches.pooler.linear else WinnerClimb)(patches, dual, pairs)
     begin = F.normalize(directions.double(), dim=1)
     together = _TOGETHER if begin.device.type == "cpu" else max(len(begin), 1)
-    groups = torch.arange(len(begin), device=begin.device).split(together)
+    groups = torch.split(torch.arange(len(begin), device=begin.device), together)
 
     def reached(rows: Tensor) -> Tensor:
         some = copy(climb)
