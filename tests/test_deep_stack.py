@@ -60,6 +60,8 @@ def test_a_plain_stack_predicts_by_its_last_block_and_an_ensemble_by_the_mean(
     np.testing.assert_array_equal(stack.predict(problem[0]), staged[1])
     np.testing.assert_allclose(stack.predict(problem[0], ensemble=True), (staged[0] + staged[1]) / 2)
     np.testing.assert_allclose(stack.predict(problem[0], 0, ensemble=True), staged[0])
+    stack.blocks_[1] = None  # what comes after the layer that is asked for isn't computed
+    np.testing.assert_array_equal(stack.predict(problem[0], 0), staged[0])
 
 
 def test_mirrored_images_get_the_same_predictions(problem: tuple[np.ndarray, np.ndarray]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -244,8 +245,9 @@ class Layers:
         InputError
             If there is no such layer, images have another shape than those of ``fit``, or shift is negative.
         """
-        predictions = list(self.staged_predict(images, shift=shift))
-        if not is_int(layer, -len(predictions), len(predictions)):
-            raise InputError(f"layer must be between 0 and {len(predictions) - 1}; got {layer!r}.")
-        last = int(layer) % len(predictions)
-        return np.asarray(np.mean(predictions[: last + 1], axis=0)) if ensemble else predictions[last]
+        self._check_fitted()
+        count = len(self.blocks_)
+        if not is_int(layer, -count, count):
+            raise InputError(f"layer must be between 0 and {count - 1}; got {layer!r}.")
+        predictions = list(islice(self.staged_predict(images, shift=shift), int(layer) % count + 1))
+        return np.asarray(np.mean(predictions, axis=0)) if ensemble else predictions[-1]
