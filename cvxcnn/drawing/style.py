@@ -112,8 +112,13 @@ def save_png(figure: Figure, path: Target) -> None:
     OSError
         If it can't be written.
     """
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.image import imsave
+
+    buffer, canvas = io.BytesIO(), FigureCanvasAgg(figure)
+    # savefig draws twice, the first time for the layout alone.
+    canvas.draw()
+    imsave(buffer, canvas.buffer_rgba(), format="png", origin="upper", dpi=figure.dpi)
     if isinstance(path, (str, os.PathLike)):
         write_output(Path(path), buffer.getvalue())
     else:
