@@ -165,8 +165,12 @@ def stored() -> Numbers:
 
 def store(found: Numbers) -> None:
     """Put numbers beside those stored, with when and on what they were measured."""
+    today = datetime.now(timezone.utc).date().isoformat()
+    if "classifiers" in found:
+        NUMBERS.write_text(json.dumps({**stored(), **found, "classifiers_date": today}, indent=1) + "\n", encoding="utf-8")
+        return
     where = {
-        "date": datetime.now(timezone.utc).date().isoformat(),
+        "date": today,
         "processor": processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
@@ -225,7 +229,7 @@ def classifier_rows(numbers: Numbers) -> list[str]:
     for name, found in numbers["classifiers"].items():
         accuracy = span([100 * value for value in found["accuracies"]], "{:.1f}", " %")
         rows.append(f"| {name} | {accuracy} | {span(found['processor_seconds'], '{:.1f}')} |")
-    return rows
+    return [*rows, "", f"(Measured by the same command on {numbers['classifiers_date']}, other work beside it.)"]
 
 
 def stamp(numbers: Numbers) -> list[str]:

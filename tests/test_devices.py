@@ -117,7 +117,7 @@ def test_whatever_else_takes_a_device() -> None:
         torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.AvgPool2d(6), torch.nn.Flatten(), torch.nn.Linear(4, 10)
     )
     with pretended_device() as device:
-        block = ConvexConvBlock(device=device, gates=8, kernel_size=3)
+        block = ConvexConvBlock(device=device, gates=8, kernel_size=3, pricing=PricingOptions(starts=4))
         classifier = ConvexCNNClassifier(layers=1, block=block).fit(IMAGES, DIGITS.labels)
         assert classifier.score(IMAGES, DIGITS.labels) > 0.5
         polished = polish(module.double(), IMAGES, TARGETS, reg=0.5, pricing=PricingOptions(starts=4), device=device)

@@ -283,7 +283,7 @@ def test_the_gates_are_to_the_last_bit_those_of_one_process(both: Any) -> None:
 
 
 def test_the_command_line_with_two_processes(tmp_path: Path) -> None:
-    options = {"layers": 2, "limit_train": 200, "gates": 20, "solver": "fista"}
+    options = {"layers": 2, "limit_train": 200, "gates": 20, "starts": 8, "solver": "fista"}
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     launch = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "cvxcnn.train"]
     done = subprocess.run(

@@ -529,7 +529,8 @@ def test_colour_images_and_strange_names(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
-    run(Settings(layers=2, limit_train=60, reg=10.0, gates=8, baseline_epochs=10, baseline_width=8, output=str(folder)))
+    run(Settings(layers=2, limit_train=60, reg=10.0, gates=8, starts=8, baseline_epochs=10, baseline_width=8,
+                 output=str(folder)))  # fmt: skip
     return folder
 
 
@@ -615,8 +616,8 @@ def test_a_run_without_its_baseline(folder: Path) -> None:
 
 def test_a_gated_run_is_explained_by_what_it_allows(tmp_path: Path) -> None:
     target = tmp_path / "gated"
-    run(Settings(layers=1, limit_train=40, reg=2.0, gates=4, activation="gated_relu", penalty="nuclear", tol=0.1,
-                 baseline_epochs=5, baseline_width=8, output=str(target)))  # fmt: skip
+    run(Settings(layers=1, limit_train=40, reg=2.0, gates=4, starts=8, activation="gated_relu", penalty="nuclear",
+                 tol=0.1, baseline_epochs=5, baseline_width=8, output=str(target)))  # fmt: skip
     assert explain_run(target, n_images=2)["methods"] == ["cam", "gradcam", "gradient"]
     with pytest.raises(InputError, match="has a gated convolution"):
         explain_run(target, methods=["guided_backprop"])

@@ -237,8 +237,8 @@ def test_a_damaged_folder(folder: Path, name: str, content: str | None, message:
 
 def test_a_gated_run(tmp_path: Path) -> None:
     target = tmp_path / "gated"
-    run(Settings(layers=1, limit_train=40, reg=2.0, gates=4, activation="gated_relu", penalty="nuclear", tol=0.1,
-                 baseline_epochs=5, baseline_width=8, output=str(target)))  # fmt: skip
+    run(Settings(layers=1, limit_train=40, reg=2.0, gates=4, starts=8, activation="gated_relu", penalty="nuclear",
+                 tol=0.1, baseline_epochs=5, baseline_width=8, output=str(target)))  # fmt: skip
     text = page_of(target).text
     assert "of different networks (gated and ReLU)" in text and "not comparable" in text
     gates = text[text.index("Convex: 4 of 4") : text.index("Non-convex: 8 of 8")]

@@ -114,10 +114,11 @@ def test_a_run_says_and_records_what_was_chosen(
 
 
 def test_estimators_choose_the_same_way() -> None:
-    images, labels = large_digits(900)
-    model = ConvexCNNClassifier(layers=1).fit(images[:600], labels[:600])
+    images, labels = large_digits(600)
+    # Every second one: the file is ordered by who wrote the digits.
+    model = ConvexCNNClassifier(layers=1).fit(images[::2], labels[::2])
     assert model.stack_.blocks_[0].kernel_size == 7 and model.stack_.residual
-    assert model.score(images[600:], labels[600:]) > 0.95
+    assert model.score(images[1::2], labels[1::2]) > 0.9
     given = ConvexCNNClassifier(block=ConvexConvBlock(gates=5, pricing=PricingOptions(starts=0))).fit(
         images[:240], labels[:240]
     )

@@ -318,7 +318,7 @@ def test_a_diagnostic_is_one_function_and_one_line(tmp_path):
     metrics.METRICS.append(toy)
     figures.FIGURES.append(picture)
     try:
-        settings = Settings(layers=2, limit_train=40, reg=2.0, gates=8, baseline_width=4, baseline_epochs=1)
+        settings = Settings(layers=2, limit_train=40, reg=2.0, gates=8, starts=8, baseline_width=4, baseline_epochs=1)
         summary = training(replace(settings, output=str(folder)), console)
     finally:
         metrics.METRICS.remove(toy)

@@ -18,7 +18,7 @@ from rich.console import Console
 
 import cvxcnn.runs.records
 import cvxcnn.runs.run
-from cvxcnn import ConvexConvBlock, LayerwiseCNN
+from cvxcnn import ConvexConvBlock, LayerwiseCNN, PricingOptions
 from cvxcnn.commands.train import main
 from cvxcnn.errors import InputError, ModelFileError
 from cvxcnn.models.saving import load_model
@@ -27,7 +27,15 @@ from cvxcnn.reports.html import FINDINGS, write_report
 from cvxcnn.runs.run import Settings, drawings, resume, run
 from cvxcnn.runs.run_folder import hidden_folder
 
-QUICK = Settings(layers=2, limit_train=40, reg=2.0, gates=8, baseline_width=4, baseline_epochs=1, output="out")
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
+QUICK = Settings(
+    layers=2, limit_train=40, reg=2.0, gates=8, starts=8, baseline_width=4, baseline_epochs=1, output="out"
+)
+OPTIONS = [
+    "--layers", "2", "--limit-train", "40", "--reg", "2", "--gates", "8", "--starts", "8",
+    "--baseline-width", "4", "--baseline-epochs", "1", "--output", "out",
+]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -199,8 +207,7 @@ def failing_at(patched: pytest.MonkeyPatch, steps: Sequence[str], error: BaseExc
 
 
 def train_quickly(*more: str) -> int:
-    options = "--layers 2 --limit-train 40 --reg 2 --gates 8 --baseline-width 4 --baseline-epochs 1 --output out"
-    return main([*options.split(), *more])
+    return main([*OPTIONS, *more])
 
 
 @pytest.mark.parametrize(
@@ -265,8 +272,7 @@ def test_a_run_interrupted_while_it_is_drawn_has_its_numbers(
 def test_command_line(whole: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     with monkeypatch.context() as patched:
         break_off(patched, KeyboardInterrupt())
-        options = "--layers 2 --limit-train 40 --reg 2 --gates 8 --baseline-width 4 --baseline-epochs 1 --output out"
-        assert main(options.split()) == 130
+        assert main(OPTIONS) == 130
     assert capsys.readouterr().err == ("cvxcnn.train: interrupted; 1 of 2 layers are kept; go on with --resume out.\n")
     assert main(["--resume", "out", "--layers", "2", "--gates", "9"]) == 2
     assert "--resume takes the settings of the run in out. Leave out --gates." in capsys.readouterr().err
@@ -334,7 +340,7 @@ def edit(table: str, name: str | int, value: Any) -> None:
 def test_a_stack_keeps_finished_blocks() -> None:
     images, labels = digits(60)
     targets = np.eye(10)[labels]
-    block = eq2_block(padding=1, pooling="mean", gates=8, penalty="dense", reg=0.5)
+    block = eq2_block(padding=1, pooling="mean", gates=8, penalty="dense", reg=0.5, pricing=PricingOptions(starts=4))
     first = LayerwiseCNN(layers=1, block=block, downsample=2).fit(images, targets)
     heard: list[int] = []
     both = LayerwiseCNN(layers=2, block=block, downsample=2)

@@ -36,6 +36,8 @@ from cvxcnn.runs.run import run
 from cvxcnn.runs.settings import Settings, build_stack
 from cvxcnn.theory import infinite_gram
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 QUICK = Settings(layers=2, limit_train=40, reg=2.0, gates=8, starts=8, baseline_width=8, baseline_epochs=2)
 
 

@@ -37,7 +37,9 @@ from cvxcnn.runs.run import run
 from cvxcnn.runs.run_folder import OutputFolder, default_output
 from cvxcnn.runs.settings import Settings, build_stack
 
-QUICK = ["--layers", "1", "--limit-train", "40", "--reg", "10", "--gates", "8"]
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
+QUICK = ["--layers", "1", "--limit-train", "40", "--reg", "10", "--gates", "8", "--starts", "8"]
 FILES = [
     "accuracy.png", "config.json", "exciting_patches.png", "explanations_quick.png", "history.csv",
     "metrics.csv", "mistakes.png", "model.safetensors", "objective.png", "predictions.csv",
@@ -63,7 +65,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Settings, 
     """A run of two layers with its baseline, and what it returned."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     settings = Settings(
-        layers=2, limit_train=100, reg=10.0, gates=10, baseline_epochs=30, baseline_width=16, output=str(folder)
+        layers=2,
+        limit_train=100,
+        reg=10.0,
+        gates=10,
+        starts=8,
+        baseline_epochs=30,
+        baseline_width=16,
+        output=str(folder),
     )
     return folder, settings, run(settings)
 
@@ -180,7 +189,10 @@ def test_the_history_ends_in_the_summarys_numbers(finished: tuple[Path, Settings
 def test_without_a_reg_each_layer_has_its_share_of_its_own_reg_max(
     digits: tuple[ImageSet, ImageSet], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--layers", "2", "--limit-train", "100", "--reg-fraction", "0.2", "--gates", "8", "--no-baseline"]
+    arguments = [
+        "--layers", "2", "--limit-train", "100", "--reg-fraction", "0.2", "--gates", "8", "--starts", "8",
+        "--no-baseline",
+    ]  # fmt: skip
     assert main([*arguments, "--output", "out"]) == 0
     summary = json.loads(Path("out/summary.json").read_text())
     assert (summary["settings"]["reg"], summary["settings"]["reg_fraction"]) == (None, 0.2)
