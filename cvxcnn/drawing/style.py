@@ -115,7 +115,8 @@ def save_png(figure: Figure, path: Target) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.image import imsave
 
-    buffer, canvas = io.BytesIO(), FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    canvas: Any = FigureCanvasAgg(figure)
     # savefig draws twice, the first time for the layout alone.
     canvas.draw()
     imsave(buffer, canvas.buffer_rgba(), format="png", origin="upper", dpi=figure.dpi)
