@@ -166,16 +166,15 @@ def stored() -> Numbers:
 def store(found: Numbers) -> None:
     """Put numbers beside those stored, with when and on what they were measured."""
     today = datetime.now(timezone.utc).date().isoformat()
-    if "classifiers" in found:
-        NUMBERS.write_text(json.dumps({**stored(), **found, "classifiers_date": today}, indent=1) + "\n", encoding="utf-8")
-        return
-    where = {
-        "date": today,
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__.split("+")[0],
-    }
+    where: Numbers = {"classifiers_date": today}
+    if "classifiers" not in found:
+        where = {
+            "date": today,
+            "processor": processor(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            "torch": torch.__version__.split("+")[0],
+        }
     NUMBERS.write_text(json.dumps({**stored(), **found, **where}, indent=1) + "\n", encoding="utf-8")
 
 

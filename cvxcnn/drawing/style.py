@@ -8,7 +8,7 @@ import sys
 import textwrap
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from ..persistence.files import write_output
 
