@@ -85,15 +85,14 @@ def keep_run(run: Path) -> Numbers:
     return {f"main-{threads}": {"threads": threads, "layers": summary["layers"]}}
 
 
-def convex(images: Any, labels: Any, others: Any, seed: int) -> NDArray[np.int64]:
-    """Predict by our classifier with its defaults: one layer."""
-    return np.asarray(ConvexCNNClassifier(image_shape=(8, 8)).fit(images, labels).predict(others))
+def ours(**options: Any) -> Classifier:
+    """Return what predicts by our classifier, with its defaults but for some options."""
 
+    def predict(images: Any, labels: Any, others: Any, seed: int) -> NDArray[np.int64]:
+        model = ConvexCNNClassifier(image_shape=(8, 8), **options).fit(images, labels)
+        return np.asarray(model.predict(others))
 
-def patches(images: Any, labels: Any, others: Any, seed: int) -> NDArray[np.int64]:
-    """Predict by the recipe of larger images: two layers of filters that are patches, no bound over all networks."""
-    model = ConvexCNNClassifier(recipe="small", image_shape=(8, 8)).fit(images, labels)
-    return np.asarray(model.predict(others))
+    return predict
 
 
 def mlp(images: Any, labels: Any, others: Any, seed: int) -> NDArray[np.int64]:
@@ -123,8 +122,8 @@ def small_cnn(images: Any, labels: Any, others: Any, seed: int) -> NDArray[np.in
 
 
 CLASSIFIERS: dict[str, Classifier] = {
-    "`ConvexCNNClassifier()`": convex,
-    '`ConvexCNNClassifier(recipe="small")`, two layers': patches,
+    "`ConvexCNNClassifier()`": ours(),
+    '`ConvexCNNClassifier(recipe="small")`, two layers': ours(recipe="small"),
     "scikit-learn's `MLPClassifier`": mlp,
     "two convolutions in torch, Adam": small_cnn,
 }
@@ -228,7 +227,7 @@ def classifier_rows(numbers: Numbers) -> list[str]:
     for name, found in numbers["classifiers"].items():
         accuracy = span([100 * value for value in found["accuracies"]], "{:.1f}", " %")
         rows.append(f"| {name} | {accuracy} | {span(found['processor_seconds'], '{:.1f}')} |")
-    return [*rows, "", f"(Measured by the same command on {numbers['classifiers_date']}, other work beside it.)"]
+    return [*rows, "", f"(`python benchmarks/readme.py --parts classifiers`, {numbers['classifiers_date']}.)"]
 
 
 def stamp(numbers: Numbers) -> list[str]:

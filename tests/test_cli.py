@@ -21,8 +21,6 @@ from cvxcnn import __version__
 from cvxcnn.commands.cli import EXIT_CODES, Parser, fraction, integer, one_of, positive, run_command
 from cvxcnn.errors import DataError, InputError, ModelFileError, SolverError
 
-pytestmark = pytest.mark.usefixtures("blank_pictures")
-
 ROOT = str(Path(cvxcnn.__file__).parents[1])
 QUICK = ["--layers", "1", "--limit-train", "40", "--reg", "10", "--gates", "8", "--starts", "8", "--no-baseline"]
 

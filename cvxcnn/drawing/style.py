@@ -112,11 +112,10 @@ def save_png(figure: Figure, path: Target) -> None:
     OSError
         If it can't be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.image import imsave
 
     buffer = io.BytesIO()
-    canvas: Any = FigureCanvasAgg(figure)
+    canvas: Any = figure.canvas
     # savefig draws twice, the first time for the layout alone.
     canvas.draw()
     imsave(buffer, canvas.buffer_rgba(), format="png", origin="upper", dpi=figure.dpi)

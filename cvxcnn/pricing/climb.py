@@ -202,7 +202,8 @@ def climbed(patches: Patches, dual: Tensor, directions: Tensor, steps: int, pair
 
     Notes
     -----
-    In float64, over all patches: about 8 n K (d + 16 t) bytes with t threads, and 6 n K d m operations a step.
+    In float64, over all patches: about 8 n K (d + 4 m) bytes, of the m directions that climb at once, four in each
+    thread; and 6 n K d operations for each direction a step.
 
     Examples
     --------
@@ -221,7 +222,7 @@ def climbed(patches: Patches, dual: Tensor, directions: Tensor, steps: int, pair
         some.pairs = None if pairs is None else pairs[rows]
         return _reached(some, begin[rows], steps)
 
-    return torch.cat(map_items(reached, groups, begin.device)) if len(begin) else begin
+    return torch.cat(map_items(reached, groups, begin.device))
 
 
 def _reached(climb: _Climb | WinnerClimb, best: Tensor, steps: int) -> Tensor:

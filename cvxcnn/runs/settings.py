@@ -168,13 +168,16 @@ def for_data(settings: Settings, image_shape: tuple[int, int, int], n_train: int
     n_train : int
         Training images, of all processes.
     """
-    asked = {entry.name for entry in fields(Settings) if getattr(settings, entry.name) != entry.default}
+    # Of a recipe that was named, what it has for all images is there already.
+    usual = RECIPES.get(settings.recipe, {})
+    asked = {
+        entry.name
+        for entry in fields(Settings)
+        if getattr(settings, entry.name) != usual.get(entry.name, entry.default)
+    }
     asked |= {*settings.asked, *({"reg_fraction"} if settings.reg is not None else ())}
     name = recipe_for(image_shape, n_train, asked) if settings.recipe == "auto" else settings.recipe
     values = recipe(name, image_shape, n_train)
-    if settings.recipe != "auto":
-        # Its fixed settings are there; what depends on the images is not.
-        values = {key: value for key, value in values.items() if key not in RECIPES[name]}
     return replace(settings, recipe=name, asked=(), **{key: values[key] for key in values if key not in asked})
 
 
@@ -246,8 +249,9 @@ def recorded_settings(values: Mapping[str, Any], **changes: Any) -> Settings:
     }
     if known.get("reg") is not None:
         known["reg_fraction"] = None  # of older runs, which had a fraction beside it that meant nothing
-    # Runs of before the recipes had one had the settings that they recorded.
-    return replace(Settings(**{"recipe": "exact", **known}), downsample=tuple(known["downsample"]), **changes)
+    # All of them stay, whatever the recipe has today. Runs of before the recipes had one had what they recorded.
+    settings = Settings(**{"recipe": "exact", **known, "asked": tuple(names)})
+    return replace(settings, downsample=tuple(known["downsample"]), **changes)
 
 
 def resolve_device(name: str) -> str:
