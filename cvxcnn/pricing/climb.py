@@ -43,7 +43,7 @@ _GAIN = 1e-12
 _PROJECTIONS = 60
 # Lengths of its steps that are tried: where none is lower, steps that move one multiplier at a time end it sooner.
 _LENGTHS = (1.0, 0.5, 0.25, 0.125)
-# Directions that climb together: what is known of each patch stays in the cache, and threads share the groups.
+# Directions that climb together; threads share the groups (benchmarks/RESULTS.md).
 _TOGETHER = 4
 # A multiplier whose limit costs no more than this, relative to the largest slope, may stay there.
 _PULL = 1e-14
