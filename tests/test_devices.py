@@ -28,6 +28,14 @@ from cvxcnn.models.recipes import stack_settings
 from cvxcnn.runs import diagnosing, explaining, records, run, settings
 
 NO_SEARCH = PricingOptions(starts=0)
+# An operation takes a hundred times as long there.
+SHORT: dict[str, Any] = {
+    "starts": 6,
+    "ascent_steps": 10,
+    "improvement_steps": 10,
+    "initial_filters": 16,
+    "max_rounds": 2,
+}
 DIGITS = limit(load_data("digits")[0], 24, 0)
 IMAGES, TARGETS = DIGITS.images, one_hot(DIGITS.labels, 10)
 SIDE_BY_SIDE: list[dict[str, Any]] = [
@@ -78,12 +86,12 @@ def test_a_block_has_the_same_objective_there(given: dict[str, Any]) -> None:
 
 def test_filters_are_priced_there() -> None:
     with pretended_device() as device:
-        block = ConvexConvBlock(device=device, gates=PricedGates(starts=6, max_rounds=2), reg=0.5, kernel_size=3)
+        block = ConvexConvBlock(device=device, gates=PricedGates(**SHORT), reg=0.5, kernel_size=3)
         block.fit(IMAGES, TARGETS)
         found = block.certificate_
         assert found.objective >= found.global_bound > 0
     # Other roundings find other filters: the bound of one run is below the objective of another.
-    block = ConvexConvBlock(gates=PricedGates(starts=6, max_rounds=2), reg=0.5, kernel_size=3).fit(IMAGES, TARGETS)
+    block = ConvexConvBlock(gates=PricedGates(**SHORT), reg=0.5, kernel_size=3).fit(IMAGES, TARGETS)
     assert block.certificate_.objective >= found.global_bound
     assert found.objective >= block.certificate_.global_bound
 
@@ -117,16 +125,16 @@ def test_whatever_else_takes_a_device() -> None:
         torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.AvgPool2d(6), torch.nn.Flatten(), torch.nn.Linear(4, 10)
     )
     with pretended_device() as device:
-        block = ConvexConvBlock(device=device, gates=8, kernel_size=3, pricing=PricingOptions(starts=4))
+        block = ConvexConvBlock(device=device, gates=8, kernel_size=3, pricing=PricingOptions(**SHORT))
         classifier = ConvexCNNClassifier(layers=1, block=block).fit(IMAGES, DIGITS.labels)
         assert classifier.score(IMAGES, DIGITS.labels) > 0.5
-        polished = polish(module.double(), IMAGES, TARGETS, reg=0.5, pricing=PricingOptions(starts=4), device=device)
+        polished = polish(module.double(), IMAGES, TARGETS, reg=0.5, pricing=PricingOptions(**SHORT), device=device)
         assert polished.objective <= polished.objective_before
         assert len(reg_path(IMAGES, TARGETS, block=block, points=3).regs) == 3
 
 
 def test_the_commands_run_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], blank_pictures: None
 ) -> None:
     folder, pictures = str(tmp_path / "run"), str(tmp_path / "pictures.npy")
     np.save(pictures, IMAGES)
@@ -136,7 +144,7 @@ def test_the_commands_run_there(
         for module in (settings, records, run, explaining, diagnosing, predict):
             monkeypatch.setattr(module, "resolve_device", lambda name: device)
         assert main(["train", *layers, *rivals, "--device", "cuda", "--output", folder]) == 0
-        assert main(["explain", folder, "--device", "cuda"]) == 0
+        assert main(["explain", folder, "--images", "2", "--device", "cuda"]) == 0
         assert main(["diagnose", folder, "--device", "cuda"]) == 0
         assert main(["predict", folder, pictures, "--device", "cuda"]) == 0
     assert "Error" not in capsys.readouterr().err

@@ -39,6 +39,7 @@ from cvxcnn.models.block import DEFAULT_FRACTION, DEFAULT_SEARCH
 from cvxcnn.runs.settings import Settings, build_stack, for_data, recorded_settings
 
 FAST = PricingOptions(starts=0)
+SHORT = PricingOptions(starts=4, max_rounds=1, initial_filters=2, improvement_steps=6)
 BLOCK = ConvexConvBlock(gates=4, pricing=FAST)
 RANDOM = np.random.default_rng(0)
 IMAGES, TARGETS = RANDOM.normal(size=(20, 3, 6, 8)), RANDOM.normal(size=20)
@@ -221,13 +222,8 @@ def test_a_gated_block_with_the_default_penalty_is_the_nuclear_program() -> None
 # reg, or its fraction.
 
 
-@pytest.mark.parametrize(
-    "options", [{"gates": 4}, {"pricing": PricingOptions(starts=4, max_rounds=1, initial_filters=2), "pool_cells": 1}]
-)
-def test_no_reg_is_a_hundredth_of_reg_max_and_stays_none(
-    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("cvxcnn.pricing.filter_master._INITIAL_STEPS", 20)
+@pytest.mark.parametrize("options", [{"gates": 4}, {"pricing": SHORT, "pool_cells": 1}])
+def test_no_reg_is_a_hundredth_of_reg_max_and_stays_none(options: dict[str, Any]) -> None:
     block = ConvexConvBlock(**{"pricing": FAST, "kernel_size": 2, **options})
     first = clone(block).fit(IMAGES, TARGETS)
     assert first.reg is None
@@ -497,8 +493,7 @@ def test_progress_says_what_its_numbers_are(capsys: pytest.CaptureFixture[str]) 
     assert heard_of[-1].dual_bound <= group.result_.objective
     group.fit(IMAGES, TARGETS, verbose=True)
     assert "every gate brings a cone" in capsys.readouterr().err
-    search = PricingOptions(starts=4, max_rounds=1, initial_filters=2)
-    ConvexConvBlock(pricing=search, kernel_size=2, pool_cells=1).fit(IMAGES, TARGETS, callback=heard_of.append)
+    ConvexConvBlock(pricing=SHORT, kernel_size=2, pool_cells=1).fit(IMAGES, TARGETS, callback=heard_of.append)
     assert heard_of[-1].feasible and "bound over all gates, as searched," in str(heard_of[-1])
 
 

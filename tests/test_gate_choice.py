@@ -11,7 +11,7 @@ import torch
 from eq2 import eq2_block
 from problems import noise_patches, normal, seeded
 
-from cvxcnn import LayerwiseCNN
+from cvxcnn import LayerwiseCNN, PricingOptions
 from cvxcnn.arrangements import (
     GATES,
     EnumeratedGates,
@@ -259,7 +259,7 @@ def test_other_texts_are_refused(text: str, meant: str) -> None:
 def test_every_kind_trains_a_block(name, options):
     patches = random_patches(dtype=torch.float64)
     block = eq2_block(bias=True, gates=GATES[name](4), reg=0.1, pricing=None, **options)
-    block.set_params(pricing=block.priced_options(), tol=1e-4)
+    block.set_params(pricing=PricingOptions(starts=4, ascent_steps=10), tol=1e-4)
     assert block.fit(patches.images, labels()).result_.status == "optimal"
     assert len(block.gates_) <= 4
 

@@ -97,7 +97,12 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
-    run(Settings(layers=2, limit_train=60, reg=5.0, rounds=1, baseline_epochs=10, baseline_width=8, output=str(folder)))
+    run(
+        Settings(
+            layers=2, limit_train=60, reg=5.0, rounds=1, starts=16, baseline_epochs=10, baseline_width=8,
+            output=str(folder),
+        )
+    )  # fmt: skip
     return folder
 
 

@@ -28,7 +28,7 @@ from cvxcnn.patches import Patches, PatchGeometry
 
 RANDOM = np.random.default_rng(0)
 IMAGES, TARGETS = RANDOM.normal(size=(12, 1, 6, 6)), RANDOM.normal(size=12)
-SEARCH = PricingOptions(starts=4, ascent_steps=2, improvement_steps=2, initial_filters=2, max_rounds=1)
+SEARCH = PricingOptions(starts=1, ascent_steps=5, improvement_steps=2, initial_filters=2, max_rounds=1)
 
 
 @contextmanager
@@ -66,12 +66,6 @@ BLOCKS: dict[str, dict[str, Any]] = {
     "softmax": {"gates": 4, "loss": "softmax", "pricing": SEARCH},
     "streamed": {"gates": 4, "solver": "streamed", "pricing": SEARCH},
 }
-
-
-@pytest.fixture(autouse=True)
-def _short_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pricing begins with an ordinary training, of which a few steps tell as much here as a thousand."""
-    monkeypatch.setattr("cvxcnn.pricing.filter_master._INITIAL_STEPS", 5)
 
 
 def outcome(settings: dict[str, Any]) -> list[np.ndarray]:

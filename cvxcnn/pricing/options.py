@@ -34,7 +34,8 @@ class PricingOptions:
     additions : int
         Filters added in a round, at most.
     improvement_steps : int
-        L-BFGS steps on Eq. 1 between rounds, on half a million patches at most.
+        L-BFGS steps on Eq. 1 between rounds, on half a million patches at most; where patches are few, more than three
+        times as many before the first.
     initial_filters : int or None
         Neurons of the short ordinary training that the first filters come from (ReLU filters only); None for 64 of up
         to 200 images and 128 of more, for the optimum of few images has few.
