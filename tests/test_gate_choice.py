@@ -258,8 +258,8 @@ def test_other_texts_are_refused(text: str, meant: str) -> None:
 )
 def test_every_kind_trains_a_block(name, options):
     patches = random_patches(dtype=torch.float64)
-    block = eq2_block(bias=True, gates=GATES[name](4), reg=0.1, pricing=None, **options)
-    block.set_params(pricing=PricingOptions(starts=4, ascent_steps=10), tol=1e-4)
+    search = PricingOptions(starts=4, ascent_steps=10)
+    block = eq2_block(bias=True, gates=GATES[name](4), reg=0.1, pricing=search, tol=1e-4, **options)
     assert block.fit(patches.images, labels()).result_.status == "optimal"
     assert len(block.gates_) <= 4
 

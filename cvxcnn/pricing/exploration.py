@@ -33,11 +33,11 @@ _DIVERSE = 0.9
 # Patches that those starts are whitened by.
 _WHITENED_PATCHES = 1 << 13
 # Maxima below this share of the highest count as one: they don't decide a bound. Those above are climbed to the end,
-# in float64, at most so many of a batch of starts, and for each (cell, output) that is separate, in so many steps. Of
-# filters, those below the 16 highest ends of ascents take most of the time and were never the highest after it
+# in float64, at most so many of a batch of starts, and for each (cell, output) that is separate, in so many steps. From
+# filters that are below the 16 highest ends of their ascents climbs take most of the time, and none led highest
 # (benchmarks/RESULTS.md).
 _RELEVANT = 0.9
-_CLIMBED, _CLIMBED_GATES, _CLIMBED_EACH = 16, 32, 4
+_CLIMBED, _CLIMBED_FILTERS, _CLIMBED_EACH = 32, 16, 4
 _CLIMB_STEPS = 40
 # Patches' numbers up to which all of these are climbed from, after each batch of starts; of more patches the fewer, but
 # four, once, and in an eighth of the steps; and numbers from which on none is.
@@ -212,8 +212,10 @@ class Exploration:
         points = self.directions[found].repeat_interleave(n_outputs, dim=0)
         n_kinds = self.norms.shape[1] * n_outputs
         chosen = best_directions(self._new(values, points, kinds), points, 0.0, len(points), kinds=kinds)
-        most = _CLIMBED_GATES if self.gated else _CLIMBED
-        count = self._climbs_from(max(most, _CLIMBED_EACH * n_kinds))
+        each = _CLIMBED_EACH * n_kinds
+        count = self._climbs_from(max(_CLIMBED, each))
+        # Of many patches so few are climbed from that none is to be spared.
+        count = count if self.gated else min(count, max(_CLIMBED_FILTERS, each))
         pairs = F.one_hot(kinds, n_kinds).to(points) if self.program.penalty.columnwise else None
         steps = _CLIMB_STEPS if self.easy() else _CLIMB_STEPS // 8
         chosen, left = chosen[:count], chosen[count:]
