@@ -20,7 +20,7 @@ from eq2 import eq2_block
 from PIL import Image
 from problems import normal
 
-from cvxcnn import LayerwiseCNN
+from cvxcnn import LayerwiseCNN, PricingOptions
 from cvxcnn.arrangements import (
     EnumeratedGates,
     Gates,
@@ -56,7 +56,8 @@ from cvxcnn.runs.run import Settings, run
 from cvxcnn.runs.settings import load_sets
 
 N_IMAGES = 41  # shares of 20 and 21
-SOLVER = {"solver": "fista", "reg": 0.5, "tol": 1e-9, "max_iter": 100_000}
+# Several processes don't search over all gates, which would take one of them most of the time.
+SOLVER = {"solver": "fista", "reg": 0.5, "tol": 1e-9, "max_iter": 100_000, "pricing": PricingOptions(starts=0)}
 BLOCKS: dict[str, dict[str, Any]] = {
     "dense": {"penalty": "dense", "bias": True, "intercept": True, "gates": PatchGates(12), "pooling": "mean"},
     "group": {"activation": "gated_relu", "gates": 6, "kernel_size": 2, "pool_cells": 2},
@@ -223,7 +224,7 @@ def compare(number: int, path: Path) -> None:
         sums(number)
         refusals()
         # Small, so that a pool is drawn and images are compared in two stages.
-        data_patches.POOL_PATCHES, base.FIRST_IMAGES = 64, 3
+        data_patches.POOL_PATCHES, base.FIRST_PATCHES = 64, 75
         np.savez(path / f"{number}.npz", **fitted(shard(N_IMAGES, number, 2)), **shares(path))
     assert (rank(), size()) == (0, 1)
     dist.barrier()  # the group that was there before is left as it was
@@ -282,8 +283,8 @@ def test_the_gates_are_to_the_last_bit_those_of_one_process(both: Any) -> None:
     assert list(one["distinct"]) == [8, 6, 2]
 
 
-def test_the_command_line_with_two_processes(tmp_path: Path) -> None:
-    options = {"layers": 2, "limit_train": 200, "gates": 20, "starts": 8, "solver": "fista"}
+def test_the_command_line_with_two_processes(tmp_path: Path, blank_pictures: None) -> None:
+    options = {"layers": 2, "limit_train": 100, "gates": 20, "starts": 0, "solver": "fista"}
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     launch = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "cvxcnn.train"]
     done = subprocess.run(
@@ -436,7 +437,7 @@ def test_gates_are_compared_in_two_stages_as_in_one(monkeypatch: pytest.MonkeyPa
     fingerprints = base._fingerprints
     monkeypatch.setattr(base, "_fingerprints", count)
     for first in (1, 36, 37, 40):
-        monkeypatch.setattr(base, "FIRST_IMAGES", first)
+        monkeypatch.setattr(base, "FIRST_PATCHES", first * patches.n_patches)
         counted.clear()
         staged = distinct(patches, vectors)
         assert torch.equal(staged.vectors, whole.vectors)
@@ -461,7 +462,7 @@ def test_draws_of_rounds_are_compared_in_two_stages_as_in_one(monkeypatch: pytes
     whole = base.draw_distinct(draw, patches, 40, torch.Generator().manual_seed(0))
     assert whole.n_duplicates > 10
     for first in (1, 3, 10):
-        monkeypatch.setattr(base, "FIRST_IMAGES", first)
+        monkeypatch.setattr(base, "FIRST_PATCHES", first * patches.n_patches)
         staged = base.draw_distinct(draw, patches, 40, torch.Generator().manual_seed(0))
         assert torch.equal(staged.vectors, whole.vectors)
         assert (staged.n_duplicates, staged.n_zero) == (whole.n_duplicates, whole.n_zero)

@@ -12,6 +12,7 @@ from eq2 import eq2_block
 from problems import normal, seeded
 
 from cvxcnn import ConvexConvBlock
+from cvxcnn.core import products
 from cvxcnn.errors import InputError, SolverError
 from cvxcnn.models.path import reg_path
 from cvxcnn.patches import Patches, PatchGeometry
@@ -71,7 +72,7 @@ def test_the_gram_form_is_that_of_the_whole_matrix(kind: str, intercept: bool, m
     """In parts of a few images, and in blocks of a few rows, it is A^T A of the centred matrix."""
     problem = program(kind, intercept=intercept)
     monkeypatch.setattr(design_module, "PART_BYTES_CPU", 2_000)
-    monkeypatch.setattr(gram_module, "_GRAM_ROWS", 5)
+    monkeypatch.setattr(products, "_GRAM_ROWS", 5)
     monkeypatch.setattr(gram_module, "_SUMMED_IMAGES", 3)
     assert len(list(problem.design.parts())) > 2
     form = GramForm.of(problem)
@@ -139,7 +140,7 @@ def test_a_form_that_is_too_coarse_is_summed_again(
 ) -> None:
     """As on a GPU, where sums in float32 over many images lost too much."""
     problem = program(dtype=torch.float32, reg=0.05)
-    add = gram_module._add_products
+    add = gram_module.add_gram
 
     def coarse(gram: torch.Tensor, features: torch.Tensor) -> None:
         add(gram, features)
@@ -147,7 +148,7 @@ def test_a_form_that_is_too_coarse_is_summed_again(
             noise = torch.randn(gram.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
             gram.mul_(1 + 0.03 * (noise + noise.T))
 
-    monkeypatch.setattr(gram_module, "_add_products", coarse)
+    monkeypatch.setattr(gram_module, "add_gram", coarse)
     monkeypatch.setattr(gram_newton, "_DIRECT_COLUMNS", -1)  # as of a form that is far too large for exact steps
     with caplog.at_level(logging.INFO, logger="cvxcnn"):
         result = Streamed(tol=1e-3).solve(problem)

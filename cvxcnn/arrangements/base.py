@@ -31,8 +31,9 @@ MAX_ROUNDS = 10
 # below 2^53, so float64 holds it exactly, and two patterns share all five with probability 2^-120.
 FINGERPRINT_SUMS = 5
 FINGERPRINT_SEED = 20061479
-# Most gates differ on a few images; only those that don't, or are active on none of them, are compared on all.
-FIRST_IMAGES = 256
+# Most gates differ on the first images, of about so many patches; only those that don't, or are active on none of them,
+# are compared on all.
+FIRST_PATCHES = 1 << 14
 # Most responses of one image, K times the gates taken at once.
 RESPONSES_AT_ONCE = 1 << 22
 
@@ -179,12 +180,17 @@ def _fingerprints(patches: Patches, vectors: Tensor, seed: int = FINGERPRINT_SEE
     return prints.cpu()
 
 
+def _n_first(patches: Patches) -> int:
+    return max(1, FIRST_PATCHES // patches.n_patches)
+
+
 def _first_prints(patches: Patches, vectors: Tensor) -> Tensor:
     """Return the fingerprints on the first images, shape (P, 5), the same in every process."""
     if rank():  # another process sees to it
         return broadcast(torch.empty(len(vectors), FINGERPRINT_SUMS, dtype=torch.int64))
-    few = patches.n_images <= FIRST_IMAGES
-    first = patches if few else patches.subset(torch.arange(FIRST_IMAGES, device=patches.images.device))
+    count = _n_first(patches)
+    few = patches.n_images <= count
+    first = patches if few else patches.subset(torch.arange(count, device=patches.images.device))
     return broadcast(_fingerprints(first, vectors))
 
 
@@ -193,7 +199,7 @@ def _all_prints(patches: Patches, vectors: Tensor, prints: Tensor) -> Tensor:
 
     Rows are equal for equal patterns, and zero for gates that are active on no patch of any process.
     """
-    if size() == 1 and patches.n_images <= FIRST_IMAGES:
+    if size() == 1 and patches.n_images <= _n_first(patches):
         return prints
     _, inverse = torch.unique(prints, dim=0, return_inverse=True)
     # A vector that is there twice has one pattern: no doubt, and no pass over all images.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..core.checks import as_flag, as_int, as_number, is_number
 from ..core.distributed import gather_rows, rank, row_counts
+from ..core.products import gram_of
 from ..core.threads import map_items
 from ..errors import InputError
 from ..patches.patches import Patches
@@ -83,7 +85,7 @@ def whitening(rows: Tensor, eps: float = 0.03, dims: int | None = None) -> tuple
     eps, dims = as_number("eps", eps), None if dims is None else as_int("dims", dims)
     mean = rows.mean(0)
     centred = rows - mean
-    values, vectors = torch.linalg.eigh(centred.T @ centred / len(rows))
+    values, vectors = torch.linalg.eigh(gram_of(centred) / len(rows))
     variance = values.clamp_min(0).mean()
     if not variance > 0 or bool((rows == rows[0]).all()):
         raise InputError(
@@ -105,15 +107,21 @@ def _thresholds(rows: Tensor, gates: Tensor, quantile: float, tie: float) -> Ten
     position = min(math.ceil(quantile * len(rows)) - 1, len(rows) - 1)
 
     def work(few: Tensor) -> Tensor:
-        # A gate's responses lie together, which is several times faster to select from.
-        responses = few @ rows.T
-        here = responses.kthvalue(position + 1, dim=1).values
-        gap = tie * responses.abs().amax(1)
-        above = torch.where(responses > (here + gap)[:, None], responses, math.inf).amin(1)
-        below = torch.where(responses < (here - gap)[:, None], responses, -math.inf).amax(1)
+        # A gate's responses lie together, and numpy selects from them three times as fast as torch.
+        responses = np.partition((few @ rows.T).cpu().numpy(), position, axis=1)
+        lower, here, upper = responses[:, :position], responses[:, position], responses[:, position + 1 :]
+        lowest, highest = lower.min(axis=1, initial=np.inf), upper.max(axis=1, initial=-np.inf)
+        # The first is the lowest and the last the highest where there is nothing below or above.
+        gap = tie * np.maximum(np.abs(np.minimum(lowest, here)), np.abs(np.maximum(highest, here)))
+        above = upper.min(axis=1, initial=np.inf)
+        for row in np.flatnonzero(above <= here + gap):
+            above[row] = upper[row, upper[row] > here[row] + gap[row]].min(initial=np.inf)
+        neighbour = np.where(np.isfinite(above), above, here)
         # Nothing is larger when the quantile is the maximum: then the maximum alone stays active.
-        neighbour = torch.where(above.isfinite(), above, torch.where(below.isfinite(), below, here))
-        return (here + neighbour) / 2
+        for row in np.flatnonzero(np.isinf(above)):
+            neighbour[row] = lower[row, lower[row] < here[row] - gap[row]].max(initial=-np.inf)
+            neighbour[row] = neighbour[row] if np.isfinite(neighbour[row]) else here[row]
+        return torch.from_numpy((here + neighbour) / 2).to(gates)
 
     return torch.cat(map_items(work, torch.split(gates, max(1, RESPONSE_ENTRIES // len(rows))), gates.device))
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.distributed import all_sum
+from ..core.products import gram_of
 from ..errors import InputError
 from ..patches.geometry import PatchGeometry
 from ..patches.patches import Patches
@@ -29,7 +30,7 @@ def _principal(rows: Tensor, count: int, importance: Tensor | None = None) -> tu
     total = all_sum(root.square().sum().view(1))
     mean = all_sum((rows * root.square()).sum(dim=0)) / total
     centred = (rows - mean) * root
-    values, vectors = torch.linalg.eigh(all_sum(centred.T @ centred) / total)
+    values, vectors = torch.linalg.eigh(all_sum(gram_of(centred)) / total)
     order = torch.argsort(values, descending=True)[:count]
     values, vectors = values[order].clamp_min(0.0), vectors[:, order]
     # The sign of an eigenvector is the library's choice; the largest entry is made positive.

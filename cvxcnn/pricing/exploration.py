@@ -225,13 +225,15 @@ class Exploration:
         self.others.add(found[left // n_outputs], kinds[left])
 
     def _new(self, values: Tensor, points: Tensor, kinds: Tensor) -> Tensor:
-        """Return the values, zero for points that have reached, or nearly, a maximum that is known."""
+        """Return the values, zero for points that have reached, or nearly, a maximum that is known and no lower."""
         known = self.maxima
-        if self.gated or not len(known.indices):
+        if self.norms is None or self.gated or not len(known.indices):
             return values
+        heights = self.norms[known.indices].flatten(1).gather(1, known.kinds[:, None]).flatten()
         cosines = points @ self.directions[known.indices].T
-        met = ((cosines > _AT_MAXIMUM) & (kinds[:, None] == known.kinds)).any(dim=1)
-        return torch.where(met, 0.0, values)
+        # Two maxima may be as near to each other: what is higher than a known one leads to another.
+        met = (cosines > _AT_MAXIMUM) & (kinds[:, None] == known.kinds) & (values[:, None] <= heights)
+        return torch.where(met.any(dim=1), 0.0, values)
 
     def _numbers(self) -> int:
         patches = self.program.design.patches

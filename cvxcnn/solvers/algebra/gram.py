@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from ...core.distributed import all_sum, size
-from ...core.products import adjoint_product
-from ...core.threads import map_items
+from ...core.products import add_gram, adjoint_product, mirror_upper
 from ...errors import SolverError
 from ...losses.squared import parabola
 from ...penalties import Penalty
@@ -21,14 +20,13 @@ __all__ = ["FeatureForm", "GramForm", "judge"]
 
 logger = logging.getLogger(__name__)
 
-# Rows of the Gram matrix that one product gives: only blocks on and above the diagonal are computed.
-_GRAM_ROWS = 1024
 # Images whose products are summed in the program's dtype: of longer sums float32 keeps too little, on a GPU above all.
 _SUMMED_IMAGES = 4096
 # Rows of a Hessian's factor up to which its largest eigenvalue is computed, not bounded.
 _EXACT_ROWS = 1000
-# Images whose products are compared with float64 before a pass in lower precision, and the most they may differ by.
-_CHECKED_IMAGES = 32
+# Images and columns whose products are compared with float64 before a pass in lower precision, and the most they may
+# differ by.
+_CHECKED_IMAGES, _CHECKED_COLUMNS = 32, 1024
 _MOST_DIFFERENCE = 1e-3
 
 
@@ -96,7 +94,7 @@ class GramForm:
             for some in _few(len(features)):
                 few, wanted = features[some], targets[rows][some]
                 few, wanted = (few.double(), wanted.double()) if exact else (few, wanted)
-                _add_products(gram, few)
+                add_gram(gram, few)
                 linear += adjoint_product(few, wanted)
         values = targets.double()
         squared_norm = all_sum(values.square().sum(dim=0))
@@ -109,7 +107,7 @@ class GramForm:
             gram.addr_(sums, sums, alpha=-1.0 / float(number))
             linear -= sums[:, None] * target_means
             squared_norm = squared_norm - number * target_means.square()
-        _mirror(gram)
+        mirror_upper(gram)
         return cls(gram, linear, squared_norm, shape, feature_means, target_means)
 
     def product(self, flat: Tensor) -> Tensor:
@@ -222,25 +220,6 @@ def _few(images: int) -> list[slice]:
     return [slice(start, start + _SUMMED_IMAGES) for start in range(0, images, _SUMMED_IMAGES)]
 
 
-def _add_products(gram: Tensor, features: Tensor) -> None:
-    """Add the blocks on and above the diagonal of features^T features."""
-
-    def work(start: int) -> None:
-        rows = slice(start, start + _GRAM_ROWS)
-        gram[rows, start:] += features[:, rows].T @ features[:, start:]
-
-    map_items(work, range(0, len(gram), _GRAM_ROWS), gram.device)
-
-
-def _mirror(gram: Tensor) -> None:
-    """Copy what is above the diagonal to below it."""
-    for start in range(0, len(gram), _GRAM_ROWS):
-        stop = start + _GRAM_ROWS
-        gram[stop:, start:stop] = gram[start:stop, stop:].T
-        square = gram[start:stop, start:stop]
-        square.copy_(square.triu() + square.triu(1).T)
-
-
 def _check_precision(design: Design) -> None:
     """Raise SolverError unless products of the first images agree with float64."""
     images = slice(0, min(_CHECKED_IMAGES, design.patches.n_images))
@@ -249,8 +228,10 @@ def _check_precision(design: Design) -> None:
     part = design.subset(images)
     single, double = part.matrix(), part.double().matrix()
     # Some columns against all: a second matrix of the size of the Gram matrix would double the memory.
-    exact = double[:, :_GRAM_ROWS].T @ double
-    difference = float(((single[:, :_GRAM_ROWS].T @ single).double() - exact).norm() / exact.norm().clamp_min(1e-300))
+    exact = double[:, :_CHECKED_COLUMNS].T @ double
+    difference = float(
+        ((single[:, :_CHECKED_COLUMNS].T @ single).double() - exact).norm() / exact.norm().clamp_min(1e-300)
+    )
     logger.info("products of %d images differ from float64 by %.1e, relative", images.stop, difference)
     if not difference <= _MOST_DIFFERENCE:
         raise SolverError(
