@@ -13,10 +13,12 @@ from scipy.optimize import lsq_linear
 from torch import Tensor
 
 from cvxcnn.patches import Patches, PatchGeometry
-from cvxcnn.penalties import DensePenalty, GroupPenalty
+from cvxcnn.penalties import DensePenalty, GroupPenalty, Penalty
 from cvxcnn.pricing.climb import _Climb, _nearest, climbed
+from cvxcnn.pricing.exploration import Exploration
 from cvxcnn.pricing.maxima import expected_unseen
 from cvxcnn.pricing.search import FilterSearch
+from cvxcnn.program.problem import Problem
 
 
 def directions(patches: Patches, count: int, seed: int = 0) -> Tensor:
@@ -100,6 +102,21 @@ def test_the_search_climbs_to_what_climbed_returns() -> None:
     found = FilterSearch(patches.astype(torch.float32), dual, DensePenalty()).climb(points, 50, None)
     torch.testing.assert_close(found, climbed(patches.astype(torch.float32), dual.float(), points, 50))
     assert found.dtype == torch.float64
+
+
+@pytest.mark.parametrize("penalty", [DensePenalty(), GroupPenalty()], ids=lambda penalty: penalty.name)
+def test_a_higher_maximum_beside_a_known_one_is_climbed_to(penalty: Penalty) -> None:
+    # (a . u)_+ + (p . u)_+ has a maximum |a| at a, where p is inactive, and |a + p| at 1.1 degrees from it.
+    a, p = torch.tensor([1.0, 0.0], dtype=torch.float64), 0.02 * torch.tensor([-0.005, 1.0], dtype=torch.float64)
+    patches = Patches(torch.stack([a, p]).view(2, 1, 1, 2), PatchGeometry((1, 2)))
+    ones = torch.ones(2, 1, dtype=torch.float64)
+    problem = Problem(patches, ones, 1.0, penalty)
+    search = Exploration(problem.over_filters(a[None]), ones, patches, torch.Generator().manual_seed(0))
+    search.climb(search.add(a[None]))
+    assert float(search.scores().max()) == 1.0
+    between = torch.tensor([[1.0, 0.01]], dtype=torch.float64)  # higher than the one, in reach of the other
+    search.climb(search.add(F.normalize(between, dim=1)))
+    assert float(search.scores().max()) == pytest.approx(float((a + p).norm()), rel=1e-12)
 
 
 def test_a_direction_without_responses_stays_a_unit_direction() -> None:

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 from torch import nn
 
+from cvxcnn import PricingOptions
 from cvxcnn.commands.explain import main
 from cvxcnn.data import load_data
 from cvxcnn.errors import DataError, InputError, ModelFileError
@@ -159,7 +160,9 @@ def maps_of(module: nn.Sequential, images: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("settings", [{"pooling": "mean"}, {"pooling": "sum"}, {"pooling": "mean", "pool_cells": 2}])
 def test_pooled_cam_is_the_output(settings: dict) -> None:
     images = np.random.default_rng(1).normal(size=(12, 1, 4, 4))
-    block = eq2_block(padding=1, penalty="dense", gates=6, reg=0.1, tol=0.1, **settings).fit(images, images[:, 0, 1, 1])
+    block = eq2_block(
+        padding=1, penalty="dense", gates=6, reg=0.1, tol=0.1, pricing=PricingOptions(starts=0), **settings
+    ).fit(images, images[:, 0, 1, 1])
     maps = attribute(block.to_torch(), images, 0, "cam")
     size = 1 if settings["pooling"] == "sum" else 16 // block.pool_cells**2
     np.testing.assert_allclose(maps.sum(axis=(1, 2)) / size, block.predict(images), atol=1e-12)
@@ -353,7 +356,15 @@ def test_the_plain_gradient_needs_no_relu_modules() -> None:
 @pytest.mark.parametrize("method", GUIDED)
 def test_guided_methods_refuse_gated_networks(method: str) -> None:
     images = np.random.default_rng(1).normal(size=(12, 1, 4, 4))
-    block = eq2_block(activation="gated_relu", penalty="nuclear", gates=4, reg=0.5, padding=1, tol=0.1)
+    block = eq2_block(
+        activation="gated_relu",
+        penalty="nuclear",
+        gates=4,
+        reg=0.5,
+        padding=1,
+        tol=0.1,
+        pricing=PricingOptions(starts=0),
+    )
     module = block.fit(images, images[:, 0, 1, 1]).to_torch()
     with pytest.raises(InputError, match="has a gated convolution"):
         attribute(module, images, 0, method)

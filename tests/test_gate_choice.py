@@ -258,7 +258,7 @@ def test_other_texts_are_refused(text: str, meant: str) -> None:
 )
 def test_every_kind_trains_a_block(name, options):
     patches = random_patches(dtype=torch.float64)
-    search = PricingOptions(starts=4, ascent_steps=10)
+    search = PricingOptions(starts=1, ascent_steps=10)
     block = eq2_block(bias=True, gates=GATES[name](4), reg=0.1, pricing=search, tol=1e-4, **options)
     assert block.fit(patches.images, labels()).result_.status == "optimal"
     assert len(block.gates_) <= 4
@@ -271,7 +271,7 @@ def test_settings_make_samplers_of_names():
 
 def test_samplers_that_look_at_targets_work_in_a_stack():
     patches, targets = random_patches(), labels()
-    block = eq2_block(bias=True, gates=GradientGates(4), reg=0.1, penalty="dense")
+    block = eq2_block(bias=True, gates=GradientGates(4), reg=0.1, penalty="dense", pricing=PricingOptions(starts=0))
     stack = LayerwiseCNN(layers=2, block=block).fit(patches.images, targets)
     assert [len(fitted.gates_) for fitted in stack.blocks_] == [4, 4]
 

@@ -45,6 +45,7 @@ TARGETS = np.stack([IMAGES.max(axis=(1, 2, 3)), IMAGES.mean(axis=(1, 2, 3))], ax
 ONE_HOT = np.eye(3)[np.arange(24) % 3]
 QUICK = PricingOptions(starts=8, ascent_steps=5, improvement_steps=5, max_rounds=2)
 SEARCH = PricedGates(starts=8, ascent_steps=5, improvement_steps=5, max_rounds=2)
+QUICKEST = PricingOptions(starts=1, ascent_steps=5)
 DENSE: dict[str, Any] = {"penalty": "dense", "gates": 12, "pricing": QUICK, "reg": 0.2, "tol": 1e-4}
 
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], Any]] = {
@@ -60,8 +61,13 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], Any]] = {
     "dense given gates": ({**DENSE, "gates": GATES, "kernel_size": (3, 3)}, {"layers": 1}, TARGETS),
     "dense sampler": ({**DENSE, "gates": PatchGates(9), "stride": (1, 2)}, {"layers": 1}, TARGETS[:, 0]),
     "group": ({**DENSE, "penalty": "group", "reg": 4.0}, {"layers": 1, "standardize": False}, TARGETS[:, 0]),
-    "gated group": ({**DENSE, "penalty": "group", "activation": "gated_relu", "intercept": True}, {}, TARGETS),
-    "gated nuclear": ({**DENSE, "penalty": "nuclear", "activation": "gated_relu", "reg": 4.0}, {"layers": 1}, TARGETS),
+    "gated group": (
+        {**DENSE, "penalty": "group", "activation": "gated_relu", "intercept": True, "pricing": QUICKEST}, {}, TARGETS,
+    ),
+    "gated nuclear": (
+        {**DENSE, "penalty": "nuclear", "activation": "gated_relu", "reg": 4.0, "pricing": QUICKEST}, {"layers": 1},
+        TARGETS,
+    ),
     "softmax": ({**DENSE, "loss": "softmax", "bias": True, "tol": 1e-3}, {}, ONE_HOT),
     "logistic": ({**DENSE, "loss": "logistic", "pool_cells": 2}, {"layers": 1}, 2 * ONE_HOT - 1),
     "priced options": ({**DENSE, "gates": SEARCH, "pricing": None}, {}, TARGETS[:, 0]),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import cvxcnn
-from cvxcnn import LayerwiseCNN, load_model, save_model
+from cvxcnn import LayerwiseCNN, PricingOptions, load_model, save_model
 from cvxcnn.commands.predict import BATCH, load_images, main, predict_labels
 from cvxcnn.data import load_data, one_hot
 from cvxcnn.errors import DataError, InputError
@@ -29,7 +29,10 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A stack of two layers on digits, with names for its classes."""
     folder = tmp_path_factory.mktemp("models") / "digits"
     train, _ = load_data("digits")
-    block = eq2_block(gates=15, reg=1.0, penalty="dense", padding=1, pooling="mean", pool_cells=2, bias=True)
+    block = eq2_block(
+        gates=15, reg=1.0, penalty="dense", padding=1, pooling="mean", pool_cells=2, bias=True,
+        pricing=PricingOptions(starts=1),
+    )  # fmt: skip
     stack = LayerwiseCNN(layers=2, block=block, downsample=2)
     stack.fit(train.images[:200], one_hot(train.labels[:200], 10))
     save_model(stack, folder, extra={"classes": [f"class {name}" for name in train.classes]})

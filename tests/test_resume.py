@@ -340,7 +340,7 @@ def edit(table: str, name: str | int, value: Any) -> None:
 def test_a_stack_keeps_finished_blocks() -> None:
     images, labels = digits(60)
     targets = np.eye(10)[labels]
-    block = eq2_block(padding=1, pooling="mean", gates=8, penalty="dense", reg=0.5, pricing=PricingOptions(starts=4))
+    block = eq2_block(padding=1, pooling="mean", gates=8, penalty="dense", reg=0.5, pricing=PricingOptions(starts=0))
     first = LayerwiseCNN(layers=1, block=block, downsample=2).fit(images, targets)
     heard: list[int] = []
     both = LayerwiseCNN(layers=2, block=block, downsample=2)

@@ -18,7 +18,7 @@ from cvxcnn.errors import InputError
 from cvxcnn.models.standardizer import Standardizer
 
 BLOCK = eq2_block(
-    kernel_size=3, padding=1, pooling="mean", pool_cells=2, gates=8, reg=3.0, pricing=PricingOptions(starts=4)
+    kernel_size=3, padding=1, pooling="mean", pool_cells=2, gates=8, reg=3.0, pricing=PricingOptions(starts=1)
 )
 
 
