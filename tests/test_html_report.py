@@ -99,7 +99,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
     run(
         Settings(
-            layers=2, limit_train=60, reg=5.0, rounds=1, starts=16, baseline_epochs=10, baseline_width=8,
+            layers=2, limit_train=60, reg=5.0, rounds=1, starts=2, baseline_epochs=10, baseline_width=8,
             output=str(folder),
         )
     )  # fmt: skip
