@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import time
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,8 +19,9 @@ from sklearn.exceptions import NotFittedError
 from torch import nn
 
 from cvxcnn import ConvexConvBlock, nonconvex_objective
-from cvxcnn.arrangements import EnumeratedGates, PatchGates
+from cvxcnn.arrangements import EnumeratedGates, GaussianGates, PatchGates
 from cvxcnn.errors import InputError, SolverError
+from cvxcnn.patches import Patches
 from cvxcnn.pricing.options import PricingOptions
 from cvxcnn.solvers import Progress
 
@@ -478,3 +481,21 @@ def test_a_failing_solver_leaves_the_block_unfitted(monkeypatch: pytest.MonkeyPa
         unfitted.fit(images, targets)
     with pytest.raises(NotFittedError):
         unfitted.predict(images)
+
+
+@dataclass(frozen=True)
+class SlowGates(GaussianGates):
+    """A sampler that takes a while."""
+
+    def sample(self, patches: Patches, count: int, generator: torch.Generator) -> torch.Tensor:
+        time.sleep(0.5)
+        return super().sample(patches, count, generator)
+
+
+def test_the_seconds_of_a_fit_are_those_of_all_of_it() -> None:
+    images, targets = data()
+    heard: list[float] = []
+    fitted = block(gates=SlowGates(4)).fit(images, targets, callback=lambda progress: heard.append(progress.seconds))
+    result = fitted.result_
+    assert heard == [progress.seconds for progress in result.history]
+    assert heard == sorted(heard) and 0.5 <= heard[0] and heard[-1] <= result.seconds

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
+
 import torch
 
 from ..core.threads import coarse_threads
-from ..solvers import Callback
+from ..solvers import Callback, Progress
 from .fixed import OverFixedGates
 from .priced import OverPricedGates
 from .task import Fit, Task
@@ -35,6 +38,8 @@ def share_of(fraction: float, largest: float) -> float:
 def fit(task: Task, fraction: float, callback: Callback | None = None) -> Fit:
     """Return the fit of a task; without a reg of its own, at a share of reg_max.
 
+    Its seconds, and those of its history, count from here: gates, reg_max, features and the certificate are part of it.
+
     Parameters
     ----------
     task : Task
@@ -43,7 +48,16 @@ def fit(task: Task, fraction: float, callback: Callback | None = None) -> Fit:
     callback : callable, optional
         Called with a ``Progress`` now and then.
     """
+    began = time.perf_counter()
     with torch.no_grad(), coarse_threads():
         fits = over(task)
         reg = share_of(fraction, fits.reg_max()) if task.reg is None else task.reg
-        return fits.fit(reg, callback=callback)
+        before = time.perf_counter() - began
+
+        def later(progress: Progress) -> Progress:
+            return replace(progress, seconds=before + progress.seconds)
+
+        found = fits.fit(reg, callback=None if callback is None else lambda progress: callback(later(progress)))
+        history = [later(progress) for progress in found.result.history]
+        result = replace(found.result, seconds=time.perf_counter() - began, history=history)
+        return replace(found, result=result)

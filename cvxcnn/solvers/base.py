@@ -119,7 +119,8 @@ class SolveResult:
         What ran.
     iterations : int
     seconds : float
-        Wall time of the solve, without building the program and without this certificate.
+        Wall time: of a solver's own result that of the solve, without building the program and without this
+        certificate; of a block's, of its whole fit, from gates and reg_max to the search for a bound over all of them.
     history : list of Progress
         What the callback saw.
     intercepts : Tensor or None, shape (outputs,)
