@@ -498,4 +498,4 @@ def test_the_seconds_of_a_fit_are_those_of_all_of_it() -> None:
     fitted = block(gates=SlowGates(4)).fit(images, targets, callback=lambda progress: heard.append(progress.seconds))
     result = fitted.result_
     assert heard == [progress.seconds for progress in result.history]
-    assert heard == sorted(heard) and 0.5 <= heard[0] and heard[-1] <= result.seconds
+    assert heard == sorted(heard) and heard[0] >= 0.5 and heard[-1] <= result.seconds
