@@ -36,6 +36,7 @@ def gram_of(matrix: Tensor) -> Tensor:
 
     Examples
     --------
+    >>> import torch
     >>> gram_of(torch.tensor([[1.0, 2.0], [0.0, 1.0]])).tolist()
     [[1.0, 2.0], [2.0, 5.0]]
     """
@@ -52,6 +53,7 @@ def adjoint_product(matrix: Tensor, values: Tensor) -> Tensor:
 
     Examples
     --------
+    >>> import torch
     >>> adjoint_product(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0], [10.0]])).flatten().tolist()
     [31.0, 42.0]
     """
