@@ -120,7 +120,8 @@ class SolveResult:
     iterations : int
     seconds : float
         Wall time: of a solver's own result that of the solve, without building the program and without this
-        certificate; of a block's, of its whole fit, from gates and reg_max to the search for a bound over all of them.
+        certificate; of a block that isn't a point of a path, of its whole fit, from gates and reg_max to the search
+        for a bound over all of them.
     history : list of Progress
         What the callback saw.
     intercepts : Tensor or None, shape (outputs,)
