@@ -18,7 +18,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from torch import nn
 
-from cvxcnn import ConvexConvBlock, nonconvex_objective
+from cvxcnn import ConvexConvBlock, LayerwiseCNN, nonconvex_objective
 from cvxcnn.arrangements import EnumeratedGates, GaussianGates, PatchGates
 from cvxcnn.errors import InputError, SolverError
 from cvxcnn.patches import Patches
@@ -499,3 +499,7 @@ def test_the_seconds_of_a_fit_are_those_of_all_of_it() -> None:
     result = fitted.result_
     assert heard == [progress.seconds for progress in result.history]
     assert heard == sorted(heard) and heard[0] >= 0.5 and heard[-1] <= result.seconds
+    # And those of the path by which a layer's reg is chosen.
+    own = block(gates=SlowGates(4), penalty="dense", reg=None)
+    (chosen,) = LayerwiseCNN(layers=1, block=own, validation=0.25).fit(images, targets).blocks_
+    assert 0.5 <= chosen.result_.history[0].seconds <= chosen.result_.history[-1].seconds <= chosen.result_.seconds

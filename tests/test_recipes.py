@@ -131,15 +131,15 @@ def test_a_run_says_and_records_what_was_chosen(
 
 
 def test_estimators_choose_the_same_way() -> None:
-    images, labels = large_digits(300)
-    model = ConvexCNNClassifier(layers=1).fit(images[:200], labels[:200])
+    images, labels = large_digits(900)
+    model = ConvexCNNClassifier(layers=1).fit(images[:600], labels[:600])
     assert model.stack_.blocks_[0].kernel_size == 7 and model.stack_.residual
-    assert model.score(images[200:], labels[200:]) > 0.9
+    assert model.score(images[600:], labels[600:]) > 0.95
     given = ConvexCNNClassifier(block=ConvexConvBlock(gates=5, pricing=PricingOptions(starts=0))).fit(
         images[:240], labels[:240]
     )
     assert given.stack_.blocks_[0].kernel_size == 3
-    small = ConvexCNNClassifier().fit(images[:8, ::3, ::3], labels[:8] > 4)
+    small = ConvexCNNClassifier().fit(images[:20, ::3, ::3], labels[:20])
     assert small.stack_.blocks_[0].kernel_size == 3 and small.stack_.blocks_[0].gates == "priced"
 
 

@@ -110,17 +110,15 @@ def _thresholds(rows: Tensor, gates: Tensor, quantile: float, tie: float) -> Ten
         # A gate's responses lie together, and numpy selects from them three times as fast as torch.
         responses = np.partition((few @ rows.T).cpu().numpy(), position, axis=1)
         lower, here, upper = responses[:, :position], responses[:, position], responses[:, position + 1 :]
-        lowest, highest = lower.min(axis=1, initial=np.inf), upper.max(axis=1, initial=-np.inf)
-        # The first is the lowest and the last the highest where there is nothing below or above.
-        gap = tie * np.maximum(np.abs(np.minimum(lowest, here)), np.abs(np.maximum(highest, here)))
+        gap = tie * np.maximum(responses.max(axis=1), -responses.min(axis=1))
         above = upper.min(axis=1, initial=np.inf)
         for row in np.flatnonzero(above <= here + gap):
             above[row] = upper[row, upper[row] > here[row] + gap[row]].min(initial=np.inf)
         neighbour = np.where(np.isfinite(above), above, here)
         # Nothing is larger when the quantile is the maximum: then the maximum alone stays active.
         for row in np.flatnonzero(np.isinf(above)):
-            neighbour[row] = lower[row, lower[row] < here[row] - gap[row]].max(initial=-np.inf)
-            neighbour[row] = neighbour[row] if np.isfinite(neighbour[row]) else here[row]
+            below = lower[row, lower[row] < here[row] - gap[row]]
+            neighbour[row] = below.max() if len(below) else here[row]
         return torch.from_numpy((here + neighbour) / 2).to(gates)
 
     return torch.cat(map_items(work, torch.split(gates, max(1, RESPONSE_ENTRIES // len(rows))), gates.device))

@@ -54,10 +54,9 @@ def fit(task: Task, fraction: float, callback: Callback | None = None) -> Fit:
         reg = share_of(fraction, fits.reg_max()) if task.reg is None else task.reg
         before = time.perf_counter() - began
 
-        def later(progress: Progress) -> Progress:
-            return replace(progress, seconds=before + progress.seconds)
+        def later(progress: Progress) -> None:
+            if callback is not None:
+                callback(replace(progress, seconds=before + progress.seconds))
 
-        found = fits.fit(reg, callback=None if callback is None else lambda progress: callback(later(progress)))
-        history = [later(progress) for progress in found.result.history]
-        result = replace(found.result, seconds=time.perf_counter() - began, history=history)
-        return replace(found, result=result)
+        found = fits.fit(reg, callback=later)
+        return replace(found, result=found.result.within(before, time.perf_counter() - began))

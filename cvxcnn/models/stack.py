@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -365,7 +366,10 @@ class LayerwiseCNN(StackState):
         if judging is not None:
             smallest = _SMALLEST_FRACTION if self.reg_fraction is None else fraction
             own, held = ((stage.inputs, stage.targets, stage.weights) for stage in (training, judging))
+            began = time.perf_counter()
             chosen = choose_reg(block, own, held, points=_PATH_POINTS, smallest=smallest, flat=flat, callback=hears)
+            seconds = time.perf_counter() - began
+            chosen.result_ = chosen.result_.within(seconds - chosen.result_.seconds, seconds)
             return chosen, None
         task = block.task(training.inputs, targets, training.weights)
         telling.begin(name, task)

@@ -6,7 +6,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import torch
@@ -120,8 +120,8 @@ class SolveResult:
     iterations : int
     seconds : float
         Wall time: of a solver's own result that of the solve, without building the program and without this
-        certificate; of a block that isn't a point of a path, of its whole fit, from gates and reg_max to the search
-        for a bound over all of them.
+        certificate; of a block or layer that was fitted, of all of it, from gates and reg_max, or the path that chose
+        reg, to the search for a bound. Points of a path have those of their solves.
     history : list of Progress
         What the callback saw.
     intercepts : Tensor or None, shape (outputs,)
@@ -142,6 +142,11 @@ class SolveResult:
     history: list[Progress] = field(default_factory=list)
     intercepts: Tensor | None = field(default=None, compare=False)
     prediction: Tensor | None = field(default=None, compare=False)
+
+    def within(self, before: float, seconds: float) -> SolveResult:
+        """Return this as a part of what took so many seconds, of which so many went by before it."""
+        history = [replace(progress, seconds=before + progress.seconds) for progress in self.history]
+        return replace(self, seconds=seconds, history=history)
 
 
 class Solver(ABC):
